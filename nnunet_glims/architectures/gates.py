@@ -1,0 +1,50 @@
+"""Channel and spatial attention on a skip connection (GLIMS' CSAB, after CBAM, arXiv 1807.06521).
+
+Unlike CBAM, both gates see the same input, and the skip is multiplied by their product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_glims.architectures.layers import InstanceNorm
+
+
+class SpatialGate(nn.Module):
+    """7³ convolution of the channels' maximum and mean -> norm -> PReLU, one map for all channels.
+
+    The released model normalises its single map over the channel axis, which leaves the norm's bias alone: the gate is the
+    same everywhere and the convolution has no effect, hence is frozen.
+    """
+
+    def __init__(self, released: bool):
+        super().__init__()
+        self.conv = nn.Conv3d(2, 1, 7, padding=3, bias=False)
+        self.norm = InstanceNorm(1)
+        self.act = nn.PReLU()
+        self.released = released
+        if released:
+            self.conv.weight.requires_grad_(False)
+            self.norm.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.released:
+            return self.act(self.norm.bias.view(1, 1, 1, 1, 1))
+        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
+        return self.act(self.norm(self.conv(pooled)))
+
+
+class SkipGate(nn.Module):
+    """CSAB(c): (N, c, D, H, W) times sigmoid channel gate times sigmoid spatial gate."""
+
+    def __init__(self, channels: int, released: bool = False):
+        super().__init__()
+        self.channel = nn.Sequential(
+            nn.Linear(channels, channels // 2), nn.ReLU(), nn.Linear(channels // 2, channels)
+        )
+        self.spatial = SpatialGate(released)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channel = torch.sigmoid(self.channel(x.mean((2, 3, 4))) + self.channel(x.amax((2, 3, 4))))
+        return x * (channel[:, :, None, None, None] * torch.sigmoid(self.spatial(x)))

@@ -1,0 +1,289 @@
+"""GLIMS: a hybrid of dilated depthwise convolutions and Swin attention (arXiv 2404.17854).
+
+The network comes in two versions with the same parameters. By default it is what the paper describes. With
+`released=True` it is the authors' released model to the digit, which differs in five points:
+
+=========================  ============================================  ========================================
+point                      described (default)                           released
+=========================  ============================================  ========================================
+spatial gate of a skip     varies over space                             one constant (norm over a single channel)
+patch merging              all 8 octants                                 octants 010 and 001 twice, 110, 011 never
+bias in clipped windows    offsets of the window itself                  first rows of the 7³ window's table
+padding in a window        masked out                                    takes part in attention
+initialisation             truncated normal, std 0.02 (linear layers)    PyTorch's default
+=========================  ============================================  ========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_glims.architectures import glims_released
+from nnunet_glims.architectures.base import SegmentationNetwork, check_names, check_shape
+from nnunet_glims.architectures.dilated import DilatedAggregator
+from nnunet_glims.architectures.gates import SkipGate
+from nnunet_glims.architectures.layers import ConvNormAct
+from nnunet_glims.architectures.window_attention import SwinStage, channel_norm
+from nnunet_glims.errors import UsageError
+from nnunet_glims.topology import Triple, check_patch_size, check_strides, stage_sizes, stage_strides, total_stride
+
+STAGES = 6
+RELEASED_PATCH = (96, 96, 96)
+_RELEASED_OCTANTS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+
+
+def _aggregators(channels: int) -> nn.Sequential:
+    return nn.Sequential(*(DilatedAggregator(channels, 2 * channels) for _ in range(2)))
+
+
+class EncoderStage(nn.Module):
+    """DMSF: two aggregators give the skip, a strided convolution goes on from it."""
+
+    def __init__(self, channels: int, out_channels: int, stride: Triple):
+        super().__init__()
+        self.blocks = _aggregators(channels)
+        self.down = ConvNormAct(channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        skip = self.blocks(x)
+        return skip, self.down(skip)
+
+
+class DecoderStage(nn.Module):
+    """DMSU: upsample, concatenate (upsampled, skip), fuse, two aggregators."""
+
+    def __init__(self, in_channels: int, channels: int, stride: Triple):
+        super().__init__()
+        self.up = ConvNormAct(in_channels, channels, stride, transposed=True)
+        self.fuse = ConvNormAct(2 * channels, channels)
+        self.blocks = _aggregators(channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.blocks(self.fuse(torch.cat([self.up(x), skip], dim=1)))
+
+
+class PatchMerging(nn.Module):
+    """The voxels of each stride-sized cell side by side -> layer norm -> linear: (N, C, D, H, W) -> (N, C', D/s, …).
+
+    Odd sizes are zero-padded at the end.
+    """
+
+    def __init__(self, dim: int, out_dim: int, stride: Triple, released: bool):
+        super().__init__()
+        self.stride = stride
+        self.octants = _RELEASED_OCTANTS if released else tuple(product(*map(range, stride)))
+        self.norm = nn.LayerNorm(prod(stride) * dim)
+        self.reduction = nn.Linear(prod(stride) * dim, out_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = [-x.shape[2 + axis] % self.stride[axis] for axis in (2, 1, 0)]
+        x = F.pad(x, [value for after in missing for value in (0, after)]).permute(0, 2, 3, 4, 1)
+        (sd, sh, sw) = self.stride
+        cells = torch.cat([x[:, d::sd, h::sh, w::sw] for d, h, w in self.octants], dim=-1)
+        return self.reduction(self.norm(cells)).permute(0, 4, 1, 2, 3)
+
+
+class PatchExpanding(nn.Module):
+    """The way back from `PatchMerging`: a linear layer makes the voxels of each cell; cut to `size`."""
+
+    def __init__(self, dim: int, out_dim: int, stride: Triple):
+        super().__init__()
+        self.stride = stride
+        self.expand = nn.Linear(dim, prod(stride) * out_dim, bias=False)
+        self.norm = nn.LayerNorm(out_dim)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        batch, _, depth, height, width = x.shape
+        (sd, sh, sw) = self.stride
+        x = self.expand(x.permute(0, 2, 3, 4, 1)).view(batch, depth, height, width, sh, sw, sd, -1)
+        x = x.permute(0, 1, 6, 2, 4, 3, 5, 7).reshape(batch, depth * sd, height * sh, width * sw, -1)
+        return self.norm(x)[:, : size[0], : size[1], : size[2]].permute(0, 4, 1, 2, 3)
+
+
+class Encoder(nn.Module):
+    """Stem, four convolutional stages, Swin stages A (after the third) and B (after the fourth), C (bottleneck)."""
+
+    def __init__(
+        self,
+        input_channels: int,
+        widths: Sequence[int],
+        sizes: Sequence[Triple],
+        strides: Sequence[Triple],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        released: bool,
+    ):
+        super().__init__()
+        self.stem = ConvNormAct(input_channels, widths[0])
+        self.stages = nn.ModuleList(EncoderStage(widths[i], widths[i + 1], strides[i + 1]) for i in range(4))
+        self.swin_a = SwinStage(widths[3], sizes[3], depths[0], num_heads[0], released)
+        self.swin_b = SwinStage(widths[4], sizes[4], depths[1], num_heads[1], released)
+        self.merge = PatchMerging(widths[4], widths[5], strides[5], released)
+        self.swin_c = SwinStage(widths[5], sizes[5], depths[2], num_heads[2], released)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(N, C, D, H, W) -> bottleneck and five skips, finest first."""
+        x = self.stem(x)
+        skips = []
+        for index, stage in enumerate(self.stages):
+            if index == 3:
+                x = channel_norm(self.swin_a(x))
+            skip, x = stage(x)
+            skips.append(skip)
+        x = self.swin_b(x)
+        skips.append(channel_norm(x))
+        bottleneck = channel_norm(self.swin_c(channel_norm(self.merge(x))))
+        return bottleneck, skips
+
+
+class Decoder(nn.Module):
+    """Swin stage D, four convolutional stages, Swin stage E (after the first of them), a head a convolutional stage."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        widths: Sequence[int],
+        sizes: Sequence[Triple],
+        strides: Sequence[Triple],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        released: bool,
+    ):
+        super().__init__()
+        self.gates = nn.ModuleList(SkipGate(width, released) for width in widths[:5])
+        self.expand = PatchExpanding(widths[5], widths[4], strides[5])
+        self.fuse = ConvNormAct(2 * widths[4], widths[4])
+        self.swin_d = SwinStage(widths[4], sizes[4], depths[3], num_heads[3], released)
+        self.stages = nn.ModuleList(DecoderStage(widths[i + 1], widths[i], strides[i + 1]) for i in range(4))
+        self.swin_e = SwinStage(widths[3], sizes[3], depths[4], num_heads[4], released)
+        self.heads = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in widths[:4])
+        self.deep_supervision = True
+
+    def forward(self, x: Tensor, skips: list[Tensor]) -> list[Tensor]:
+        """Logits of all heads with deep supervision, else of the finest; finest first."""
+        skips = [gate(skip) for gate, skip in zip(self.gates, skips, strict=True)]
+        x = self.swin_d.position(self.expand(x, skips[4].shape[2:]))
+        x = self.swin_d.run_blocks(self.fuse(torch.cat([x, skips[4]], dim=1)))
+        features = []
+        for index in (3, 2, 1, 0):
+            x = self.stages[index](x, skips[index])
+            features.append(x)
+            if index == 3:
+                x = channel_norm(self.swin_e(x))
+        features.reverse()
+        wanted = len(self.heads) if self.deep_supervision else 1
+        return [self.heads[index](features[index]) for index in range(wanted)]
+
+
+class GLIMS(SegmentationNetwork):
+    """GLIMS, described or released (see the module's table). 47,163,349 parameters for 4 channels, 3 classes, 96³.
+
+    Args:
+        input_channels: channels of the image.
+        num_classes: channels of the logits.
+        patch_size: voxels (D, H, W) the position embeddings are made for. Inputs of another size run too
+            (embeddings interpolated), if the strides of the first five stages divide them.
+        strides: stride of each of the 6 stages, the first [1, 1, 1]; None lets `topology` choose for isotropic voxels.
+        feature_size: channels at full resolution, a multiple of 3 (24 in the paper).
+        depths: Swin blocks of stages A to E.
+        num_heads: attention heads of stages A to E.
+        deep_supervision: return the logits of four resolutions instead of the finest alone.
+        released: compute exactly what the released model does; only for 96³ patches.
+
+    Raises:
+        UsageError: patch, strides or widths that cannot be built.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int],
+        strides: Sequence[Sequence[int]] | None = None,
+        feature_size: int = 24,
+        depths: Sequence[int] = (2, 6, 2, 6, 2),
+        num_heads: Sequence[int] = (6, 12, 24, 12, 6),
+        deep_supervision: bool = True,
+        released: bool = False,
+    ):
+        super().__init__(input_channels, num_classes)
+        patch = check_patch_size(patch_size)
+        if strides is None:
+            strides = stage_strides(patch, stages=STAGES)
+        self.strides = check_strides(strides, STAGES)
+        if released and (patch != RELEASED_PATCH or self.strides[1:] != [(2, 2, 2)] * (STAGES - 1)):
+            raise UsageError(
+                f"patch size {list(patch)} with strides {[list(step) for step in self.strides]}: the released GLIMS runs "
+                "96×96×96 patches halved five times only. Use patch size [96, 96, 96] (plans override "
+                "glims_released_brats), or released=False"
+            )
+        for name, values in (("depths", depths), ("num_heads", num_heads)):
+            if len(values) != 5 or min(values) < 1:
+                raise UsageError(f"{name} {list(values)} must be five positive numbers, one a Swin stage A to E")
+        self.divisor = total_stride(self.strides[:-1])  # patch merging pads, convolutions do not
+        self.patch_size = patch
+        self.released = released
+        widths = [feature_size << stage for stage in range(STAGES)]
+        sizes = stage_sizes(patch, self.strides)
+        parts = (widths, sizes, self.strides, depths, num_heads, released)
+        self.encoder = Encoder(input_channels, *parts)
+        self.decoder = Decoder(num_classes, *parts)
+        self.decoder.deep_supervision = deep_supervision
+        if not released:
+            self.apply(_truncated_normal)
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        size = tuple(x.shape[2:])
+        if self.released and size != self.patch_size:
+            raise UsageError(
+                f"input of {list(size)} voxels: the released GLIMS runs 96×96×96 patches only; "
+                "cut the image into patches, or build the network with released=False"
+            )
+        self.check_size(size)
+        return self.decoder(*self.encoder(x))
+
+    @classmethod
+    def from_released_state_dict(cls, state_dict: Mapping[str, Tensor], **kwargs: Any) -> GLIMS:
+        """The released model with released weights; width, channels and classes are read off the shapes.
+
+        Args:
+            state_dict: parameters under the released names. The integer buffers `relative_position_index` are ignored.
+            kwargs: further constructor arguments, for example `deep_supervision=False`.
+
+        Raises:
+            UsageError: names that are missing or left over, or shapes that do not fit.
+        """
+        given = {name: value for name, value in state_dict.items() if not name.endswith("relative_position_index")}
+        first, last = "stem.conv.weight", "out1.conv.conv.weight"
+        check_names([name for name in (first, last) if name in given], (first, last), "GLIMS")
+        feature_size, input_channels = given[first].shape[:2]
+        num_classes = given[last].shape[0]
+        network = cls(
+            input_channels, num_classes, RELEASED_PATCH, feature_size=int(feature_size), released=True, **kwargs
+        )
+        own = network.state_dict()
+        released_names = dict(glims_released.names(network))
+        check_names(list(given), list(released_names.values()), "GLIMS")
+        converted = {}
+        for name, parameter in own.items():
+            value = torch.as_tensor(given[released_names[name]])
+            shape = parameter.flatten(2).shape if name.endswith("position.weight") else parameter.shape
+            check_shape(released_names[name], value.shape, shape, "GLIMS")
+            converted[name] = value.reshape(parameter.shape)
+        network.load_state_dict(converted)
+        return network
+
+
+def _truncated_normal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+

@@ -1,0 +1,88 @@
+"""Swin UNETR (arXiv 2201.01266), MONAI's implementation behind the contract of the other networks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_glims.architectures.base import SegmentationNetwork
+from nnunet_glims.errors import UsageError
+from nnunet_glims.topology import check_patch_size
+
+DIVISOR = 32
+"""The patch embedding and four mergings halve every axis five times."""
+
+
+class Decoder(nn.Module):
+    """MONAI's whole network: it has one head and no deep supervision."""
+
+    def __init__(self, network: nn.Module, deep_supervision: bool):
+        super().__init__()
+        self.network = network
+        self.deep_supervision = deep_supervision
+
+    @property
+    def heads(self) -> tuple[nn.Module]:
+        return (self.network.out,)
+
+
+class SwinUNETR(SegmentationNetwork):
+    """Swin UNETR. 62.19 M parameters for 4 channels, 3 classes and width 48 (61.98 M as published).
+
+    Args:
+        input_channels: channels of the image.
+        num_classes: channels of the logits.
+        patch_size: voxels (D, H, W), checked only. A patch that 32 does not divide is zero-padded at the end inside, and
+            the logits are cut.
+        feature_size: channels after the patch embedding, a multiple of 12.
+        depths: Swin blocks of the four stages.
+        num_heads: attention heads of the four stages.
+        deep_supervision: return the logits as a list of one, as trainers with deep supervision expect.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+
+    Raises:
+        UsageError: MONAI is not installed, or arguments it cannot build.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int] | None = None,
+        feature_size: int = 48,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        deep_supervision: bool = False,
+        checkpointing: bool = False,
+    ):
+        super().__init__(input_channels, num_classes)
+        patch = (DIVISOR,) * 3 if patch_size is None else check_patch_size(patch_size)
+        if feature_size % 12:
+            raise UsageError(f"feature_size {feature_size} must be a multiple of 12 for Swin UNETR, for example 24 or 48")
+        try:
+            from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
+        except ImportError as error:
+            raise UsageError(
+                f"Swin UNETR needs MONAI, which cannot be imported ({error}): pip install 'nnunet-glims[swinunetr]'"
+            ) from error
+        arguments: dict[str, Any] = {
+            "in_channels": input_channels,
+            "out_channels": num_classes,
+            "feature_size": feature_size,
+            "depths": tuple(depths),
+            "num_heads": tuple(num_heads),
+            "use_checkpoint": checkpointing,
+        }
+        if "img_size" in inspect.signature(MonaiSwinUNETR).parameters:  # MONAI before 1.5
+            arguments["img_size"] = tuple(-(-size // DIVISOR) * DIVISOR for size in patch)
+        self.strides = [(1, 1, 1)]
+        self.decoder = Decoder(MonaiSwinUNETR(**arguments), deep_supervision)
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        depth, height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % DIVISOR, 0, -height % DIVISOR, 0, -depth % DIVISOR))
+        return [self.decoder.network(x)[:, :, :depth, :height, :width]]

@@ -1,0 +1,102 @@
+"""Patch size and spacing -> strides of every stage.
+
+The rule is the one of nnU-Net's planner: an axis is halved while its voxels are less than twice as coarse as the finest
+axis, so that anisotropic patches become isotropic on the way down. In contrast to the planner the patch is given, so an
+axis is also left alone where its size is odd, and never becomes smaller than 2 voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from nnunet_glims.errors import UsageError
+
+Triple = tuple[int, int, int]
+
+COARSE_RATIO = 2.0
+SMALLEST_SIZE = 2
+
+
+def check_patch_size(patch_size: Sequence[int] | None) -> Triple:
+    """The patch size as three integers (D, H, W in voxels); raises `UsageError` for anything else."""
+    if patch_size is None or isinstance(patch_size, str | int) or len(patch_size) != 3:
+        raise UsageError(
+            f"patch size {patch_size!r} is not three-dimensional: give three sizes in voxels, for example (96, 96, 96). "
+            "These networks run 3D configurations only (3d_fullres, 3d_lowres)"
+        )
+    if any(int(size) != size or size < 1 for size in patch_size):
+        raise UsageError(f"patch size {list(patch_size)} must be three positive whole numbers of voxels")
+    depth, height, width = (int(size) for size in patch_size)
+    return depth, height, width
+
+
+def stage_strides(
+    patch_size: Sequence[int], spacing: Sequence[float] | None = None, stages: int = 6
+) -> list[list[int]]:
+    """Strides of each stage, in nnU-Net's convention: the first stage keeps full resolution ([1, 1, 1]).
+
+    Args:
+        patch_size: voxels along D, H, W.
+        spacing: mm along D, H, W; None means isotropic.
+        stages: number of resolutions, the first included.
+
+    Raises:
+        UsageError: patch size or spacing are not three positive numbers.
+    """
+    size = list(check_patch_size(patch_size))
+    mm = [1.0, 1.0, 1.0] if spacing is None else [float(value) for value in spacing]
+    if len(mm) != 3 or not all(0 < value < float("inf") for value in mm):
+        raise UsageError(f"spacing {spacing!r} must be three positive numbers of mm (D, H, W)")
+
+    strides = [[1, 1, 1]]
+    for _ in range(stages - 1):
+        divisible = [axis for axis in range(3) if size[axis] % 2 == 0 and size[axis] // 2 >= SMALLEST_SIZE]
+        finest = min((mm[axis] for axis in divisible), default=0.0)
+        halved = [axis for axis in divisible if mm[axis] / finest < COARSE_RATIO]
+        strides.append([2 if axis in halved else 1 for axis in range(3)])
+        for axis in halved:
+            size[axis] //= 2
+            mm[axis] *= 2
+    return strides
+
+
+def check_strides(strides: Sequence[Sequence[int]], stages: int) -> list[Triple]:
+    """Strides given by a user or a plans file, checked: `stages` triples of 1 or 2, the first (1, 1, 1)."""
+    if len(strides) != stages or any(len(stride) != 3 for stride in strides):
+        raise UsageError(
+            f"strides {strides!r} must be {stages} triples, one a stage, the first [1, 1, 1]; "
+            "or leave them out (strides=None) and topology chooses"
+        )
+    triples = [(int(a), int(b), int(c)) for a, b, c in strides]
+    if any(step not in (1, 2) for triple in triples for step in triple) or triples[0] != (1, 1, 1):
+        raise UsageError(f"strides {strides!r} must be made of 1 and 2, and start with [1, 1, 1]")
+    return triples
+
+
+def total_stride(strides: Sequence[Sequence[int]]) -> Triple:
+    """By how much all stages together divide each axis."""
+    depth, height, width = (prod(stride[axis] for stride in strides) for axis in range(3))
+    return depth, height, width
+
+
+def stage_sizes(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[Triple]:
+    """Size of the feature map of each stage; raises `UsageError` where a stride does not divide the size."""
+    size = check_patch_size(patch_size)
+    sizes = []
+    for stage, stride in enumerate(strides):
+        for axis in range(3):
+            if size[axis] % stride[axis]:
+                total = total_stride(strides[: stage + 1])[axis]
+                raise UsageError(
+                    f"patch size {list(patch_size)} cannot be divided by {total} along axis {axis} as strides "
+                    f"{[list(step) for step in strides]} ask: choose a multiple of {total}, or strides=None"
+                )
+        size = (size[0] // stride[0], size[1] // stride[1], size[2] // stride[2])
+        sizes.append(size)
+    return sizes
+
+
+def scales(strides: Sequence[Sequence[int]], outputs: int) -> list[list[float]]:
+    """Resolution of the `outputs` finest stages relative to the patch, for deep supervision."""
+    return [[1 / step for step in total_stride(strides[: stage + 1])] for stage in range(outputs)]
