@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from nnunet_glims.errors import UsageError
 from nnunet_glims.topology import Triple, scales
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_HAS_BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+_GPU_PRECISION: Precision = "bf16" if _HAS_BF16 else "fp16"
 
 
 def autocast(device_type: str, precision: Precision | None) -> AbstractContextManager:
     """The autocast region a network runs in; None leaves the caller's as it is."""
     if precision is None:
         return nullcontext()
+    if precision == "auto":
+        precision = _GPU_PRECISION if device_type == "cuda" else "fp32"
     if precision == "fp32":
         return torch.autocast(device_type, enabled=False)
     return torch.autocast(device_type, dtype=_REDUCED[precision])
@@ -32,8 +36,8 @@ class SegmentationNetwork(nn.Module):
     `deep_supervision` decides whether callers get that list or only its first entry.
 
     Attributes:
-        precision: None (the caller's autocast holds), "fp32", "bf16" or "fp16". Set, it holds in prediction too, where
-            nnU-Net always asks for fp16 on GPUs.
+        precision: None (the caller's autocast holds), "fp32", "bf16", "fp16" or "auto" (bf16 or fp16 on GPUs, fp32
+            elsewhere). Set, it holds in prediction too, where nnU-Net always asks for fp16 on GPUs.
         strides: stride of each stage relative to the one before, finest first.
         divisor: what an input's D, H, W must be multiples of.
     """

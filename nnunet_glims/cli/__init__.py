@@ -1,0 +1,51 @@
+"""The command `nnunet-glims`. Each command is one module here with HELP, `add_arguments` and `run`.
+
+The modules import what is heavy inside `run`, so that --help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from nnunet_glims import __version__
+from nnunet_glims.errors import UsageError
+
+COMMANDS = ("demo", "env", "plans")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
+    parser = argparse.ArgumentParser(
+        prog="nnunet-glims",
+        description="Tools around the light networks for nnU-Net. Training and prediction are nnU-Net's own commands: "
+        "nnUNetv2_train ... -tr nnUNetTrainerGLIMS, nnUNetv2_predict.",
+    )
+    parser.add_argument("--version", action="version", version=f"nnunet-glims {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = import_module(f"nnunet_glims.cli.{name}")
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0, 1 for a failure, 2 for wrong use."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        wrong_use = isinstance(error, UsageError)
+        text = str(error) if wrong_use else f"{type(error).__name__}: {error} (--debug shows where)"
+        print(f"nnunet-glims {options.command}: {text}", file=sys.stderr)
+        return 2 if wrong_use else 1
+    return 0

@@ -1,0 +1,19 @@
+"""`nnunet-glims env`: the variable that makes nnU-Net find our trainers, for setting it by hand."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+
+HELP = 'print the shell line that makes nnU-Net find the trainers: eval "$(nnunet-glims env)"'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(options: argparse.Namespace) -> None:
+    from nnunet_glims.discovery import VARIABLE, extended
+
+    print(f"export {VARIABLE}={shlex.quote(extended(os.environ.get(VARIABLE, '')))}")

@@ -1,0 +1,400 @@
+"""One self-contained HTML page that compares networks: table, learning curves, overlays on some cases."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from nnunet_glims.demo.phantom import ED, ET, NCR, REGIONS
+from nnunet_glims.errors import UsageError
+
+SHOWN_CHANNELS = ("FLAIR", "T1ce")
+SHORT_NAMES = {"whole_tumor": "WT", "tumor_core": "TC", "enhancing_tumor": "ET"}
+MISSING = "–"
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; no network shares one with a region.
+NETWORK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000")
+LINE_MARKERS = ("", "o", "s", "^", "D")
+LABEL_COLOURS = {ED: "#56B4E9", NCR: "#D55E00", ET: "#F0E442"}
+LABEL_MEANINGS = {
+    ED: "edema (in WT only)",
+    NCR: "necrotic core (in WT and TC)",
+    ET: "enhancing tumour (in WT, TC and ET)",
+}
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1b1f24; --page: #ffffff; --soft: #59636e; --line: #d1d9e0; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e9ec; --page: #14181d; --soft: #9aa5b1; --line: #3a424c; }
+}
+body { margin: 0 auto; max-width: 72rem; padding: 1rem 1.25rem 3rem; font: 16px/1.55 system-ui, sans-serif;
+       color: var(--text); background: var(--page); }
+h1 { font-size: 1.7rem; line-height: 1.25; }
+h2 { font-size: 1.25rem; margin-top: 2.2rem; }
+p, ul { max-width: 46rem; }
+code { font-size: .9em; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
+         white-space: nowrap; }
+th:first-child, td:first-child { padding-left: 0; text-align: left; }
+figcaption, .note { color: var(--soft); font-size: .9rem; }
+figure { margin: 1rem 0 2rem; }
+figure img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
+figure .scroll img { max-width: none; width: max(100%, 42rem); }
+figcaption { margin-top: .5rem; }
+th small { font-weight: normal; }
+.legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; }
+.chip { display: inline-block; width: .9em; height: .9em; margin-right: .45em; border: 1px solid var(--soft);
+        border-radius: 3px; vertical-align: -.1em; }
+"""
+
+
+@dataclass
+class NetworkResult:
+    """What is known of one trained network. None, NaN or a missing entry is shown as "–".
+
+    name, trainer: as shown to the reader, and the nnU-Net trainer class.
+    parameters: number of trainable parameters; gmac: 10^9 multiply-accumulates for one patch.
+    minutes: wall-clock minutes of training.
+    curves: one value per epoch in each of the lists 'train_losses', 'val_losses' and 'ema_fg_dice', as
+        nnU-Net logs them; fewer lists are fine.
+    dice: case -> region (a key of `phantom.REGIONS`) -> Dice, 0 to 1.
+    predictions: case -> label map on the grid of the truth.
+    """
+
+    name: str
+    trainer: str
+    parameters: int | None = None
+    gmac: float | None = None
+    minutes: float | None = None
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    dice: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    predictions: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass
+class CaseImages:
+    """A case to show: image files by channel name ("FLAIR" and "T1ce" are needed) and the true label map."""
+
+    name: str
+    channels: Mapping[str, Path]
+    truth: Path
+
+
+@dataclass
+class DemoResults:
+    """Content of the page.
+
+    title: heading; description: one paragraph on what was run; machine: processor, memory, GPU in words.
+    command: the command line that gives this page.
+    networks: in the order of the table; cases: those to show as pictures, two or three.
+    """
+
+    title: str
+    description: str
+    machine: str
+    command: str
+    networks: list[NetworkResult]
+    cases: list[CaseImages] = field(default_factory=list)
+
+
+def write_report(out_html: Path, results: DemoResults) -> Path:
+    """Write the page to `out_html` and return that path. Nothing is written if a picture cannot be made.
+
+    Raises UsageError if there is no network, two have the same name, a file of a case is not there, FLAIR or
+    T1ce is not given, or the files of a case differ in shape.
+    """
+    names = [network.name for network in results.networks]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"cannot report on the networks {names}: give one or more, each with its own name")
+    page = _page(results)
+    out_html = Path(out_html)
+    out_html.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out_html.with_name(f".{out_html.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        os.replace(unfinished, out_html)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return out_html
+
+
+def _page(results: DemoResults) -> str:
+    title = escape(results.title)
+    cases = "\n".join(_case_section(case, results.networks) for case in results.cases)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{title}</h1>
+<p>{escape(results.description)}</p>
+<p class="note">Machine: {escape(results.machine)}<br>Command: <code>{escape(results.command)}</code></p>
+</header>
+<main>
+<section>
+<h2>Networks</h2>
+{_table(results.networks)}
+</section>
+<section>
+<h2>Learning curves</h2>
+{_curves_figure(results.networks)}
+</section>
+{_cases_section(cases)}
+</main>
+</body>
+</html>
+"""
+
+
+def _table(networks: list[NetworkResult]) -> str:
+    head = ["Network", "Parameters", "GMAC", "Training", "Epochs"]
+    head += [f"Dice {SHORT_NAMES[region]}" for region in REGIONS]
+    rows = "\n".join(
+        "<tr>"
+        f'<th scope="row">{escape(network.name)}<br>'
+        f"<small><code>{escape(network.trainer)}</code></small></th>"
+        f"<td>{_number(network.parameters, '.2f', ' M', scale=1e-6)}</td>"
+        f"<td>{_number(network.gmac, '.1f')}</td>"
+        f"<td>{_number(network.minutes, '.1f', ' min')}</td>"
+        f"<td>{_epochs(network)}</td>"
+        + "".join(f"<td>{_number(_mean_dice(network, region), '.3f')}</td>" for region in REGIONS)
+        + "</tr>"
+        for network in networks
+    )
+    cases = len({case for network in networks for case in network.dice})
+    return f"""<div class="scroll" role="region" aria-label="Networks compared" tabindex="0">
+<table>
+<thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in head)}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</div>
+<p class="note">Dice: mean over {cases} case{"" if cases == 1 else "s"}, those without a value left out. WT
+whole tumour, TC tumour core, ET enhancing tumour. GMAC: billions of multiply-accumulates for one patch.
+{MISSING} not measured.</p>"""
+
+
+def _number(value: float | None, spec: str, unit: str = "", scale: float = 1) -> str:
+    return MISSING if value is None or not math.isfinite(value) else f"{scale * value:{spec}}{unit}"
+
+
+def _epochs(network: NetworkResult) -> str:
+    epochs = max((len(values) for values in network.curves.values()), default=0)
+    return str(epochs) if epochs else MISSING
+
+
+def _mean_dice(network: NetworkResult, region: str) -> float | None:
+    values = [dice.get(region) for dice in network.dice.values()]
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else None
+
+
+def _curves_figure(networks: list[NetworkResult]) -> str:
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    loss_axes, dice_axes = figure.subplots(1, 2)
+    for index, network in enumerate(networks):
+        line = {
+            "color": NETWORK_COLOURS[index % len(NETWORK_COLOURS)],
+            "marker": LINE_MARKERS[index // len(NETWORK_COLOURS) % len(LINE_MARKERS)],
+            "markersize": 3,
+        }
+        curves = network.curves
+        _draw_curve(loss_axes, curves.get("train_losses"), label=f"{network.name}, training", **line)
+        _draw_curve(loss_axes, curves.get("val_losses"), label=f"{network.name}, validation", ls="--", **line)
+        _draw_curve(dice_axes, curves.get("ema_fg_dice"), label=network.name, **line)
+    loss_axes.set_ylabel("loss")
+    dice_axes.set_ylabel("pseudo Dice (moving average)")
+    dice_axes.set_ylim(0, 1)
+    for axes in (loss_axes, dice_axes):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=9)
+        else:
+            axes.text(0.5, 0.5, "not recorded", ha="center", transform=axes.transAxes)
+    names = _listed(network.name for network in networks)
+    alt = f"Training and validation loss, and pseudo Dice, over epochs for {names}"
+    return f"""<figure>
+<div class="scroll" role="region" aria-label="Learning curves" tabindex="0">{_img(figure, alt, dpi=110)}</div>
+<figcaption>Left: loss, solid for training, dashed for validation. Right: nnU-Net's pseudo Dice on validation
+patches, mean over regions, as a moving average; the table has the Dice of whole cases.</figcaption>
+</figure>"""
+
+
+def _draw_curve(axes, values: Sequence[float] | None, **style) -> None:
+    if values:
+        axes.plot(range(1, len(values) + 1), values, **style)
+
+
+def _cases_section(cases: str) -> str:
+    if not cases:
+        return ""
+    legend = "\n".join(
+        f'<li><span class="chip" style="background:{colour}"></span>{LABEL_MEANINGS[label]}</li>'
+        for label, colour in LABEL_COLOURS.items()
+    )
+    return f"""<section>
+<h2>Cases</h2>
+<p>The axial slice with most tumour, seen from below as radiologists do: the patient's left is on the right.
+The white line is the outline of the true whole tumour, the dashed one that of the true tumour core.</p>
+<ul class="legend">
+{legend}
+</ul>
+{cases}
+</section>"""
+
+
+def _case_section(case: CaseImages, networks: list[NetworkResult]) -> str:
+    truth, aspect = _load(case.truth, f"truth of case {case.name}")
+    truth = truth.astype(int)
+    channels = [_channel(case, name, truth.shape) for name in SHOWN_CHANNELS]
+    predictions = {network.name: _prediction(case, network, truth.shape) for network in networks}
+    title = escape(case.name)
+    alt = (
+        f"{_listed(SHOWN_CHANNELS)} of case {case.name}: the plain slice, then with the regions of "
+        f"{_listed(['the truth', *predictions])} laid over"
+    )
+    dice = "; ".join(f"{escape(network.name)} {_dice_text(network, case.name)}" for network in networks)
+    image = _img(_overlay_figure(channels, truth, predictions, aspect), alt, dpi=110)
+    return f"""<figure>
+<h3>{title}</h3>
+<div class="scroll" role="region" aria-label="Case {title}" tabindex="0">{image}</div>
+<figcaption>Dice of {title}: {dice}.</figcaption>
+</figure>"""
+
+
+def _dice_text(network: NetworkResult, case: str) -> str:
+    dice = network.dice.get(case, {})
+    return ", ".join(f"{SHORT_NAMES[region]} {_number(dice.get(region), '.3f')}" for region in REGIONS)
+
+
+def _channel(case: CaseImages, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name not in case.channels:
+        raise UsageError(f"case {case.name} has the channels {list(case.channels)}: give {name} too")
+    image, _ = _load(case.channels[name], f"{name} of case {case.name}")
+    _check_shape(image, shape, f"{name} of case {case.name}")
+    return image
+
+
+def _prediction(case: CaseImages, network: NetworkResult, shape: tuple[int, ...]) -> np.ndarray | None:
+    if case.name not in network.predictions:
+        return None
+    what = f"prediction of {network.name} for case {case.name}"
+    prediction, _ = _load(network.predictions[case.name], what)
+    _check_shape(prediction, shape, what)
+    return prediction.astype(int)
+
+
+def _load(path: Path, what: str) -> tuple[np.ndarray, float]:
+    """Voxels turned to x right, y front, z top, and the voxels' height over their width in an axial slice."""
+    if not Path(path).is_file():
+        raise UsageError(f"{what} is not at {path}: predict it again, or leave it out of the report")
+    image = nibabel.as_closest_canonical(nibabel.load(path))
+    width, height = image.header.get_zooms()[:2]
+    return np.asarray(image.dataobj), float(height / width)
+
+
+def _check_shape(image: np.ndarray, shape: tuple[int, ...], what: str) -> None:
+    if image.shape != shape:
+        raise UsageError(f"{what} has shape {image.shape}, the truth {shape}: give files on the same grid")
+
+
+def _overlay_figure(
+    channels: list[np.ndarray], truth: np.ndarray, predictions: Mapping[str, np.ndarray | None], aspect: float
+) -> Figure:
+    """A row per channel; columns: the plain slice, the truth, each prediction (None if there is none)."""
+    overlays = [("truth", truth), *predictions.items()]
+    z = int((truth > 0).sum((0, 1)).argmax())
+    box = _bounding_box(channels[0][:, :, z] != 0)
+    width, height = box[0].stop - box[0].start, (box[1].stop - box[1].start) * aspect
+    columns = 1 + len(overlays)
+    inches = 2.1
+    size = (columns * inches, len(channels) * inches * height / width + 0.45)
+    figure = Figure(figsize=size, facecolor="black", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.06, wspace=0, hspace=0)
+    axes = figure.subplots(len(channels), columns, squeeze=False)
+    for row, (name, channel) in enumerate(zip(SHOWN_CHANNELS, channels)):
+        grey = _grey(channel[:, :, z][box])
+        _draw_panel(axes[row, 0], grey, None, aspect)
+        axes[row, 0].text(0.02, 0.98, name, color="white", va="top", transform=axes[row, 0].transAxes)
+        for panel, (title, labels) in zip(axes[row, 1:], overlays):
+            _draw_panel(panel, grey, None if labels is None else labels[:, :, z][box], aspect)
+            _draw_outlines(panel, truth[:, :, z][box])
+            if labels is None:
+                panel.text(0.5, 0.02, "no prediction", color="white", ha="center", transform=panel.transAxes)
+            if row == 0:
+                panel.set_title(title, color="white", fontsize=11, pad=3)
+    return figure
+
+
+def _bounding_box(mask: np.ndarray, margin: int = 2) -> tuple[slice, ...]:
+    """Slices around the nonzero part of a 2D mask; all of it if it is empty."""
+    if not mask.any():
+        return tuple(slice(0, n) for n in mask.shape)
+    return tuple(
+        slice(max(where.min() - margin, 0), min(where.max() + 1 + margin, n))
+        for where, n in zip(np.nonzero(mask), mask.shape)
+    )
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """The 2D slice scaled to 0..1, its brightest 0.5 % of nonzero pixels cut off."""
+    top = np.percentile(image[image != 0], 99.5) if image.any() else 1
+    return np.clip(image / top, 0, 1)
+
+
+def _draw_panel(axes, grey: np.ndarray, labels: np.ndarray | None, aspect: float) -> None:
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    if labels is not None:
+        for label, colour in LABEL_COLOURS.items():
+            inside = labels == label
+            picture[inside] = 0.45 * picture[inside] + 0.55 * np.array(to_rgb(colour))
+    axes.imshow(picture.swapaxes(0, 1), origin="lower", aspect=aspect, interpolation="nearest")
+    axes.set_xlim(len(grey) - 0.5, -0.5)
+    axes.set_axis_off()
+
+
+def _draw_outlines(axes, truth: np.ndarray) -> None:
+    for region, style in (("whole_tumor", "solid"), ("tumor_core", "dashed")):
+        inside = np.isin(truth, REGIONS[region])
+        if inside.any():
+            outline = axes.contour(inside.T, levels=[0.5], colors="white", linewidths=0.9, linestyles=style)
+            # Edema is nearly white on FLAIR: the line needs a dark border there.
+            outline.set_path_effects([withStroke(linewidth=2, foreground="black")])
+
+
+def _img(figure: Figure, alt: str, dpi: int) -> str:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
+    data = base64.b64encode(png.getvalue()).decode("ascii")
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _listed(names) -> str:
+    """ "A, B and C" """
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,16 @@
+"""Trainers of GLIMS (arXiv 2404.17854)."""
+
+from nnunet_glims.networks import network_named
+from nnunet_glims.trainers.recipe_trainer import RecipeTrainer
+
+
+class nnUNetTrainerGLIMS(RecipeTrainer):
+    """GLIMS as its paper describes it, on any 3D patch nnU-Net plans."""
+
+    light_network = network_named("GLIMS")
+
+
+class nnUNetTrainerGLIMSReleased(nnUNetTrainerGLIMS):
+    """GLIMS as its authors released it; for 96³ patches only (plans override glims_released_brats)."""
+
+    light_network_arguments = {"released": True}

@@ -1,0 +1,187 @@
+"""An nnU-Net trainer whose network and training settings are data: a network of ours and a recipe in the plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.losses import SquaredDiceLoss, WeightedDiceLoss
+from nnunet_glims.networks import Network
+from nnunet_glims.plans import check_is_3d, complete
+from nnunet_glims.recipes import Recipe
+from nnunet_glims.trainers.robust_trainer import RobustTrainer
+
+
+class RecipeSchedule:
+    """The recipe's learning rate, set when nnU-Net calls `step` at the start of an epoch."""
+
+    def __init__(self, optimizer: Optimizer, recipe: Recipe):
+        self.optimizer = optimizer
+        self.recipe = recipe
+
+    def step(self, epoch: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * self.recipe.lr_factor(epoch)
+
+
+class RecipeTrainer(RobustTrainer):
+    """Builds `light_network` for the plan's patch and spacing, and trains it by the plan's `training` block.
+
+    Both end up, complete, in the model folder's plans.json, which is all that prediction reads.
+    """
+
+    light_network: ClassVar[Network]
+    light_network_arguments: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own default
+    ):
+        check_is_3d(plans, configuration)
+        planned = PlansManager(plans).get_configuration(configuration).configuration
+        completed = self._complete(planned, f"{plans['plans_name']}: {configuration}")
+        completed.pop("inherits_from", None)
+        plans = {**plans, "configurations": {**plans["configurations"], configuration: completed}}
+        plans.setdefault("continue_training", False)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.recipe = Recipe(**completed["training"])
+        self.num_epochs = self.recipe.epochs
+        self.num_iterations_per_epoch = self.recipe.iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.recipe.validation_iterations
+        self.initial_lr = self.recipe.lr
+        self.weight_decay = self.recipe.weight_decay
+        self.enable_deep_supervision = self.recipe.deep_supervision
+        self.gradient_clip = self.recipe.gradient_clip
+        self.save_every = self.recipe.checkpoint_interval
+        self.print_to_log_file(f"Network: {completed['architecture']}", add_timestamp=False)
+        self.print_to_log_file(f"Recipe: {self.recipe}", add_timestamp=False)
+
+    @classmethod
+    def _complete(cls, configuration: Mapping[str, Any], where: str) -> dict[str, Any]:
+        return complete(configuration, cls.light_network, cls.light_network_arguments, where)
+
+    @classmethod
+    def build_network_architecture(
+        cls, plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
+    ) -> nn.Module:
+        """The plan's network, which runs in the recipe's precision in training and prediction."""
+        configuration = cls._complete(configuration_manager.configuration, plans_manager.plans_name)
+        architecture = configuration["architecture"]
+        network = get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            num_input_channels,
+            num_output_channels,
+            deep_supervision=enable_deep_supervision,
+        )
+        network.precision = configuration["training"]["precision"]
+        return network
+
+    def configure_optimizers(self) -> tuple[Optimizer, RecipeSchedule]:
+        recipe = self.recipe
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        decayed = {id(parameter) for parameter in parameters}
+        if recipe.weight_decay_on == "selected":
+            decayed = {id(parameter) for parameter in self.bare_network.selected_decay_parameters()}
+        groups = [
+            {"params": [p for p in parameters if id(p) in decayed], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer: Optimizer
+        if recipe.optimizer == "SGD":
+            optimizer = SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+        else:
+            optimizer = {"Adam": Adam, "AdamW": AdamW}[recipe.optimizer](groups, lr=recipe.lr)
+        return optimizer, RecipeSchedule(optimizer, recipe)
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        return self.bare_network.deep_supervision_scales() if self.enable_deep_supervision else None
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        super().set_deep_supervision_enabled(enabled and self.enable_deep_supervision)
+
+    def _build_loss(self) -> nn.Module:
+        loss = self._plain_loss()
+        if self.enable_deep_supervision:
+            loss = DeepSupervisionWrapper(loss, self.recipe.head_weights(self.bare_network.num_outputs))
+        return loss
+
+    def _plain_loss(self) -> nn.Module:
+        """The loss of one head."""
+        if self.recipe.loss == "nnunet":
+            loss = super()._build_loss()
+            return loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+        labels = self.label_manager
+        if self.recipe.loss == "latupnet":
+            return WeightedDiceLoss(self._foreground_weights(), labels.has_regions, labels.ignore_label)
+        dice = {"batch_dice": self.configuration_manager.batch_dice, "smooth": 1e-5}
+        if labels.has_regions:
+            return DC_and_BCE_loss(
+                {}, dice, use_ignore_label=labels.ignore_label is not None, dice_class=SquaredDiceLoss
+            )
+        return DC_and_CE_loss(
+            {**dice, "do_bg": False}, {}, ignore_label=labels.ignore_label, dice_class=SquaredDiceLoss
+        )
+
+    def _foreground_weights(self) -> list[float]:
+        """Weight of each foreground label or region, in the order of the logits."""
+        labels = self.label_manager
+        foreground = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+        if self.recipe.region_weights is None:
+            return [1.0] * len(foreground)
+        weights = []
+        for entry in foreground:
+            members = {int(label) for label in (entry if isinstance(entry, list | tuple) else [entry])}
+            matching = [
+                region.weight
+                for region in self.recipe.region_weights
+                if (members == set(region.labels) if labels.has_regions else members <= set(region.labels))
+            ]
+            if not matching:
+                kind = "region" if labels.has_regions else "label"
+                raise UsageError(
+                    f"training: region_weights: no weight for {kind} {sorted(members)} of {self.plans_manager.dataset_name}; "
+                    "list one, or leave region_weights out for equal weights"
+                )
+            weights.append(sum(matching))
+        return weights
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.recipe.augmentation != "nnunet":
+            initial_patch_size = self.configuration_manager.patch_size
+        if self.recipe.augmentation == "none":
+            mirror_axes = None
+            self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, initial_patch_size, mirror_axes
+
+    def get_training_transforms(
+        self, patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug, **kwargs
+    ):
+        if self.recipe.augmentation == "nnunet":
+            return super().get_training_transforms(
+                patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug, **kwargs
+            )
+        kwargs.pop("use_mask_for_norm")
+        transforms = self.get_validation_transforms(deep_supervision_scales, **kwargs)
+        if self.recipe.augmentation == "mirror":
+            transforms.transforms.insert(0, MirrorTransform(allowed_axes=mirror_axes))
+        return transforms
