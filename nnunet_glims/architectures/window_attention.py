@@ -123,14 +123,18 @@ class WindowAttention(nn.Module):
             .permute(2, 0, 3, 1, 4)
             .unbind()
         )
-        with torch.autocast(windows.device.type, enabled=False):
-            if q.dtype in (torch.float16, torch.bfloat16):
-                q, k, v = q.float(), k.float(), v.float()
-            bias = self.bias_table[bias_index].permute(2, 0, 1).to(q.dtype)[None]
-            if mask is not None:
-                bias = (bias + mask[:, None].to(q.dtype)).repeat(batch, 1, 1, 1)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if q.dtype in (torch.float16, torch.bfloat16):
+            with torch.autocast(windows.device.type, enabled=False):
+                out = self._attend(q.float(), k.float(), v.float(), bias_index, mask)
+        else:
+            out = self._attend(q, k, v, bias_index, mask)
         return self.proj(out.transpose(1, 2).reshape(batch, count, voxels, dim))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias_index: Tensor, mask: Tensor | None) -> Tensor:
+        bias = self.bias_table[bias_index].permute(2, 0, 1).to(q.dtype)[None]
+        if mask is not None:
+            bias = (bias + mask[:, None].to(q.dtype)).repeat(q.shape[0] // len(mask), 1, 1, 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 class Mlp(nn.Module):

@@ -39,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        sys.stdout = None
+        return 0
     except Exception as error:
         if options.debug:
             raise

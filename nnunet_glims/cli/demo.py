@@ -1,4 +1,20 @@
-"""placeholder"""
-HELP = "x"
-def add_arguments(parser): pass
-def run(options): pass
+"""`nnunet-glims demo`: the whole way from raw data to a report, in minutes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "train GLIMS and LATUP-Net for minutes on a small generated data set and write a report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it writes (demo)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="where to train (cpu)")
+    parser.add_argument("--data", type=Path, help="a raw data set of nnU-Net (DatasetXXX_NAME) instead of the generated one")
+
+
+def run(options: argparse.Namespace) -> None:
+    from nnunet_glims.demo.pipeline import run_demo
+
+    run_demo(options.out, options.device, options.data)

@@ -18,22 +18,18 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from nnunet_glims.demo.phantom import ED, ET, NCR, REGIONS
 from nnunet_glims.errors import UsageError
 
-SHOWN_CHANNELS = ("FLAIR", "T1ce")
+TELLING_CHANNELS = ("FLAIR", "T1ce")
 SHORT_NAMES = {"whole_tumor": "WT", "tumor_core": "TC", "enhancing_tumor": "ET"}
 MISSING = "–"
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; no network shares one with a region.
 NETWORK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000")
 LINE_MARKERS = ("", "o", "s", "^", "D")
-LABEL_COLOURS = {ED: "#56B4E9", NCR: "#D55E00", ET: "#F0E442"}
-LABEL_MEANINGS = {
-    ED: "edema (in WT only)",
-    NCR: "necrotic core (in WT and TC)",
-    ET: "enhancing tumour (in WT, TC and ET)",
-}
+LABEL_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#999999", "#F5C6AA", "#B3E2CD")
+
+Regions = Mapping[str, Sequence[int]]
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --page: #ffffff; --soft: #59636e; --line: #d1d9e0; }
@@ -72,7 +68,7 @@ class NetworkResult:
     minutes: wall-clock minutes of training.
     curves: one value per epoch in each of the lists 'train_losses', 'val_losses' and 'ema_fg_dice', as
         nnU-Net logs them; fewer lists are fine.
-    dice: case -> region (a key of `phantom.REGIONS`) -> Dice, 0 to 1.
+    dice: case -> region -> Dice, 0 to 1.
     predictions: case -> label map on the grid of the truth.
     """
 
@@ -101,6 +97,7 @@ class DemoResults:
 
     title: heading; description: one paragraph on what was run; machine: processor, memory, GPU in words.
     command: the command line that gives this page.
+    regions: name -> labels it is made of, the largest first.
     networks: in the order of the table; cases: those to show as pictures, two or three.
     """
 
@@ -108,6 +105,7 @@ class DemoResults:
     description: str
     machine: str
     command: str
+    regions: Regions
     networks: list[NetworkResult]
     cases: list[CaseImages] = field(default_factory=list)
 
@@ -135,7 +133,7 @@ def write_report(out_html: Path, results: DemoResults) -> Path:
 
 def _page(results: DemoResults) -> str:
     title = escape(results.title)
-    cases = "\n".join(_case_section(case, results.networks) for case in results.cases)
+    cases = "\n".join(_case_section(case, results) for case in results.cases)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -154,22 +152,22 @@ def _page(results: DemoResults) -> str:
 <main>
 <section>
 <h2>Networks</h2>
-{_table(results.networks)}
+{_table(results.networks, results.regions)}
 </section>
 <section>
 <h2>Learning curves</h2>
 {_curves_figure(results.networks)}
 </section>
-{_cases_section(cases)}
+{_cases_section(cases, results.regions)}
 </main>
 </body>
 </html>
 """
 
 
-def _table(networks: list[NetworkResult]) -> str:
+def _table(networks: list[NetworkResult], regions: Regions) -> str:
     head = ["Network", "Parameters", "GMAC", "Training", "Epochs"]
-    head += [f"Dice {SHORT_NAMES[region]}" for region in REGIONS]
+    head += [f"Dice {escape(_short(region))}" for region in regions]
     rows = "\n".join(
         "<tr>"
         f'<th scope="row">{escape(network.name)}<br>'
@@ -178,11 +176,12 @@ def _table(networks: list[NetworkResult]) -> str:
         f"<td>{_number(network.gmac, '.1f')}</td>"
         f"<td>{_number(network.minutes, '.1f', ' min')}</td>"
         f"<td>{_epochs(network)}</td>"
-        + "".join(f"<td>{_number(_mean_dice(network, region), '.3f')}</td>" for region in REGIONS)
+        + "".join(f"<td>{_number(_mean_dice(network, region), '.3f')}</td>" for region in regions)
         + "</tr>"
         for network in networks
     )
     cases = len({case for network in networks for case in network.dice})
+    short = "".join(f"{_short(region)}: {region.replace('_', ' ')}. " for region in regions if _short(region) != region)
     return f"""<div class="scroll" role="region" aria-label="Networks compared" tabindex="0">
 <table>
 <thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in head)}</tr></thead>
@@ -191,9 +190,13 @@ def _table(networks: list[NetworkResult]) -> str:
 </tbody>
 </table>
 </div>
-<p class="note">Dice: mean over {cases} case{"" if cases == 1 else "s"}, those without a value left out. WT
-whole tumour, TC tumour core, ET enhancing tumour. GMAC: billions of multiply-accumulates for one patch.
+<p class="note">Dice: mean over {cases} case{"" if cases == 1 else "s"}, those without a value left out.
+{escape(short)}GMAC: billions of multiply-accumulates for one patch.
 {MISSING} not measured.</p>"""
+
+
+def _short(region: str) -> str:
+    return SHORT_NAMES.get(region, region)
 
 
 def _number(value: float | None, spec: str, unit: str = "", scale: float = 1) -> str:
@@ -250,17 +253,19 @@ def _draw_curve(axes, values: Sequence[float] | None, **style) -> None:
         axes.plot(range(1, len(values) + 1), values, **style)
 
 
-def _cases_section(cases: str) -> str:
+def _cases_section(cases: str, regions: Regions) -> str:
     if not cases:
         return ""
     legend = "\n".join(
-        f'<li><span class="chip" style="background:{colour}"></span>{LABEL_MEANINGS[label]}</li>'
-        for label, colour in LABEL_COLOURS.items()
+        f'<li><span class="chip" style="background:{_colour(label)}"></span>'
+        f"label {label}: {escape(_listed(_short(region) for region, labels in regions.items() if label in labels))}</li>"
+        for label in sorted({label for labels in regions.values() for label in labels})
     )
+    outlines = [f"{style} {escape(region.replace('_', ' '))}" for region, style in _outlined(regions)]
     return f"""<section>
 <h2>Cases</h2>
-<p>The axial slice with most tumour, seen from below as radiologists do: the patient's left is on the right.
-The white line is the outline of the true whole tumour, the dashed one that of the true tumour core.</p>
+<p>The axial slice with most foreground, seen from below as radiologists do: the patient's left is on the right.
+White lines outline the truth: {_listed(outlines)}.</p>
 <ul class="legend">
 {legend}
 </ul>
@@ -268,18 +273,31 @@ The white line is the outline of the true whole tumour, the dashed one that of t
 </section>"""
 
 
-def _case_section(case: CaseImages, networks: list[NetworkResult]) -> str:
+def _colour(label: int) -> str:
+    return LABEL_COLOURS[(label - 1) % len(LABEL_COLOURS)]
+
+
+def _outlined(regions: Regions) -> list[tuple[str, str]]:
+    """The regions to outline: the largest, and the next where it lies inside."""
+    largest, *others = regions
+    nested = others[:1] if others and set(regions[others[0]]) < set(regions[largest]) else []
+    return [(largest, "solid"), *((region, "dashed") for region in nested)]
+
+
+def _case_section(case: CaseImages, results: DemoResults) -> str:
+    networks, regions = results.networks, results.regions
     truth, aspect = _load(case.truth, f"truth of case {case.name}")
     truth = truth.astype(int)
-    channels = [_channel(case, name, truth.shape) for name in SHOWN_CHANNELS]
+    shown = [name for name in TELLING_CHANNELS if name in case.channels] or list(case.channels)[:2]
+    channels = {name: _channel(case, name, truth.shape) for name in shown}
     predictions = {network.name: _prediction(case, network, truth.shape) for network in networks}
     title = escape(case.name)
     alt = (
-        f"{_listed(SHOWN_CHANNELS)} of case {case.name}: the plain slice, then with the regions of "
+        f"{_listed(shown)} of case {case.name}: the plain slice, then with the regions of "
         f"{_listed(['the truth', *predictions])} laid over"
     )
-    dice = "; ".join(f"{escape(network.name)} {_dice_text(network, case.name)}" for network in networks)
-    image = _img(_overlay_figure(channels, truth, predictions, aspect), alt, dpi=110)
+    dice = "; ".join(f"{escape(network.name)} {_dice_text(network, case.name, regions)}" for network in networks)
+    image = _img(_overlay_figure(channels, truth, predictions, aspect, regions), alt, dpi=110)
     return f"""<figure>
 <h3>{title}</h3>
 <div class="scroll" role="region" aria-label="Case {title}" tabindex="0">{image}</div>
@@ -287,14 +305,12 @@ def _case_section(case: CaseImages, networks: list[NetworkResult]) -> str:
 </figure>"""
 
 
-def _dice_text(network: NetworkResult, case: str) -> str:
+def _dice_text(network: NetworkResult, case: str, regions: Regions) -> str:
     dice = network.dice.get(case, {})
-    return ", ".join(f"{SHORT_NAMES[region]} {_number(dice.get(region), '.3f')}" for region in REGIONS)
+    return ", ".join(f"{escape(_short(region))} {_number(dice.get(region), '.3f')}" for region in regions)
 
 
 def _channel(case: CaseImages, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if name not in case.channels:
-        raise UsageError(f"case {case.name} has the channels {list(case.channels)}: give {name} too")
     image, _ = _load(case.channels[name], f"{name} of case {case.name}")
     _check_shape(image, shape, f"{name} of case {case.name}")
     return image
@@ -324,12 +340,16 @@ def _check_shape(image: np.ndarray, shape: tuple[int, ...], what: str) -> None:
 
 
 def _overlay_figure(
-    channels: list[np.ndarray], truth: np.ndarray, predictions: Mapping[str, np.ndarray | None], aspect: float
+    channels: Mapping[str, np.ndarray],
+    truth: np.ndarray,
+    predictions: Mapping[str, np.ndarray | None],
+    aspect: float,
+    regions: Regions,
 ) -> Figure:
     """A row per channel; columns: the plain slice, the truth, each prediction (None if there is none)."""
     overlays = [("truth", truth), *predictions.items()]
     z = int((truth > 0).sum((0, 1)).argmax())
-    box = _bounding_box(channels[0][:, :, z] != 0)
+    box = _bounding_box(next(iter(channels.values()))[:, :, z] != 0)
     width, height = box[0].stop - box[0].start, (box[1].stop - box[1].start) * aspect
     columns = 1 + len(overlays)
     inches = 2.1
@@ -337,13 +357,13 @@ def _overlay_figure(
     figure = Figure(figsize=size, facecolor="black", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.06, wspace=0, hspace=0)
     axes = figure.subplots(len(channels), columns, squeeze=False)
-    for row, (name, channel) in enumerate(zip(SHOWN_CHANNELS, channels)):
+    for row, (name, channel) in enumerate(channels.items()):
         grey = _grey(channel[:, :, z][box])
         _draw_panel(axes[row, 0], grey, None, aspect)
         axes[row, 0].text(0.02, 0.98, name, color="white", va="top", transform=axes[row, 0].transAxes)
-        for panel, (title, labels) in zip(axes[row, 1:], overlays):
+        for panel, (title, labels) in zip(axes[row, 1:], overlays, strict=True):
             _draw_panel(panel, grey, None if labels is None else labels[:, :, z][box], aspect)
-            _draw_outlines(panel, truth[:, :, z][box])
+            _draw_outlines(panel, truth[:, :, z][box], regions)
             if labels is None:
                 panel.text(0.5, 0.02, "no prediction", color="white", ha="center", transform=panel.transAxes)
             if row == 0:
@@ -357,7 +377,7 @@ def _bounding_box(mask: np.ndarray, margin: int = 2) -> tuple[slice, ...]:
         return tuple(slice(0, n) for n in mask.shape)
     return tuple(
         slice(max(where.min() - margin, 0), min(where.max() + 1 + margin, n))
-        for where, n in zip(np.nonzero(mask), mask.shape)
+        for where, n in zip(np.nonzero(mask), mask.shape, strict=True)
     )
 
 
@@ -370,17 +390,17 @@ def _grey(image: np.ndarray) -> np.ndarray:
 def _draw_panel(axes, grey: np.ndarray, labels: np.ndarray | None, aspect: float) -> None:
     picture = np.repeat(grey[..., None], 3, axis=2)
     if labels is not None:
-        for label, colour in LABEL_COLOURS.items():
+        for label in np.unique(labels[labels > 0]):
             inside = labels == label
-            picture[inside] = 0.45 * picture[inside] + 0.55 * np.array(to_rgb(colour))
+            picture[inside] = 0.45 * picture[inside] + 0.55 * np.array(to_rgb(_colour(int(label))))
     axes.imshow(picture.swapaxes(0, 1), origin="lower", aspect=aspect, interpolation="nearest")
     axes.set_xlim(len(grey) - 0.5, -0.5)
     axes.set_axis_off()
 
 
-def _draw_outlines(axes, truth: np.ndarray) -> None:
-    for region, style in (("whole_tumor", "solid"), ("tumor_core", "dashed")):
-        inside = np.isin(truth, REGIONS[region])
+def _draw_outlines(axes, truth: np.ndarray, regions: Regions) -> None:
+    for region, style in _outlined(regions):
+        inside = np.isin(truth, list(regions[region]))
         if inside.any():
             outline = axes.contour(inside.T, levels=[0.5], colors="white", linewidths=0.9, linestyles=style)
             # Edema is nearly white on FLAIR: the line needs a dark border there.

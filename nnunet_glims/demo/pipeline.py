@@ -1,0 +1,289 @@
+"""The demo: stock nnU-Net commands from raw data to predictions of unseen cases, for two networks, and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nnunet_glims.demo.phantom import write_raw_dataset
+from nnunet_glims.errors import UsageError
+from nnunet_glims.files import read_json
+from nnunet_glims.networks import network_named
+from nnunet_glims.plans import apply_override
+
+NETWORKS = ("GLIMS", "LATUPNet")
+OVERRIDE = "cpu_demo"
+CONFIGURATION = "3d_fullres"
+SHOWN_CASES = 2
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one demo. A second run in the same folder goes on where the first one ended."""
+
+    folder: Path
+    raw: Path
+    """The raw data set, in nnU-Net's layout."""
+    device: str
+
+    @property
+    def dataset(self) -> str:
+        return self.raw.name
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.folder / "nnUNet_preprocessed" / self.dataset
+
+    def model(self, trainer: str, plans_name: str) -> Path:
+        """The folder of a trained model."""
+        return self.folder / "nnUNet_results" / self.dataset / f"{trainer}__{plans_name}__{CONFIGURATION}"
+
+    def environment(self) -> dict[str, str]:
+        """What nnU-Net's commands run with."""
+        cores = os.cpu_count() or 1
+        ours = {
+            "nnUNet_raw": str(self.raw.parent),
+            "nnUNet_preprocessed": str(self.folder / "nnUNet_preprocessed"),
+            "nnUNet_results": str(self.folder / "nnUNet_results"),
+        }
+        defaults = {"nnUNet_n_proc_DA": str(min(4, cores - 1)), "nnUNet_def_n_proc": str(min(4, cores))}
+        return {**defaults, **os.environ, **ours}
+
+
+class Steps:
+    """Runs nnU-Net's commands, tells what runs and how long it took, and keeps their output in a log file."""
+
+    def __init__(self, workspace: Workspace, console: Console):
+        self.workspace = workspace
+        self.console = console
+        self.logs = workspace.folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+
+    def run(self, title: str, log: str, command: Sequence[str]) -> float:
+        """Run one command; returns its seconds. Raises `RuntimeError` with the end of its output where it fails."""
+        program = Path(sysconfig.get_path("scripts"), command[0])
+        path = self.logs / f"{log}.log"
+        started = time.monotonic()
+        with self.console.status(f"{title}: {' '.join(command)}"), path.open("w") as output:
+            code = subprocess.run(
+                [program, *command[1:]],
+                env=self.workspace.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.workspace.folder,
+            ).returncode
+        seconds = time.monotonic() - started
+        if code != 0:
+            tail = "\n".join(path.read_text(errors="replace").splitlines()[-15:])
+            raise RuntimeError(f"{title}: {command[0]} ended with exit code {code}; all its output is in {path}\n{tail}")
+        self.console.print(f"{title}: {seconds:.0f} s")
+        return seconds
+
+
+def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, console: Console | None = None) -> Path:
+    """Plan, preprocess, train GLIMS and LATUP-Net, predict unseen cases, evaluate; returns the path of the report.
+
+    Args:
+        folder: for everything the demo writes.
+        device: "cpu", "cuda" or "mps", as nnU-Net's -device.
+        data: a raw data set in nnU-Net's layout (DatasetXXX_NAME); None generates phantoms of heads with tumours.
+            Without labelsTs the validation cases of fold 0 are predicted.
+
+    Raises:
+        UsageError: `data` is no raw data set.
+        RuntimeError: one of nnU-Net's commands failed; the message has the end of its output.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    console = console or Console()
+    raw = write_raw_dataset(folder / "nnUNet_raw") if data is None else _check_raw(data.resolve())
+    workspace = Workspace(folder, raw, device)
+    steps = Steps(workspace, console)
+    console.print(f"Data: {raw}\nEverything is written to {folder}, logs of nnU-Net's commands to {steps.logs}")
+
+    if not (workspace.preprocessed / "nnUNetPlans.json").exists():
+        number = workspace.dataset.removeprefix("Dataset")[:3]
+        steps.run(
+            "Plan and preprocess",
+            "plan_and_preprocess",
+            ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--verify_dataset_integrity"],
+        )
+    plans_name = apply_override(workspace.preprocessed, OVERRIDE, CONFIGURATION, overwrite=True).plans_name
+
+    results = []
+    for name in NETWORKS:
+        trainer = network_named(name).trainer
+        model = workspace.model(trainer, plans_name)
+        if not (model / "fold_0/validation/summary.json").exists():
+            steps.run(
+                f"Train {name}",
+                f"train_{name}",
+                [
+                    "nnUNetv2_train", workspace.dataset, CONFIGURATION, "0", "-tr", trainer, "-p", plans_name,
+                    "-device", device, "--c",
+                ],
+            )  # fmt: skip
+        images, truths = _unseen_cases(workspace)
+        predictions = folder / "predictions" / name
+        steps.run(
+            f"Predict {name}",
+            f"predict_{name}",
+            [
+                "nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(predictions), "-m", str(model),
+                "-f", "0", "-device", device,
+            ],
+        )  # fmt: skip
+        steps.run(
+            f"Evaluate {name}",
+            f"evaluate_{name}",
+            [
+                "nnUNetv2_evaluate_folder", str(truths), str(predictions), "-djfile", str(raw / "dataset.json"),
+                "-pfile", str(model / "plans.json"), "--chill",
+            ],
+        )  # fmt: skip
+        results.append(_result(name, trainer, workspace, model, predictions))
+    report = _report(workspace, results, *_unseen_cases(workspace))
+    console.print(f"Report: {report}")
+    return report
+
+
+def _check_raw(data: Path) -> Path:
+    if not (data / "dataset.json").exists() or not re.fullmatch(r"Dataset\d{3}_.+", data.name):
+        raise UsageError(
+            f"{data}: this is no raw data set of nnU-Net. It must be a folder DatasetXXX_NAME with dataset.json, imagesTr and "
+            "labelsTr"
+        )
+    return data
+
+
+def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
+    """Folders of images and labels of cases that fold 0 was not trained on."""
+    if (workspace.raw / "labelsTs").is_dir():
+        return workspace.raw / "imagesTs", workspace.raw / "labelsTs"
+    images, labels = workspace.folder / "unseen/images", workspace.folder / "unseen/labels"
+    splits = read_json(workspace.preprocessed / "splits_final.json")
+    ending = read_json(workspace.raw / "dataset.json")["file_ending"]
+    shutil.rmtree(images.parent, ignore_errors=True)
+    images.mkdir(parents=True)
+    labels.mkdir()
+    for case in splits[0]["val"]:
+        for image in (workspace.raw / "imagesTr").glob(f"{case}_????{ending}"):
+            (images / image.name).symlink_to(image)
+        (labels / f"{case}{ending}").symlink_to(workspace.raw / "labelsTr" / f"{case}{ending}")
+    return images, labels
+
+
+def _regions(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name -> labels of each region, or each label as a region of its own."""
+    return {
+        name: tuple(labels) if isinstance(labels, list) else (labels,)
+        for name, labels in dataset_json["labels"].items()
+        if name not in ("background", "ignore")
+    }
+
+
+def _result(name: str, trainer: str, workspace: Workspace, model: Path, predictions: Path):  # noqa: ANN202
+    import torch
+
+    from nnunet_glims import architectures
+    from nnunet_glims.architectures.complexity import count_gmac, count_parameters
+    from nnunet_glims.demo.report import NetworkResult
+
+    checkpoint = torch.load(model / "fold_0/checkpoint_final.pth", map_location="cpu", weights_only=False)
+    curves = checkpoint["logging"]
+    seconds = sum(curves["epoch_end_timestamps"]) - sum(curves["epoch_start_timestamps"])
+    dataset = read_json(workspace.raw / "dataset.json")
+    regions = _regions(dataset)
+    configuration = read_json(model / "plans.json")["configurations"][CONFIGURATION]
+    channels = len(dataset["channel_names"])
+    classes = len(regions) + (0 if "regions_class_order" in dataset else 1)
+    network = getattr(architectures, name)(channels, classes, **configuration["architecture"]["arch_kwargs"])
+    keys = {str(labels if len(labels) > 1 else labels[0]): region for region, labels in regions.items()}
+    dice = {}
+    for case in read_json(predictions / "summary.json")["metric_per_case"]:
+        case_name = Path(case["prediction_file"]).name.removesuffix(dataset["file_ending"])
+        dice[case_name] = {keys[key]: values["Dice"] for key, values in case["metrics"].items()}
+    return NetworkResult(
+        name=name,
+        trainer=trainer,
+        parameters=count_parameters(network),
+        gmac=count_gmac(network, channels, configuration["patch_size"]),
+        minutes=seconds / 60,
+        curves={key: [float(value) for value in curves[key]] for key in ("train_losses", "val_losses", "ema_fg_dice")},
+        dice=dice,
+        predictions={case: predictions / f"{case}{dataset['file_ending']}" for case in dice},
+    )
+
+
+def _report(workspace: Workspace, results: list, images: Path, truths: Path) -> Path:
+    from nnunet_glims.demo.report import CaseImages, DemoResults, write_report
+
+    dataset = read_json(workspace.raw / "dataset.json")
+    ending = dataset["file_ending"]
+    cases = [
+        CaseImages(
+            name=case,
+            channels={
+                name: images / f"{case}_{int(number):04d}{ending}" for number, name in dataset["channel_names"].items()
+            },
+            truth=truths / f"{case}{ending}",
+        )
+        for case in sorted(results[0].dice)[:SHOWN_CASES]
+    ]
+    generated = "glims_phantom" in dataset
+    data = "synthetic heads with tumours, generated for this demo" if generated else f"the data set {workspace.dataset}"
+    description = (
+        f"{' and '.join(result.name for result in results)}, trained on {data} by nnU-Net's own commands for a few minutes, "
+        "then run on cases they had not seen. This shows that everything works; it says nothing about how well the networks "
+        "segment when they are trained as long as they should be."
+    )
+    command = f"nnunet-glims demo --out {workspace.folder.name} --device {workspace.device}"
+    if not generated:
+        command += f" --data {workspace.dataset}"
+    report = DemoResults(
+        title=f"nnunet-glims demo: {dataset.get('name', workspace.dataset)}",
+        description=description,
+        machine=_machine(workspace.device),
+        command=command,
+        regions=_regions(dataset),
+        networks=results,
+        cases=cases,
+    )
+    return write_report(workspace.folder / "report.html", report)
+
+
+def _machine(device: str) -> str:
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    text = f"{processor}, {os.cpu_count()} cores"
+    if device == "cuda":
+        import torch
+
+        text += f", {torch.cuda.get_device_name()}"
+    return f"{text}, {platform.system()}, Python {platform.python_version()}"
+
+
+def summary(folder: Path) -> dict[str, dict[str, float]]:
+    """Mean Dice of each region of each network of a finished demo."""
+    means = {}
+    for name in NETWORKS:
+        content = json.loads((folder / "predictions" / name / "summary.json").read_text())
+        means[name] = {region: values["Dice"] for region, values in content["mean"].items()}
+    return means
