@@ -179,7 +179,9 @@ def apply_override(
     check_is_3d(plans, configuration)
     planned = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)
     if planned.get("previous_stage"):
-        raise UsageError(f"configuration {configuration!r} is the second stage of a cascade: overrides do not change those")
+        raise UsageError(
+            f"configuration {configuration!r} is the second stage of a cascade: overrides do not change those"
+        )
     for link in ("inherits_from", "next_stage"):
         planned.pop(link, None)
     plans_name = f"{BASE_PLANS}_{short_name}"
@@ -211,9 +213,7 @@ def apply_override(
 
 def _changes(planned: Mapping[str, Any], override: Override, where: str) -> dict[str, Any]:
     changes: dict[str, Any] = {
-        key: value
-        for key in ("patch_size", "batch_size", "spacing")
-        if (value := getattr(override, key)) is not None
+        key: value for key in ("patch_size", "batch_size", "spacing") if (value := getattr(override, key)) is not None
     }
     if override.training:
         changes["training"] = override.training
@@ -228,7 +228,9 @@ def _changes(planned: Mapping[str, Any], override: Override, where: str) -> dict
         channels = len(planned["normalization_schemes"])
         schemes = override.normalization_schemes
         if len(schemes) not in (1, channels):
-            raise UsageError(f"{where}: normalization_schemes: {len(schemes)} given for a data set of {channels} channels")
+            raise UsageError(
+                f"{where}: normalization_schemes: {len(schemes)} given for a data set of {channels} channels"
+            )
         changes["normalization_schemes"] = schemes * (channels // len(schemes))
         changes["use_mask_for_norm"] = [False] * channels
     return changes

@@ -7,7 +7,7 @@ axis is also left alone where its size is odd, and never becomes smaller than 2 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 from nnunet_glims.errors import UsageError
@@ -27,8 +27,13 @@ def check_patch_size(patch_size: Sequence[int] | None) -> Triple:
         )
     if any(int(size) != size or size < 1 for size in patch_size):
         raise UsageError(f"patch size {list(patch_size)} must be three positive whole numbers of voxels")
-    depth, height, width = (int(size) for size in patch_size)
-    return depth, height, width
+    return triple(int(size) for size in patch_size)
+
+
+def triple(values: Iterable[int]) -> Triple:
+    """Three numbers as a tuple that type checkers know the length of."""
+    first, second, third = values
+    return first, second, third
 
 
 def stage_strides(
@@ -68,7 +73,7 @@ def check_strides(strides: Sequence[Sequence[int]], stages: int) -> list[Triple]
             f"strides {strides!r} must be {stages} triples, one a stage, the first [1, 1, 1]; "
             "or leave them out (strides=None) and topology chooses"
         )
-    triples = [(int(a), int(b), int(c)) for a, b, c in strides]
+    triples = [triple(map(int, stride)) for stride in strides]
     if any(step not in (1, 2) for triple in triples for step in triple) or triples[0] != (1, 1, 1):
         raise UsageError(f"strides {strides!r} must be made of 1 and 2, and start with [1, 1, 1]")
     return triples
@@ -76,8 +81,7 @@ def check_strides(strides: Sequence[Sequence[int]], stages: int) -> list[Triple]
 
 def total_stride(strides: Sequence[Sequence[int]]) -> Triple:
     """By how much all stages together divide each axis."""
-    depth, height, width = (prod(stride[axis] for stride in strides) for axis in range(3))
-    return depth, height, width
+    return triple(prod(stride[axis] for stride in strides) for axis in range(3))
 
 
 def stage_sizes(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[Triple]:
@@ -92,7 +96,7 @@ def stage_sizes(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> 
                     f"patch size {list(patch_size)} cannot be divided by {total} along axis {axis} as strides "
                     f"{[list(step) for step in strides]} ask: choose a multiple of {total}, or strides=None"
                 )
-        size = (size[0] // stride[0], size[1] // stride[1], size[2] // stride[2])
+        size = triple(length // step for length, step in zip(size, stride, strict=True))
         sizes.append(size)
     return sizes
 

@@ -18,9 +18,7 @@ CONFIGURATION = {
     "spacing": [1.0, 1.0, 1.0],
     "normalization_schemes": ["ZScoreNormalization", "ZScoreNormalization"],
     "use_mask_for_norm": [False, False],
-    **{
-        f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")
-    },
+    **{f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")},
     **{
         f"resampling_fn_{what}_kwargs": {"is_seg": what == "seg", "order": 1, "order_z": 0, "force_separate_z": None}
         for what in ("data", "seg", "probabilities")

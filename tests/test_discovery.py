@@ -70,13 +70,9 @@ def test_trainers_survive_a_spawned_process():
     assert "FOUND nnUNetTrainerGLIMS" in result.stdout, result.stderr
 
 
-def test_another_environment_with_the_inherited_variable_searches_on(tmp_path):
+def test_another_environment_with_the_inherited_variable_searches_on():
     # There the module in our folder is imported, but the package is not installed.
     shim = Path(discovery.TRAINER_FOLDER) / "nnunet_glims_trainers.py"
-    result = python(
-        f"import sys, runpy; sys.modules['nnunet_glims'] = None; print(sorted(k for k in runpy.run_path({str(shim)!r}) if 'Trainer' in k))"
-    )
-    assert result.returncode != 0  # a blocked import is not a missing package
     result = python(f"import runpy; print(runpy.run_path({str(shim)!r}).get('nnUNetTrainerGLIMS'))", "-S", "-I")
     assert result.stdout.strip() == "None", result.stderr
 
@@ -91,9 +87,7 @@ def test_a_broken_package_never_breaks_python(tmp_path, damage):
     if damage != "missing":
         package.mkdir()
         (package / "discovery.py").write_text("def announce(:" if damage == "syntax error" else "raise OSError")
-    result = python(
-        f"import site; site.addsitedir({str(tmp_path)!r}); print('fine')", "-S", "-I"
-    )
+    result = python(f"import site; site.addsitedir({str(tmp_path)!r}); print('fine')", "-S", "-I")
     assert (result.stdout.strip(), result.stderr) == ("fine", "")
 
 

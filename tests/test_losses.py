@@ -69,7 +69,9 @@ def test_ignored_voxels_change_nothing(batch, regions):
         loss = WeightedDiceLoss([1, 2, 3], regions=False, ignore_label=9)
     other = logits + 5 * torch.randn_like(logits) * ignored
     assert loss(other, target).item() == pytest.approx(loss(logits, target).item(), abs=1e-9)
-    assert loss(logits + torch.randn_like(logits), target).item() != pytest.approx(loss(logits, target).item(), abs=1e-6)
+    assert loss(logits + torch.randn_like(logits), target).item() != pytest.approx(
+        loss(logits, target).item(), abs=1e-6
+    )
 
 
 def test_squared_dice_loss_serves_nnunets_compound_losses(batch):

@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from torch._dynamo import OptimizedModule
 from torch.amp import GradScaler
 
-from nnunet_glims.architectures.base import SegmentationNetwork, autocast
+from nnunet_glims.architectures.base import Precision, SegmentationNetwork, autocast
 
 EXIT_STOPPED = 75
 """Exit code after SIGTERM or SIGUSR1: stopped in good order, go on with --c (EX_TEMPFAIL of sysexits.h)."""
@@ -81,7 +81,7 @@ class RobustTrainer(nnUNetTrainer):
 
     # ---- precision
 
-    def set_precision(self, precision: str) -> None:
+    def set_precision(self, precision: Precision | None) -> None:
         """Run the network in this precision from now on. Only fp16 needs its gradients scaled."""
         self.bare_network.precision = precision
         with autocast(self.device.type, precision):
@@ -183,7 +183,7 @@ class RobustTrainer(nnUNetTrainer):
         self.set_precision("fp32")
         self._record_precision("fp32")
 
-    def _record_precision(self, precision: str) -> None:
+    def _record_precision(self, precision: Precision) -> None:
         """Write the precision into the plans that checkpoints and the model folder hold."""
         for plans in (self.plans_manager.plans, self.my_init_kwargs["plans"]):
             plans["configurations"][self.configuration_name]["training"]["precision"] = precision

@@ -40,9 +40,7 @@ class SkipGate(nn.Module):
 
     def __init__(self, channels: int, released: bool = False):
         super().__init__()
-        self.channel = nn.Sequential(
-            nn.Linear(channels, channels // 2), nn.ReLU(), nn.Linear(channels // 2, channels)
-        )
+        self.channel = nn.Sequential(nn.Linear(channels, channels // 2), nn.ReLU(), nn.Linear(channels // 2, channels))
         self.spatial = SpatialGate(released)
 
     def forward(self, x: Tensor) -> Tensor:

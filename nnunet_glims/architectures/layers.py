@@ -36,7 +36,9 @@ class InstanceNorm(nn.Module):
 class ConvNormAct(nn.Module):
     """Convolution with bias, instance norm, PReLU with one slope; kernel size equals stride."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int] = (1, 1, 1), transposed: bool = False):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: Sequence[int] = (1, 1, 1), transposed: bool = False
+    ):
         super().__init__()
         convolution = nn.ConvTranspose3d if transposed else nn.Conv3d
         size = tuple(stride)

@@ -62,7 +62,9 @@ class SwinUNETR(SegmentationNetwork):
         super().__init__(input_channels, num_classes)
         patch = (DIVISOR,) * 3 if patch_size is None else check_patch_size(patch_size)
         if feature_size % 12:
-            raise UsageError(f"feature_size {feature_size} must be a multiple of 12 for Swin UNETR, for example 24 or 48")
+            raise UsageError(
+                f"feature_size {feature_size} must be a multiple of 12 for Swin UNETR, for example 24 or 48"
+            )
         try:
             from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
         except ImportError as error:

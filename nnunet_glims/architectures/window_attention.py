@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.topology import Triple
+from nnunet_glims.topology import Triple, triple
 
 WINDOW = 7
 SHIFT = WINDOW // 2
@@ -94,9 +94,9 @@ def _mask(size: Triple, padded: Triple, window: Triple, shift: Triple, mask_padd
 @lru_cache(maxsize=64)
 def window_layout(size: Triple, shifted: bool, released: bool) -> WindowLayout:
     """The layout for a volume of `size` voxels; `released` as the released GLIMS does it (see `architectures.glims`)."""
-    window = tuple(min(WINDOW, length) for length in size)
-    shift = tuple(SHIFT if shifted and length > WINDOW else 0 for length in size)
-    padded = tuple(-(-length // step) * step for length, step in zip(size, window, strict=True))
+    window = triple(min(WINDOW, length) for length in size)
+    shift = triple(SHIFT if shifted and length > WINDOW else 0 for length in size)
+    padded = triple(-(-length // step) * step for length, step in zip(size, window, strict=True))
     mask = _mask(size, padded, window, shift, mask_padding=not released)
     return WindowLayout(window, shift, padded, _bias_index(window, released), mask)
 
@@ -107,7 +107,9 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int):
         super().__init__()
         if dim % heads:
-            raise UsageError(f"{dim} features cannot be split over {heads} attention heads: choose another feature_size")
+            raise UsageError(
+                f"{dim} features cannot be split over {heads} attention heads: choose another feature_size"
+            )
         self.heads = heads
         self.bias_table = nn.Parameter(torch.empty((2 * WINDOW - 1) ** 3, heads))
         self.qkv = nn.Linear(dim, 3 * dim)

@@ -11,7 +11,9 @@ HELP = "train GLIMS and LATUP-Net for minutes on a small generated data set and 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it writes (demo)")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="where to train (cpu)")
-    parser.add_argument("--data", type=Path, help="a raw data set of nnU-Net (DatasetXXX_NAME) instead of the generated one")
+    parser.add_argument(
+        "--data", type=Path, help="a raw data set of nnU-Net (DatasetXXX_NAME) instead of the generated one"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

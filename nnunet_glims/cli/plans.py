@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> None:
         if applied.preprocess_command is None:
             print("The data preprocessed for the base plans are used as they are.")
         else:
-            print(f"Spacing or normalisation differ from the base plans. Preprocess once:\n  {applied.preprocess_command}")
+            print(
+                f"Spacing or normalisation differ from the base plans. Preprocess once:\n  {applied.preprocess_command}"
+            )
         trainer = applied.trainer or "nnUNetTrainerGLIMS"
         print(f"Train:\n  nnUNetv2_train {folder.name} {options.configuration} 0 -tr {trainer} -p {applied.plans_name}")

@@ -210,7 +210,7 @@ def _draw_brain(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.nd
 
 def _ellipsoids(side, y, z, centre, semi_axes) -> np.ndarray:
     """Mask of a pair of ellipsoids, one in each hemisphere."""
-    offsets = ((p - c) / a for p, c, a in zip((side, y, z), centre, semi_axes))
+    offsets = ((p - c) / a for p, c, a in zip((side, y, z), centre, semi_axes, strict=True))
     return sum(offset**2 for offset in offsets) < 1
 
 
@@ -221,7 +221,8 @@ def _draw_tumour(
     shape = tissue.shape
     depth = ndimage.distance_transform_edt(tissue != AIR)
     possible = np.argwhere((tissue == WHITE) & (depth > 0.4 * depth.max()))
-    centre_mm = position_mm[(slice(None), *rng.choice(possible))]
+    x, y, z = rng.choice(possible)
+    centre_mm = position_mm[:, x, y, z]
     stretch = rng.uniform(0.75, 1.3, 3)
     offset = (position_mm - centre_mm[:, None, None, None]) / (stretch / stretch.mean())[:, None, None, None]
     distance = np.linalg.norm(offset, axis=0) / brain_radius_mm
@@ -271,7 +272,7 @@ def _acquire(rng: np.random.Generator, tissue: np.ndarray, signal: np.ndarray) -
 
 def _write_case(folder: Path, split: str, index: int, case: PhantomCase, affine: np.ndarray) -> None:
     images, labels = _case_files(split, index)
-    for image, channel in zip(images, case.channels):
+    for image, channel in zip(images, case.channels, strict=True):
         nibabel.save(nibabel.Nifti1Image(channel, affine), folder / image)
     nibabel.save(nibabel.Nifti1Image(case.labels, affine), folder / labels)
 

@@ -88,7 +88,9 @@ class Steps:
         seconds = time.monotonic() - started
         if code != 0:
             tail = "\n".join(path.read_text(errors="replace").splitlines()[-15:])
-            raise RuntimeError(f"{title}: {command[0]} ended with exit code {code}; all its output is in {path}\n{tail}")
+            raise RuntimeError(
+                f"{title}: {command[0]} ended with exit code {code}; all its output is in {path}\n{tail}"
+            )
         self.console.print(f"{title}: {seconds:.0f} s")
         return seconds
 
@@ -195,7 +197,7 @@ def _regions(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _result(name: str, trainer: str, workspace: Workspace, model: Path, predictions: Path):  # noqa: ANN202
+def _result(name: str, trainer: str, workspace: Workspace, model: Path, predictions: Path):
     import torch
 
     from nnunet_glims import architectures
@@ -222,7 +224,7 @@ def _result(name: str, trainer: str, workspace: Workspace, model: Path, predicti
         parameters=count_parameters(network),
         gmac=count_gmac(network, channels, configuration["patch_size"]),
         minutes=seconds / 60,
-        curves={key: [float(value) for value in curves[key]] for key in ("train_losses", "val_losses", "ema_fg_dice")},
+        curves={key: [float(value) for value in curves[key]] for key in ("train_losses", "val_losses", "mean_fg_dice")},
         dice=dice,
         predictions={case: predictions / f"{case}{dataset['file_ending']}" for case in dice},
     )

@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
@@ -66,7 +67,7 @@ class NetworkResult:
     name, trainer: as shown to the reader, and the nnU-Net trainer class.
     parameters: number of trainable parameters; gmac: 10^9 multiply-accumulates for one patch.
     minutes: wall-clock minutes of training.
-    curves: one value per epoch in each of the lists 'train_losses', 'val_losses' and 'ema_fg_dice', as
+    curves: one value per epoch in each of the lists 'train_losses', 'val_losses' and 'mean_fg_dice', as
         nnU-Net logs them; fewer lists are fine.
     dice: case -> region -> Dice, 0 to 1.
     predictions: case -> label map on the grid of the truth.
@@ -226,9 +227,9 @@ def _curves_figure(networks: list[NetworkResult]) -> str:
         curves = network.curves
         _draw_curve(loss_axes, curves.get("train_losses"), label=f"{network.name}, training", **line)
         _draw_curve(loss_axes, curves.get("val_losses"), label=f"{network.name}, validation", ls="--", **line)
-        _draw_curve(dice_axes, curves.get("ema_fg_dice"), label=network.name, **line)
+        _draw_curve(dice_axes, curves.get("mean_fg_dice"), label=network.name, **line)
     loss_axes.set_ylabel("loss")
-    dice_axes.set_ylabel("pseudo Dice (moving average)")
+    dice_axes.set_ylabel("pseudo Dice")
     dice_axes.set_ylim(0, 1)
     for axes in (loss_axes, dice_axes):
         axes.set_xlabel("epoch")
@@ -244,7 +245,7 @@ def _curves_figure(networks: list[NetworkResult]) -> str:
     return f"""<figure>
 <div class="scroll" role="region" aria-label="Learning curves" tabindex="0">{_img(figure, alt, dpi=110)}</div>
 <figcaption>Left: loss, solid for training, dashed for validation. Right: nnU-Net's pseudo Dice on validation
-patches, mean over regions, as a moving average; the table has the Dice of whole cases.</figcaption>
+patches, mean over regions; the table has the Dice of whole cases.</figcaption>
 </figure>"""
 
 
@@ -354,8 +355,8 @@ def _overlay_figure(
     columns = 1 + len(overlays)
     inches = 2.1
     size = (columns * inches, len(channels) * inches * height / width + 0.45)
-    figure = Figure(figsize=size, facecolor="black", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.06, wspace=0, hspace=0)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.06, wspace=0, hspace=0)
+    figure = Figure(figsize=size, facecolor="black", layout=layout)
     axes = figure.subplots(len(channels), columns, squeeze=False)
     for row, (name, channel) in enumerate(channels.items()):
         grey = _grey(channel[:, :, z][box])

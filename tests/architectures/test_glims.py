@@ -61,7 +61,10 @@ def test_the_integer_buffers_of_a_released_checkpoint_are_ignored():
         (lambda w: w.pop("csab3.ChannelGate.mlp.1.bias"), "missing: csab3.ChannelGate.mlp.1.bias"),
         (lambda w: w.update(extra=torch.zeros(1)), "left over: extra"),
         (lambda w: w.pop("stem.conv.weight"), "missing: stem.conv.weight"),
-        (lambda w: w.update({"out2.conv.conv.bias": torch.zeros(4)}), r"out2.conv.conv.bias has shape \(4,\), expected \(3,\)"),
+        (
+            lambda w: w.update({"out2.conv.conv.bias": torch.zeros(4)}),
+            r"out2.conv.conv.bias has shape \(4,\), expected \(3,\)",
+        ),
     ],
 )
 def test_released_weights_that_do_not_fit_are_refused_by_name(damage, message):
@@ -90,7 +93,9 @@ def test_described_and_released_differ_in_function_not_in_weights():
 
 
 def test_linear_layers_start_from_a_narrow_normal_in_the_described_network_only():
-    described, released = (GLIMS(1, 2, PAPER, released=flag).encoder.swin_a.blocks[0].mlp.linear1 for flag in (False, True))
+    described, released = (
+        GLIMS(1, 2, PAPER, released=flag).encoder.swin_a.blocks[0].mlp.linear1 for flag in (False, True)
+    )
     assert described.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert described.bias.abs().max() == 0
     # PyTorch's default is uniform in ±1/sqrt(fan_in) = ±0.072, a standard deviation of 0.042.
@@ -125,6 +130,7 @@ def test_windows_are_put_back_where_they_were_cut():
 def brute_force_visible(size, padded, shift, query, key):
     """May two voxels of the rolled, padded volume see each other? From the definition, voxel by voxel."""
     for axis in range(3):
+
         def region(position, axis=axis):
             if not shift[axis]:
                 return 0

@@ -65,7 +65,14 @@ def test_the_released_layout_gives_the_same_network(attention):
     ("attention", "layers"),
     [
         ("ECA", {"ECA_fc": lambda c: (c, c)}),
-        ("CBAM", {"CBAM_CH_fc1": lambda c: (c, c), "CBAM_CH_fc2": lambda c: (c, c), "CBAM_SP_conv": lambda c: (c, 2, 7, 7, 7)}),
+        (
+            "CBAM",
+            {
+                "CBAM_CH_fc1": lambda c: (c, c),
+                "CBAM_CH_fc2": lambda c: (c, c),
+                "CBAM_SP_conv": lambda c: (c, 2, 7, 7, 7),
+            },
+        ),
         ("multimodal", {"MM_fc1": lambda c: (c // 16, c), "MM_fc2": lambda c: (c, c // 16)}),
     ],
 )
@@ -91,7 +98,10 @@ def test_three_channel_input_is_read_off_the_shapes():
         (lambda a: a.pop("dec2_conv3.bias"), "missing: dec2_conv3.bias"),
         (lambda a: a.update({"dec9.kernel": torch.zeros(1)}), "left over: dec9.kernel"),
         (lambda a: a.pop("enc3_conv1.kernel"), "missing: enc3_conv1.kernel"),
-        (lambda a: a.update({"bn_SE_fc_relu.kernel": torch.zeros(8, 128)}), r"has shape \(8, 128\), expected \(16, 128\)"),
+        (
+            lambda a: a.update({"bn_SE_fc_relu.kernel": torch.zeros(8, 128)}),
+            r"has shape \(8, 128\), expected \(16, 128\)",
+        ),
     ],
 )
 def test_released_arrays_that_do_not_fit_are_refused_by_name(damage, message):

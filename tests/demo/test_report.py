@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nnunet_glims.demo import report
+from nnunet_glims.demo.phantom import REGIONS
 from nnunet_glims.demo.report import CaseImages, DemoResults, NetworkResult, write_report
 from nnunet_glims.errors import UsageError
 
@@ -66,12 +67,10 @@ def results(tmp_path):
     image = (100 * (1 + labels)).astype(np.int16)
     cases, predictions = [], {}
     for name in ("head_a", "head_b"):
-        channels = {
-            channel: _save(tmp_path / f"{name}_{channel}.nii.gz", image) for channel in ("FLAIR", "T1ce")
-        }
+        channels = {channel: _save(tmp_path / f"{name}_{channel}.nii.gz", image) for channel in ("FLAIR", "T1ce")}
         cases.append(CaseImages(name, channels, _save(tmp_path / f"{name}.nii.gz", labels)))
         predictions[name] = _save(tmp_path / f"{name}_predicted.nii.gz", np.roll(labels, 1, axis=0))
-    curves = {"train_losses": [0.2, -0.3], "val_losses": [0.1, -0.2], "ema_fg_dice": [0.1, 0.5]}
+    curves = {"train_losses": [0.2, -0.3], "val_losses": [0.1, -0.2], "mean_fg_dice": [0.1, 0.5]}
     dice = {
         "head_a": {"whole_tumor": 0.9, "tumor_core": 0.8, "enhancing_tumor": 0.7},
         "head_b": {"whole_tumor": 0.8, "tumor_core": float("nan"), "enhancing_tumor": None},
@@ -80,7 +79,9 @@ def results(tmp_path):
         NetworkResult("GLIMS", "nnUNetTrainerGLIMS", 10_300_000, 70.24, 4.25, curves, dice, predictions),
         NetworkResult("Unfinished", "nnUNetTrainerUnfinished"),
     ]
-    return DemoResults("Demo of <networks>", "Two networks.", "1 core", "demo -x 2 & more", networks, cases)
+    return DemoResults(
+        "Demo of <networks>", "Two networks.", "1 core", "demo -x 2 & more", dict(REGIONS), networks, cases
+    )
 
 
 def test_page_is_well_formed_and_names_everything(results, tmp_path):
@@ -120,7 +121,7 @@ def test_table_has_means_and_a_dash_for_what_is_missing(results, tmp_path):
 
 
 def test_page_without_cases_or_dice_is_written(tmp_path):
-    results = DemoResults("T", "D.", "M", "C", [NetworkResult("A", "nnUNetTrainerA")])
+    results = DemoResults("T", "D.", "M", "C", REGIONS, [NetworkResult("A", "nnUNetTrainerA")])
     page = _Page(write_report(tmp_path / "report.html", results).read_text(encoding="utf-8"))
     assert len(page.images) == 1
 
@@ -131,7 +132,7 @@ def test_overlay_shows_the_slice_with_most_tumour_and_the_prediction_in_it():
     image = np.full(truth.shape, 50.0)
     wrong = np.zeros_like(truth)
     wrong[2:5, 2:5, 6] = 3
-    figure = report._overlay_figure([image, image], truth, {"A": wrong, "B": None}, aspect=1.0)
+    figure = report._overlay_figure({"a": image, "b": image}, truth, {"A": wrong, "B": None}, 1.0, REGIONS)
     plain, true, predicted, missing = (axes.images[0].get_array() for axes in figure.axes[:4])
     panels = (plain, true, predicted, missing)
     coloured = [np.argwhere(np.ptp(np.asarray(panel), axis=2) > 0) for panel in panels]
@@ -181,14 +182,21 @@ def test_prediction_on_another_grid_is_refused(results, tmp_path):
         write_report(tmp_path / "report.html", results)
 
 
-def test_missing_channel_is_named(results, tmp_path):
-    del results.cases[0].channels["T1ce"]
-    with pytest.raises(UsageError, match="case head_a has the channels .*FLAIR.*give T1ce"):
-        write_report(tmp_path / "report.html", results)
+def test_other_data_show_their_first_two_channels_and_their_own_labels(results, tmp_path):
+    for case in results.cases:
+        case.channels = {"CT": case.channels["FLAIR"], "PET": case.channels["T1ce"], "MR": case.channels["T1ce"]}
+    results.regions = {"liver": (1,), "spleen": (2,)}
+    text = write_report(tmp_path / "report.html", results).read_text(encoding="utf-8")
+    page = _Page(text)
+    assert "CT and PET of case head_a" in page.images[1]["alt"]
+    assert "MR" not in page.images[1]["alt"]
+    assert page.rows[0][5:] == ["Dice liver", "Dice spleen"]
+    assert "label 2: spleen" in text
+    assert "solid liver" in text
 
 
 @pytest.mark.parametrize("names", [[], ["A", "A"]])
 def test_networks_need_names_of_their_own(tmp_path, names):
     networks = [NetworkResult(name, "nnUNetTrainerA") for name in names]
     with pytest.raises(UsageError, match="each with its own name"):
-        write_report(tmp_path / "report.html", DemoResults("T", "D.", "M", "C", networks))
+        write_report(tmp_path / "report.html", DemoResults("T", "D.", "M", "C", REGIONS, networks))

@@ -12,6 +12,7 @@ from tests.preprocessed import dataset_json, make_plans
 
 def _worker(rank, port, network, results):
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet
+
     from nnunet_glims import trainers
     from nnunet_glims.networks import network_named
     from nnunet_glims.trainers import robust_trainer

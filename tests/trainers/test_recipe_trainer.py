@@ -152,7 +152,10 @@ def test_mirroring_alone_changes_no_voxel_value(make_trainer):
         trainer.on_train_start()
     transforms = mirrored.dataloader_train.data_loader.transforms
     image = torch.arange(2 * 32**3, dtype=torch.float32).view(2, 32, 32, 32)
-    out = {tuple(transforms(image=image.clone(), segmentation=torch.zeros(1, 32, 32, 32))["image"][0, 0, 0, :2].tolist()) for _ in range(60)}
+    out = {
+        tuple(transforms(image=image.clone(), segmentation=torch.zeros(1, 32, 32, 32))["image"][0, 0, 0, :2].tolist())
+        for _ in range(60)
+    }
     assert len(out) == 8  # every combination of three mirrored axes
 
 

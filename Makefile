@@ -1,0 +1,32 @@
+# make install   a virtual environment in .venv with the package and all extras
+# make demo      the whole way from raw data to a report, on a generated data set: demo/report.html
+# make test      the test suite
+# make lint      style and types
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: install demo test lint clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install -e ".[swinunetr,test,lint]"
+	touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/nnunet-glims demo --out demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist demo *.egg-info
