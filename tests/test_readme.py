@@ -1,0 +1,54 @@
+"""The README's table says what the networks are, and links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nnunet_glims import architectures
+from nnunet_glims.architectures.complexity import count_gmac, count_parameters
+from nnunet_glims.networks import NETWORKS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_the_table_has_what_is_counted_and_what_is_published(network):
+    if network.name == "SwinUNETR":
+        pytest.importorskip("monai")
+    channels, classes, patch = network.published_for
+    built = getattr(architectures, network.name)(channels, classes, patch_size=patch)
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {network.name} |"))
+    size = "×".join(map(str, patch))
+    paper = f"[{network.paper}](https://arxiv.org/abs/{network.paper.removeprefix('arXiv ')})"
+    cells = [
+        network.name,
+        f"`{network.trainer}`",
+        f"{channels} → {classes}, {size}",
+        f"{count_parameters(built) / 1e6:.2f} M",
+        f"{count_gmac(built, channels, patch):.1f}",
+        f"{network.parameters_m} M, {network.gflops:.2f} GFLOPs",
+        paper,
+    ]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == cells
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_to_files(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_override_is_in_the_docs():
+    from nnunet_glims.plans import override_names
+
+    text = (ROOT / "docs/plans.md").read_text()
+    assert all(f"`{name}`" in text for name in override_names())
+
+
+def test_every_recipe_setting_is_in_the_docs():
+    from nnunet_glims.recipes import Recipe
+
+    text = (ROOT / "docs/recipes.md").read_text()
+    assert [name for name in Recipe.model_fields if f"`{name}`" not in text] == []
