@@ -7,6 +7,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
+# Threads that wait actively take the cores from those that still work.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: install demo test lint clean
 
 install: $(INSTALLED)

@@ -17,7 +17,13 @@ pytestmark = pytest.mark.slow
 def run(*command, **options):
     environment = {key: value for key, value in os.environ.items() if key != "nnUNet_extTrainer"}
     result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, cwd="/", env=environment, timeout=600, **options
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=environment,
+        timeout=600,
+        **options,
     )
     assert result.returncode == 0, f"{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout

@@ -26,7 +26,9 @@ from nnunet_glims.architectures.base import Precision, SegmentationNetwork, auto
 EXIT_STOPPED = 75
 """Exit code after SIGTERM or SIGUSR1: stopped in good order, go on with --c (EX_TEMPFAIL of sysexits.h)."""
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # Windows lacks one
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)  # Windows lacks one
 SKIPS_IN_A_ROW = 20
 """Skipped steps after which a training counts as diverged. A gradient scaler finds its scale in fewer."""
 

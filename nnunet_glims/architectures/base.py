@@ -33,7 +33,8 @@ class SegmentationNetwork(nn.Module):
     """A network as nnU-Net uses it.
 
     A subclass computes a list of logits, finest first, in `logits` and has a `decoder` whose attribute
-    `deep_supervision` decides whether callers get that list or only its first entry.
+    `deep_supervision` decides whether callers get that list or only its first entry. The heads are `decoder.seg_layers`:
+    nnU-Net knows them by that name when it starts from pretrained weights of other labels.
 
     Attributes:
         precision: None (the caller's autocast holds), "fp32", "bf16", "fp16" or "auto" (bf16 or fp16 on GPUs, fp32
@@ -92,7 +93,7 @@ class SegmentationNetwork(nn.Module):
     @property
     def num_outputs(self) -> int:
         """Number of heads."""
-        return len(self.decoder.heads)
+        return len(self.decoder.seg_layers)
 
     def selected_decay_parameters(self) -> list[nn.Parameter]:
         """The weights that a recipe with `weight_decay_on: selected` regularises: those the paper does."""

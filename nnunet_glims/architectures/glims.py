@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         self.swin_d = SwinStage(widths[4], sizes[4], depths[3], num_heads[3], released)
         self.stages = nn.ModuleList(DecoderStage(widths[i + 1], widths[i], strides[i + 1]) for i in range(4))
         self.swin_e = SwinStage(widths[3], sizes[3], depths[4], num_heads[4], released)
-        self.heads = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in widths[:4])
+        self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in widths[:4])
         self.deep_supervision = True
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> list[Tensor]:
@@ -178,8 +178,8 @@ class Decoder(nn.Module):
             if index == 3:
                 x = channel_norm(self.swin_e(x))
         features.reverse()
-        wanted = len(self.heads) if self.deep_supervision else 1
-        return [self.heads[index](features[index]) for index in range(wanted)]
+        wanted = len(self.seg_layers) if self.deep_supervision else 1
+        return [self.seg_layers[index](features[index]) for index in range(wanted)]
 
 
 class GLIMS(SegmentationNetwork):

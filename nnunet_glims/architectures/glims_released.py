@@ -19,7 +19,7 @@ def names(network: nn.Module) -> Names:
         yield from _unit(f"decoder.stages.{i}.up", f"dmsu_{i + 1}.up.convT")
         yield from _unit(f"decoder.stages.{i}.fuse", f"dmsu_{i + 1}.conv1x1")
         yield from _aggregators(f"decoder.stages.{i}", f"dmsu_{i + 1}")
-        yield from _layer(f"decoder.heads.{i}", f"out{i + 1}.conv.conv")
+        yield from _layer(f"decoder.seg_layers.{i}", f"out{i + 1}.conv.conv")
     for i in range(5):
         yield from _gate(f"decoder.gates.{i}", f"csab{i + 1}")
     yield from _swin("encoder.swin_a", "t3.layer", encoder.swin_a)

@@ -129,7 +129,7 @@ class Decoder(nn.Module):
             DecoderStage(incoming[i], widths[i], strides[i + 1], attention, dropout) for i in range(3)
         )
         supervised = widths if deep_supervision else widths[:1]
-        self.heads = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in supervised)
+        self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in supervised)
         self.deep_supervision = deep_supervision
         self.register_load_state_dict_pre_hook(_drop_auxiliary_heads)
 
@@ -139,14 +139,14 @@ class Decoder(nn.Module):
             x = self.stages[index](x, skips[index])
             features.append(x)
         features.reverse()
-        wanted = len(self.heads) if self.deep_supervision else 1
-        return [self.heads[index](features[index]) for index in range(wanted)]
+        wanted = len(self.seg_layers) if self.deep_supervision else 1
+        return [self.seg_layers[index](features[index]) for index in range(wanted)]
 
 
 def _drop_auxiliary_heads(decoder: Decoder, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Prediction builds the network without deep supervision and loads weights trained with it."""
-    for name in [name for name in state_dict if name.startswith(f"{prefix}heads.")]:
-        if int(name.removeprefix(f"{prefix}heads.").split(".")[0]) >= len(decoder.heads):
+    for name in [name for name in state_dict if name.startswith(f"{prefix}seg_layers.")]:
+        if int(name.removeprefix(f"{prefix}seg_layers.").split(".")[0]) >= len(decoder.seg_layers):
             del state_dict[name]
 
 
@@ -209,7 +209,7 @@ class LATUPNet(SegmentationNetwork):
             module.weight
             for name, module in self.named_modules()
             if isinstance(module, nn.Conv3d)
-            and (module.kernel_size == (3, 3, 3) or name.startswith("decoder.heads."))
+            and (module.kernel_size == (3, 3, 3) or name.startswith("decoder.seg_layers."))
             and not name.startswith("encoder.first.")
         ]
 
@@ -313,4 +313,4 @@ def _released_names(network: LATUPNet) -> Iterator[tuple[str, str]]:
         yield from convolution(f"{ours}.conv2", f"{released}_conv2")
         yield from attention(f"{ours}.attention", released, stage.attention)
         yield from convolution(f"{ours}.conv3", f"{released}_conv3" if i else "upsample_layer_3_conv2")
-    yield from convolution("decoder.heads.0", "prob_map")
+    yield from convolution("decoder.seg_layers.0", "prob_map")

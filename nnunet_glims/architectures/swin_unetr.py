@@ -18,16 +18,17 @@ DIVISOR = 32
 
 
 class Decoder(nn.Module):
-    """MONAI's whole network: it has one head and no deep supervision."""
+    """MONAI's whole network, its only head under the name nnU-Net knows heads by; no deep supervision."""
 
     def __init__(self, network: nn.Module, deep_supervision: bool):
         super().__init__()
         self.network = network
+        self.seg_layers = nn.ModuleList([network.out])
+        network.out = nn.Identity()
         self.deep_supervision = deep_supervision
 
-    @property
-    def heads(self) -> tuple[nn.Module]:
-        return (self.network.out,)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.seg_layers[0](self.network(x))
 
 
 class SwinUNETR(SegmentationNetwork):
@@ -86,5 +87,8 @@ class SwinUNETR(SegmentationNetwork):
 
     def logits(self, x: Tensor) -> list[Tensor]:
         depth, height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % DIVISOR, 0, -height % DIVISOR, 0, -depth % DIVISOR))
-        return [self.decoder.network(x)[:, :, :depth, :height, :width]]
+        missing = [-size % DIVISOR for size in (width, height, depth)]
+        if max(depth, height, width) <= DIVISOR:  # instance norm needs more than one voxel in the coarsest stage
+            missing[0] += DIVISOR
+        x = F.pad(x, [value for after in missing for value in (0, after)])
+        return [self.decoder(x)[:, :, :depth, :height, :width]]

@@ -58,7 +58,12 @@ class Workspace:
             "nnUNet_preprocessed": str(self.folder / "nnUNet_preprocessed"),
             "nnUNet_results": str(self.folder / "nnUNet_results"),
         }
-        defaults = {"nnUNet_n_proc_DA": str(min(4, cores - 1)), "nnUNet_def_n_proc": str(min(4, cores))}
+        defaults = {
+            "nnUNet_n_proc_DA": str(max(1, min(4, cores - 1))),
+            "nnUNet_def_n_proc": str(min(4, cores)),
+            # Threads that wait actively take the cores from those that still work.
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
         return {**defaults, **os.environ, **ours}
 
 

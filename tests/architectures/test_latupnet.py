@@ -125,7 +125,7 @@ def test_the_l2_penalty_falls_on_the_kernels_the_paper_names():
     selected = {names[id(parameter)] for parameter in network.selected_decay_parameters()}
     expected = {f"encoder.stages.{i}.conv{j}.weight" for i in range(2) for j in (1, 2)}
     expected |= {f"decoder.stages.{i}.conv{j}.weight" for i in range(3) for j in (2, 3)}
-    assert selected == expected | {"decoder.heads.0.weight"}
+    assert selected == expected | {"decoder.seg_layers.0.weight"}
 
 
 def test_convolutions_start_he_uniform_with_zero_bias():

@@ -18,9 +18,17 @@ def test_a_patch_that_32_does_not_divide_is_padded_and_cut():
     x = torch.randn(1, 1, 40, 33, 64)
     with torch.no_grad():
         out = network(x)
-        padded = network.decoder.network(torch.nn.functional.pad(x, (0, 0, 0, 31, 0, 24)))
+        padded = network.decoder(torch.nn.functional.pad(x, (0, 0, 0, 31, 0, 24)))
     assert out.shape == (1, 2, 40, 33, 64)
     assert torch.equal(out, padded[:, :, :40, :33])
+
+
+def test_the_smallest_patch_trains():
+    pytest.importorskip("monai")
+    network = SwinUNETR(1, 2, (32, 32, 32), feature_size=12)
+    out = network(torch.randn(1, 1, 32, 24, 32))
+    assert out.shape == (1, 2, 32, 24, 32)
+    out.mean().backward()
 
 
 def test_without_monai_the_error_says_how_to_get_it(monkeypatch):
