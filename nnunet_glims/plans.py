@@ -79,7 +79,10 @@ def load_override(name: str) -> tuple[str, Override]:
     elif name in override_names():
         path = Path(str(files("nnunet_glims.plans_overrides") / f"{name}.json"))
     else:
-        raise UsageError(f"plans override {name!r} is unknown: {nearest(name, override_names())}; or give a .json file")
+        raise UsageError(
+            f"plans override {name!r} is unknown: {nearest(name, override_names())} "
+            "A file of your own must end in .json"
+        )
     override = validate(Override, read_json(path), str(path))
     if override.network is not None:
         recipe = network_named(override.network).recipe
