@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -15,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from nnunet_glims.demo.phantom import write_raw_dataset
+from nnunet_glims.demo.report import CaseImages, DemoResults, NetworkResult, write_report
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
 from nnunet_glims.networks import network_named
@@ -119,7 +120,9 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
     raw = write_raw_dataset(folder / "nnUNet_raw") if data is None else _check_raw(data.resolve())
     workspace = Workspace(folder, raw, device)
     steps = Steps(workspace, console)
-    console.print(f"Data: {raw}\nEverything is written to {folder}, logs of nnU-Net's commands to {steps.logs}")
+    console.print(
+        f"Data: {raw}\nEverything is written to {folder}, logs of nnU-Net's commands to {steps.logs}", soft_wrap=True
+    )
 
     if not (workspace.preprocessed / "nnUNetPlans.json").exists():
         number = workspace.dataset.removeprefix("Dataset")[:3]
@@ -161,9 +164,11 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
                 "-pfile", str(model / "plans.json"), "--chill",
             ],
         )  # fmt: skip
-        results.append(_result(name, trainer, workspace, model, predictions))
+        result = _result(name, trainer, workspace, model, predictions)
+        console.print(f"{name}: Dice {_mean_dice(result.dice)}")
+        results.append(result)
     report = _report(workspace, results, *_unseen_cases(workspace))
-    console.print(f"Report: {report}")
+    console.print(f"Report: {report}", soft_wrap=True)
     return report
 
 
@@ -178,7 +183,7 @@ def _check_raw(data: Path) -> Path:
 
 def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
     """Folders of images and labels of cases that fold 0 was not trained on."""
-    if (workspace.raw / "labelsTs").is_dir():
+    if any((workspace.raw / "labelsTs").glob("*")):
         return workspace.raw / "imagesTs", workspace.raw / "labelsTs"
     images, labels = workspace.folder / "unseen/images", workspace.folder / "unseen/labels"
     splits = read_json(workspace.preprocessed / "splits_final.json")
@@ -207,7 +212,6 @@ def _result(name: str, trainer: str, workspace: Workspace, model: Path, predicti
 
     from nnunet_glims import architectures
     from nnunet_glims.architectures.complexity import count_gmac, count_parameters
-    from nnunet_glims.demo.report import NetworkResult
 
     checkpoint = torch.load(model / "fold_0/checkpoint_final.pth", map_location="cpu", weights_only=False)
     curves = checkpoint["logging"]
@@ -235,9 +239,12 @@ def _result(name: str, trainer: str, workspace: Workspace, model: Path, predicti
     )
 
 
-def _report(workspace: Workspace, results: list, images: Path, truths: Path) -> Path:
-    from nnunet_glims.demo.report import CaseImages, DemoResults, write_report
+def _mean_dice(dice: Mapping[str, Mapping[str, float]]) -> str:
+    regions = next(iter(dice.values()))
+    return ", ".join(f"{region} {np.nanmean([case[region] for case in dice.values()]):.3f}" for region in regions)
 
+
+def _report(workspace: Workspace, results: list[NetworkResult], images: Path, truths: Path) -> Path:
     dataset = read_json(workspace.raw / "dataset.json")
     ending = dataset["file_ending"]
     cases = [
@@ -285,12 +292,3 @@ def _machine(device: str) -> str:
 
         text += f", {torch.cuda.get_device_name()}"
     return f"{text}, {platform.system()}, Python {platform.python_version()}"
-
-
-def summary(folder: Path) -> dict[str, dict[str, float]]:
-    """Mean Dice of each region of each network of a finished demo."""
-    means = {}
-    for name in NETWORKS:
-        content = json.loads((folder / "predictions" / name / "summary.json").read_text())
-        means[name] = {region: values["Dice"] for region, values in content["mean"].items()}
-    return means

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -20,6 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.files import write_text
 
 TELLING_CHANNELS = ("FLAIR", "T1ce")
 SHORT_NAMES = {"whole_tumor": "WT", "tumor_core": "TC", "enhancing_tumor": "ET"}
@@ -85,7 +85,7 @@ class NetworkResult:
 
 @dataclass
 class CaseImages:
-    """A case to show: image files by channel name ("FLAIR" and "T1ce" are needed) and the true label map."""
+    """A case to show: image files by channel name and the true label map. FLAIR and T1ce are shown, or the first two."""
 
     name: str
     channels: Mapping[str, Path]
@@ -114,8 +114,8 @@ class DemoResults:
 def write_report(out_html: Path, results: DemoResults) -> Path:
     """Write the page to `out_html` and return that path. Nothing is written if a picture cannot be made.
 
-    Raises UsageError if there is no network, two have the same name, a file of a case is not there, FLAIR or
-    T1ce is not given, or the files of a case differ in shape.
+    Raises UsageError if there is no network, two have the same name, a file of a case is not there,
+    or the files of a case differ in shape.
     """
     names = [network.name for network in results.networks]
     if not names or len(set(names)) < len(names):
@@ -123,12 +123,7 @@ def write_report(out_html: Path, results: DemoResults) -> Path:
     page = _page(results)
     out_html = Path(out_html)
     out_html.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out_html.with_name(f".{out_html.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, out_html)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(out_html, page)
     return out_html
 
 

@@ -169,7 +169,7 @@ def test_crash_while_writing_leaves_the_old_page_and_no_rest(results, tmp_path, 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr("nnunet_glims.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(path, results)
     assert path.read_bytes() == before and set(tmp_path.iterdir()) == files

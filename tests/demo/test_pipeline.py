@@ -1,0 +1,46 @@
+"""The demo's way through nnU-Net's commands, with next to no training."""
+
+import json
+
+import pytest
+
+from nnunet_glims.demo import pipeline
+from nnunet_glims.demo.phantom import write_raw_dataset
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def barely_trained(tmp_path, monkeypatch):
+    """The demo's override cut to two steps; its path stands in for the name."""
+    override = tmp_path / "cpu_demo.json"
+    training = {"epochs": 1, "iterations_per_epoch": 2, "validation_iterations": 1, "augmentation": "none"}
+    content = {"description": "tiny", "source": "ours", "patch_size": [16, 16, 16], "batch_size": 2}
+    override.write_text(json.dumps({**content, "training": training}))
+    monkeypatch.setattr(pipeline, "OVERRIDE", str(override))
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+
+
+def test_it_reports_on_a_data_set_of_the_users_and_a_second_run_trains_nothing_again(barely_trained, tmp_path):
+    raw = write_raw_dataset(tmp_path / "mine", "Dataset123_Mine", cases=6, test_cases=0, shape=(32, 36, 30))
+    report = pipeline.run_demo(tmp_path / "out", data=raw)
+    text = report.read_text()
+    validation = json.loads((tmp_path / "out/nnUNet_preprocessed/Dataset123_Mine/splits_final.json").read_text())[0][
+        "val"
+    ]
+    for word in ("nnUNetTrainerGLIMS", "nnUNetTrainerLATUPNet", *validation):
+        assert word in text
+    checkpoints = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("checkpoint_final.pth")}
+    assert len(checkpoints) == 2
+    report.unlink()
+    pipeline.run_demo(tmp_path / "out", data=raw)
+    assert report.exists()
+    assert {path: path.stat().st_mtime_ns for path in checkpoints} == checkpoints
+
+
+def test_a_failing_command_ends_the_demo_with_the_end_of_its_output(barely_trained, tmp_path):
+    raw = write_raw_dataset(tmp_path / "mine", "Dataset123_Mine", cases=6, test_cases=0, shape=(32, 36, 30))
+    (raw / "labelsTr" / "phantom_000.nii.gz").unlink()
+    with pytest.raises(RuntimeError, match=r"(?s)nnUNetv2_plan_and_preprocess ended with exit code 1.*phantom_000"):
+        pipeline.run_demo(tmp_path / "out", data=raw)
+    assert not (tmp_path / "out/report.html").exists()
