@@ -20,6 +20,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, distributed
 from torch._dynamo import OptimizedModule
 from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_glims.architectures.base import Precision, SegmentationNetwork, autocast
 
@@ -74,7 +75,8 @@ class RobustTrainer(nnUNetTrainer):
     @property
     def bare_network(self) -> SegmentationNetwork:
         """The network without the wrappers of distributed training and torch.compile."""
-        network = self.network.module if self.is_ddp else self.network
+        # The optimizer is made before the network is wrapped.
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def initialize(self) -> None:
