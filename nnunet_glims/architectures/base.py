@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.kernels.cpu import keep_freed_memory
 from nnunet_glims.topology import Triple, scales
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -73,6 +74,8 @@ class SegmentationNetwork(nn.Module):
                 f"input of shape {tuple(x.shape)} given, expected (N, {self.input_channels}, D, H, W): "
                 f"the network was built for {self.input_channels} input channels"
             )
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            keep_freed_memory()
         with autocast(x.device.type, self.precision):
             outputs = self.logits(x)
         outputs = [out.float() if out.dtype in (torch.float16, torch.bfloat16) else out for out in outputs]

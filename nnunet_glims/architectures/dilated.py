@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nnunet_glims.architectures.layers import ConvNormAct, InstanceNorm, instance_norm
-
-DILATIONS = (1, 2, 3)
+from nnunet_glims.architectures.layers import ConvNormAct, InstanceNorm, Recomputing
+from nnunet_glims.kernels import ops
+from nnunet_glims.kernels.formulas import DILATIONS
 
 
 class DepthwiseBranch(nn.Module):
-    """Depthwise 3³ convolution with one dilation, norm over each channel's volume (affine), PReLU."""
+    """Parameters of a depthwise 3³ convolution with one dilation, norm over each channel's volume (affine), PReLU."""
 
     def __init__(self, channels: int, dilation: int):
         super().__init__()
@@ -19,11 +19,8 @@ class DepthwiseBranch(nn.Module):
         self.norm = InstanceNorm(channels)
         self.act = nn.PReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
 
-
-class DilatedAggregator(nn.Module):
+class DilatedAggregator(Recomputing):
     """DACB(c, hidden): branches of dilation 1, 2, 3 -> 1³ convolutions 3c -> hidden -> c, residual. Shape is kept.
 
     `unused_slope` takes part in nothing. The released model carries it, so it is here for its weights to load and for the
@@ -38,8 +35,14 @@ class DilatedAggregator(nn.Module):
         self.unused_slope = nn.Parameter(torch.full((1,), 0.25), requires_grad=False)
         self.act = nn.PReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        # Depthwise dilated convolutions are 4-5 times faster in this layout on CPUs.
-        seen = x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x
-        aggregated = torch.cat([branch(seen) for branch in self.branches], dim=1)
-        return self.act(instance_norm(x + self.reduce(self.expand(aggregated))))
+    def compute(self, x: Tensor) -> Tensor:
+        return ops.norm_act(x + self.reduce(self.expand(self.aggregate(x))), self.act.weight)
+
+    def aggregate(self, x: Tensor) -> Tensor:
+        """(N, c, D, H, W) -> the branches' outputs side by side, (N, 3c, D, H, W)."""
+        weight = torch.stack([branch.conv.weight.flatten(1) for branch in self.branches])
+        bias = torch.stack([branch.conv.bias for branch in self.branches])
+        gain = torch.stack([branch.norm.weight for branch in self.branches])
+        shift = torch.stack([branch.norm.bias for branch in self.branches])
+        slope = torch.cat([branch.act.weight for branch in self.branches])
+        return ops.branches(x, weight, bias, gain, shift, slope)

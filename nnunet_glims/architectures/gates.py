@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_glims.architectures.layers import InstanceNorm
+from nnunet_glims.kernels import ops
 
 
 class SpatialGate(nn.Module):
@@ -32,7 +33,7 @@ class SpatialGate(nn.Module):
         if self.released:
             return self.act(self.norm.bias.view(1, 1, 1, 1, 1))
         pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
-        return self.act(self.norm(self.conv(pooled)))
+        return ops.norm_act(self.conv(pooled), self.act.weight, self.norm.weight, self.norm.bias)
 
 
 class SkipGate(nn.Module):

@@ -29,7 +29,7 @@ from nnunet_glims.architectures import glims_released
 from nnunet_glims.architectures.base import SegmentationNetwork, check_names, check_shape
 from nnunet_glims.architectures.dilated import DilatedAggregator
 from nnunet_glims.architectures.gates import SkipGate
-from nnunet_glims.architectures.layers import ConvNormAct
+from nnunet_glims.architectures.layers import ConvNormAct, Recomputing
 from nnunet_glims.architectures.window_attention import SwinStage, channel_norm
 from nnunet_glims.errors import UsageError
 from nnunet_glims.topology import Triple, check_patch_size, check_strides, stage_sizes, stage_strides, total_stride
@@ -43,7 +43,7 @@ def _aggregators(channels: int) -> nn.Sequential:
     return nn.Sequential(*(DilatedAggregator(channels, 2 * channels) for _ in range(2)))
 
 
-class EncoderStage(nn.Module):
+class EncoderStage(Recomputing):
     """DMSF: two aggregators give the skip, a strided convolution goes on from it."""
 
     def __init__(self, channels: int, out_channels: int, stride: Triple):
@@ -51,12 +51,12 @@ class EncoderStage(nn.Module):
         self.blocks = _aggregators(channels)
         self.down = ConvNormAct(channels, out_channels, stride)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(self, x: Tensor) -> tuple[Tensor, Tensor]:
         skip = self.blocks(x)
         return skip, self.down(skip)
 
 
-class DecoderStage(nn.Module):
+class DecoderStage(Recomputing):
     """DMSU: upsample, concatenate (upsampled, skip), fuse, two aggregators."""
 
     def __init__(self, in_channels: int, channels: int, stride: Triple):
@@ -65,7 +65,7 @@ class DecoderStage(nn.Module):
         self.fuse = ConvNormAct(2 * channels, channels)
         self.blocks = _aggregators(channels)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def compute(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.blocks(self.fuse(torch.cat([self.up(x), skip], dim=1)))
 
 
@@ -182,6 +182,13 @@ class Decoder(nn.Module):
         return [self.seg_layers[index](features[index]) for index in range(wanted)]
 
 
+CHECKPOINTING: dict[str, tuple[type[Recomputing], ...]] = {
+    "none": (),
+    "aggregators": (DilatedAggregator,),
+    "stages": (DilatedAggregator, EncoderStage, DecoderStage),
+}
+
+
 class GLIMS(SegmentationNetwork):
     """GLIMS, described or released (see the module's table). 47,163,349 parameters for 4 channels, 3 classes, 96³.
 
@@ -196,6 +203,8 @@ class GLIMS(SegmentationNetwork):
         num_heads: attention heads of stages A to E.
         deep_supervision: return the logits of four resolutions instead of the finest alone.
         released: compute exactly what the released model does; only for 96³ patches.
+        checkpointing: what a training step computes twice to save memory: "none", "aggregators" or "stages" (all
+            convolutional stages as well). Results do not depend on it.
 
     Raises:
         UsageError: patch, strides or widths that cannot be built.
@@ -212,8 +221,11 @@ class GLIMS(SegmentationNetwork):
         num_heads: Sequence[int] = (6, 12, 24, 12, 6),
         deep_supervision: bool = True,
         released: bool = False,
+        checkpointing: str = "aggregators",
     ):
         super().__init__(input_channels, num_classes)
+        if checkpointing not in CHECKPOINTING:
+            raise UsageError(f"checkpointing {checkpointing!r} is unknown: choose one of {', '.join(CHECKPOINTING)}")
         patch = check_patch_size(patch_size)
         if strides is None:
             strides = stage_strides(patch, stages=STAGES)
@@ -238,6 +250,9 @@ class GLIMS(SegmentationNetwork):
         self.decoder.deep_supervision = deep_supervision
         if not released:
             self.apply(_truncated_normal)
+        for module in self.modules():
+            if isinstance(module, CHECKPOINTING[checkpointing]):
+                module.recompute = True
 
     def logits(self, x: Tensor) -> list[Tensor]:
         size = tuple(x.shape[2:])

@@ -1,0 +1,185 @@
+"""Every kernel against the plain formula in float64, and what happens where kernels cannot be had."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nnunet_glims.architectures import GLIMS
+from nnunet_glims.errors import UsageError
+from nnunet_glims.kernels import cpu, formulas, ops
+
+needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
+
+SHAPES = [(1, 3, 8, 8, 8), (2, 5, 9, 7, 20), (1, 24, 17, 33, 40), (1, 2, 1, 5, 3), (3, 1, 2, 2, 35), (1, 7, 6, 20, 16)]
+
+
+def branch_parameters(channels):
+    weight = torch.randn(3, channels, 27)
+    bias, gain, shift = torch.randn(3, channels), torch.rand(3, channels) + 0.5, torch.randn(3, channels)
+    return weight, bias, gain, shift, torch.rand(3) - 0.2
+
+
+def norm_parameters(channels):
+    return torch.rand(channels) + 0.5, torch.randn(channels), torch.rand(1)
+
+
+def expect_formula(operation, formula, inputs):
+    """Values and gradients of `operation` in float32 equal those of `formula` in float64."""
+    given = [tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_() for tensor in inputs]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    y, expected = operation(*given), formula(*exact)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-5)
+    incoming = torch.randn(y.shape)
+    gradients = torch.autograd.grad(y, given, incoming)
+    expected_gradients = torch.autograd.grad(expected, exact, incoming.double())
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert gradient.shape == wanted.shape
+        scale = max(wanted.abs().max().item(), incoming.norm().item())
+        assert (gradient - wanted).abs().max().item() < 1e-5 * scale
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_branches_compute_the_formula_and_its_gradients(shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape) * 3 + 1
+    assert cpu.usable(x)
+    expect_formula(ops.branches, formulas.branches, (x, *branch_parameters(shape[1])))
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norm_act_computes_the_formula_and_its_gradients(shape):
+    torch.manual_seed(0)
+    gain, shift, slope = norm_parameters(shape[1])
+    expect_formula(
+        lambda x, gain, shift, slope: ops.norm_act(x, slope, gain, shift),
+        formulas.norm_act,
+        (torch.randn(shape) * 3 + 1, gain, shift, slope),
+    )
+    expect_formula(ops.norm_act, lambda x, slope: formulas.norm_act(x, None, None, slope), (torch.randn(shape), slope))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last_3d),
+        lambda x: x.transpose(2, 4),
+        lambda x: x[:, :, 1:, ::2],
+    ],
+    ids=["channels-last", "transposed", "sliced"],
+)
+def test_inputs_may_lie_in_memory_in_any_way(layout):
+    x = layout(torch.randn(2, 4, 9, 10, 11))
+    assert not x.is_contiguous()
+    parameters = branch_parameters(4)
+    torch.testing.assert_close(ops.branches(x, *parameters), formulas.branches(x, *parameters), rtol=1e-4, atol=1e-5)
+    slope = torch.rand(1)
+    torch.testing.assert_close(ops.norm_act(x, slope), formulas.norm_act(x, None, None, slope), rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_the_variance_of_values_far_from_zero_is_exact():
+    x = torch.randn(1, 2, 24, 24, 24) + 1000
+    slope = torch.full((1,), 0.25)
+    expected = formulas.norm_act(x.double(), None, None, slope.double())
+    assert (ops.norm_act(x, slope) - expected).abs().max() < 2e-3  # float32 holds x itself to 3e-5 of its sd
+
+
+@needs_compiler
+def test_non_finite_values_are_passed_on():
+    x = torch.randn(1, 2, 6, 6, 6)
+    x[0, 0, 3, 3, 3] = float("nan")
+    y = ops.branches(x, *branch_parameters(2))
+    assert y[:, ::2].isnan().all() and y[:, 1::2].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_result_does_not_depend_on_the_number_of_threads(threads):
+    torch.manual_seed(0)
+    x, parameters = torch.randn(2, 6, 9, 10, 11), branch_parameters(6)
+    before, expected = torch.get_num_threads(), ops.branches(x, *parameters)
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(ops.branches(x, *parameters), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_torch_accepts_the_operators():
+    x, slope = torch.randn(1, 2, 5, 6, 7, requires_grad=True), torch.rand(1)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(ops._branches, (x, *branch_parameters(2), 1e-5), test_utils=tests)
+    torch.library.opcheck(ops._norm_act, (x, torch.ones(2), torch.zeros(2), slope, 1e-5), test_utils=tests)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_use_the_formulas(dtype):
+    x, parameters = torch.randn(1, 2, 5, 6, 7).to(dtype), [p.to(dtype) for p in branch_parameters(2)]
+    assert torch.equal(ops.branches(x, *parameters), formulas.branches(x, *parameters))
+
+
+def test_eager_is_a_choice_and_other_words_are_refused(monkeypatch):
+    x, parameters = torch.randn(1, 2, 5, 6, 7), branch_parameters(2)
+    monkeypatch.setenv("NNUNET_GLIMS_KERNELS", "eager")
+    assert torch.equal(ops.branches(x, *parameters), formulas.branches(x, *parameters))
+    monkeypatch.setenv("NNUNET_GLIMS_KERNELS", "fast")
+    with pytest.raises(UsageError, match="'fast'.*auto or eager"):
+        ops.branches(x, *parameters)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"CC": "false", "PATH": ""}, {"CC": "false"}, {"XDG_CACHE_HOME": "/dev/null/no"}],
+    ids=["no compiler", "a compiler that fails", "no place for the cache"],
+)
+def test_without_kernels_the_network_runs_all_the_same(environment, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    program = (
+        "import torch; from nnunet_glims.kernels import cpu, ops; x = torch.randn(1, 2, 4, 4, 4); "
+        "print(cpu.usable(x), tuple(ops.norm_act(x, torch.rand(1)).shape))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split(maxsplit=1) == ["False", "(1, 2, 4, 4, 4)\n"]
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def activations_and_gradients(checkpointing):
+    """Bytes kept for the backward pass besides parameters, and all gradients."""
+    torch.manual_seed(0)
+    network = GLIMS(1, 2, (32, 32, 32), feature_size=6, num_heads=(3,) * 5, checkpointing=checkpointing)
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(torch.randn(1, 1, 32, 32, 32))
+    sum(output.square().mean() for output in outputs).backward()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    nbytes = sum(storage.nbytes() for place, storage in kept.items() if place not in parameters)
+    return nbytes, [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+
+def test_checkpointing_changes_memory_not_gradients():
+    straightforward, expected = activations_and_gradients("none")
+    aggregators, found = activations_and_gradients("aggregators")
+    torch.testing.assert_close(found, expected)
+    stages, found = activations_and_gradients("stages")
+    torch.testing.assert_close(found, expected)
+    assert stages < aggregators < 0.5 * straightforward
+
+
+def test_saved_activations_are_at_most_a_third_of_the_straightforward_ones(monkeypatch):
+    by_default, _ = activations_and_gradients("aggregators")
+    monkeypatch.setenv("NNUNET_GLIMS_KERNELS", "eager")
+    straightforward, _ = activations_and_gradients("none")
+    assert by_default < 0.35 * straightforward
