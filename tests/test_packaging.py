@@ -39,7 +39,13 @@ def wheel(tmp_path_factory):
 def test_it_holds_trainers_overrides_and_the_start_up_file(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "nnunet_glims.pth" in names
-    for folder, pattern in (("trainers", "*.py"), ("plans_overrides", "*.json"), ("nnunet_glims", "**/*.py")):
+    kinds = (
+        ("trainers", "*.py"),
+        ("plans_overrides", "*.json"),
+        ("nnunet_glims", "**/*.py"),
+        ("nnunet_glims", "**/*.c"),
+    )
+    for folder, pattern in kinds:
         for file in (ROOT / folder).glob(pattern):
             inside = file.relative_to(ROOT).as_posix()
             assert (inside if folder == "nnunet_glims" else f"nnunet_glims/{inside}") in names

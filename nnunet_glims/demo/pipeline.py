@@ -51,6 +51,11 @@ class Workspace:
         """The folder of a trained model."""
         return self.folder / "nnUNet_results" / self.dataset / f"{trainer}__{plans_name}__{CONFIGURATION}"
 
+    @property
+    def workers(self) -> str:
+        """Processes for one of nnU-Net's jobs; starting one takes as long as a case of the demo."""
+        return str(max(1, min(4, (os.cpu_count() or 1) // 2)))
+
     def environment(self) -> dict[str, str]:
         """What nnU-Net's commands run with."""
         cores = os.cpu_count() or 1
@@ -129,8 +134,11 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
         steps.run(
             "Plan and preprocess",
             "plan_and_preprocess",
-            ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--verify_dataset_integrity"],
-        )
+            [
+                "nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--verify_dataset_integrity",
+                "-npfp", workspace.workers, "-np", workspace.workers,
+            ],
+        )  # fmt: skip
     plans_name = apply_override(workspace.preprocessed, OVERRIDE, CONFIGURATION, overwrite=True).plans_name
 
     results = []
@@ -146,24 +154,25 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
                     "-device", device, "--c",
                 ],
             )  # fmt: skip
-        images, truths = _unseen_cases(workspace)
         predictions = folder / "predictions" / name
-        steps.run(
-            f"Predict {name}",
-            f"predict_{name}",
-            [
-                "nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(predictions), "-m", str(model),
-                "-f", "0", "-device", device,
-            ],
-        )  # fmt: skip
-        steps.run(
-            f"Evaluate {name}",
-            f"evaluate_{name}",
-            [
-                "nnUNetv2_evaluate_folder", str(truths), str(predictions), "-djfile", str(raw / "dataset.json"),
-                "-pfile", str(model / "plans.json"), "--chill",
-            ],
-        )  # fmt: skip
+        if not _is_newer(predictions / "summary.json", model / "fold_0/checkpoint_final.pth"):
+            images, truths = _unseen_cases(workspace)
+            steps.run(
+                f"Predict {name}",
+                f"predict_{name}",
+                [
+                    "nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(predictions), "-m", str(model),
+                    "-f", "0", "-device", device, "-npp", workspace.workers, "-nps", workspace.workers,
+                ],
+            )  # fmt: skip
+            steps.run(
+                f"Evaluate {name}",
+                f"evaluate_{name}",
+                [
+                    "nnUNetv2_evaluate_folder", str(truths), str(predictions), "-djfile", str(raw / "dataset.json"),
+                    "-pfile", str(model / "plans.json"), "--chill",
+                ],
+            )  # fmt: skip
         result = _result(name, trainer, workspace, model, predictions)
         console.print(f"{name}: Dice {_mean_dice(result.dice)}")
         results.append(result)
@@ -179,6 +188,10 @@ def _check_raw(data: Path) -> Path:
             "labelsTr"
         )
     return data
+
+
+def _is_newer(file: Path, than: Path) -> bool:
+    return file.exists() and file.stat().st_mtime_ns > than.stat().st_mtime_ns
 
 
 def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:

@@ -89,11 +89,6 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 2**28)
 
 
-def usable(x: Tensor) -> bool:
-    """Whether the kernels can run on this tensor here."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and library() is not None
-
-
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)

@@ -13,22 +13,24 @@ from nnunet_glims.kernels import cpu, formulas
 SETTINGS = ("auto", "eager")
 
 
-def _accelerated(x: Tensor) -> bool:
+@torch.compiler.assume_constant_result
+def _accelerated(device: str, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for such tensors here."""
     setting = os.environ.get("NNUNET_GLIMS_KERNELS", "auto")
     if setting not in SETTINGS:
         raise UsageError(f"NNUNET_GLIMS_KERNELS={setting!r} is unknown: set {' or '.join(SETTINGS)}")
-    return setting == "auto" and cpu.usable(x)
+    return setting == "auto" and device == "cpu" and dtype == torch.float32 and cpu.library() is not None
 
 
 def branches(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor) -> Tensor:
     """See `formulas.branches`."""
-    operation = _branches if _accelerated(x) else formulas.branches
+    operation = _branches if _accelerated(x.device.type, x.dtype) else formulas.branches
     return operation(x, weight, bias, gain, shift, slope, 1e-5)
 
 
 def norm_act(x: Tensor, slope: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """See `formulas.norm_act`."""
-    if not _accelerated(x):
+    if not _accelerated(x.device.type, x.dtype):
         return formulas.norm_act(x, gain, shift, slope)
     if gain is None or shift is None:
         gain, shift = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])

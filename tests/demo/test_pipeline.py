@@ -21,7 +21,7 @@ def barely_trained(tmp_path, monkeypatch):
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
 
 
-def test_it_reports_on_a_data_set_of_the_users_and_a_second_run_trains_nothing_again(barely_trained, tmp_path):
+def test_it_reports_on_a_data_set_of_the_users_and_a_second_run_computes_nothing_again(barely_trained, tmp_path):
     raw = write_raw_dataset(tmp_path / "mine", "Dataset123_Mine", cases=6, test_cases=0, shape=(32, 36, 30))
     report = pipeline.run_demo(tmp_path / "out", data=raw)
     text = report.read_text()
@@ -30,12 +30,13 @@ def test_it_reports_on_a_data_set_of_the_users_and_a_second_run_trains_nothing_a
     ]
     for word in ("nnUNetTrainerGLIMS", "nnUNetTrainerLATUPNet", *validation):
         assert word in text
-    checkpoints = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("checkpoint_final.pth")}
-    assert len(checkpoints) == 2
+    computed = [*(tmp_path / "out").rglob("checkpoint_final.pth"), *(tmp_path / "out/predictions").rglob("*.nii.gz")]
+    written = {path: path.stat().st_mtime_ns for path in computed}
+    assert len(written) == 2 * (1 + len(validation))
     report.unlink()
     pipeline.run_demo(tmp_path / "out", data=raw)
     assert report.exists()
-    assert {path: path.stat().st_mtime_ns for path in checkpoints} == checkpoints
+    assert {path: path.stat().st_mtime_ns for path in computed} == written
 
 
 def test_a_failing_command_ends_the_demo_with_the_end_of_its_output(barely_trained, tmp_path):
