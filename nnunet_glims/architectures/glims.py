@@ -204,7 +204,7 @@ class GLIMS(SegmentationNetwork):
         deep_supervision: return the logits of four resolutions instead of the finest alone.
         released: compute exactly what the released model does; only for 96³ patches.
         checkpointing: what a training step computes twice to save memory: "none", "aggregators" or "stages" (all
-            convolutional stages as well). Results do not depend on it.
+            convolutional stages as well), where volumes are large. Results do not depend on it.
 
     Raises:
         UsageError: patch, strides or widths that cannot be built.

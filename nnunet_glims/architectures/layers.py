@@ -26,15 +26,19 @@ class InstanceNorm(nn.Module):
 
 
 class Recomputing(nn.Module):
-    """A module that with `recompute` keeps its inputs alone for the gradients and computes the rest again (`compute`)."""
+    """A module that with `recompute` keeps its inputs alone for the gradients and computes the rest again (`compute`).
+
+    Inputs of fewer than `worthwhile` values are left alone: there is little to save.
+    """
 
     recompute = False
+    worthwhile = 2**21
 
     def compute(self, *inputs: Tensor) -> Any:
         raise NotImplementedError
 
     def forward(self, *inputs: Tensor) -> Any:
-        if self.recompute and torch.is_grad_enabled():
+        if self.recompute and torch.is_grad_enabled() and inputs[0].numel() >= self.worthwhile:
             return checkpoint(self.compute, *inputs, use_reentrant=False, preserve_rng_state=False)
         return self.compute(*inputs)
 

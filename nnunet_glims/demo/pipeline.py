@@ -66,7 +66,7 @@ class Workspace:
         }
         defaults = {
             "nnUNet_n_proc_DA": str(max(1, min(4, cores - 1))),
-            "nnUNet_def_n_proc": str(min(4, cores)),
+            "nnUNet_def_n_proc": self.workers,
             # Threads that wait actively take the cores from those that still work.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
@@ -162,7 +162,7 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
                 f"predict_{name}",
                 [
                     "nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(predictions), "-m", str(model),
-                    "-f", "0", "-device", device, "-npp", workspace.workers, "-nps", workspace.workers,
+                    "-f", "0", "-device", device, "-npp", "0", "-nps", "0",
                 ],
             )  # fmt: skip
             steps.run(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nnunet_glims.architectures import GLIMS
+from nnunet_glims.architectures.layers import Recomputing
 from nnunet_glims.errors import UsageError
 from nnunet_glims.kernels import cpu, formulas, ops
 
@@ -169,7 +170,16 @@ def activations_and_gradients(checkpointing):
     return nbytes, [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
-def test_checkpointing_changes_memory_not_gradients():
+@pytest.fixture
+def always_worthwhile(monkeypatch):
+    monkeypatch.setattr(Recomputing, "worthwhile", 0)
+
+
+def test_small_volumes_are_not_computed_twice():
+    assert activations_and_gradients("stages")[0] == activations_and_gradients("none")[0]
+
+
+def test_checkpointing_changes_memory_not_gradients(always_worthwhile):
     straightforward, expected = activations_and_gradients("none")
     aggregators, found = activations_and_gradients("aggregators")
     torch.testing.assert_close(found, expected)
@@ -178,7 +188,7 @@ def test_checkpointing_changes_memory_not_gradients():
     assert stages < aggregators < 0.5 * straightforward
 
 
-def test_saved_activations_are_at_most_a_third_of_the_straightforward_ones(monkeypatch):
+def test_saved_activations_are_at_most_a_third_of_the_straightforward_ones(always_worthwhile, monkeypatch):
     by_default, _ = activations_and_gradients("aggregators")
     monkeypatch.setenv("NNUNET_GLIMS_KERNELS", "eager")
     straightforward, _ = activations_and_gradients("none")
