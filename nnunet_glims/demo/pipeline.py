@@ -24,8 +24,8 @@ from nnunet_glims.files import read_json
 from nnunet_glims.networks import network_named
 from nnunet_glims.plans import apply_override
 
-NETWORKS = ("GLIMS", "LATUPNet")
-OVERRIDE = "cpu_demo"
+OVERRIDES = {"GLIMS": "cpu_demo", "LATUPNet": "latupnet_cpu_demo"}
+"""Network -> plans override."""
 CONFIGURATION = "3d_fullres"
 SHOWN_CASES = 2
 
@@ -139,10 +139,10 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
                 "-npfp", workspace.workers, "-np", workspace.workers,
             ],
         )  # fmt: skip
-    plans_name = apply_override(workspace.preprocessed, OVERRIDE, CONFIGURATION, overwrite=True).plans_name
 
     results = []
-    for name in NETWORKS:
+    for name, override in OVERRIDES.items():
+        plans_name = apply_override(workspace.preprocessed, override, CONFIGURATION, overwrite=True).plans_name
         trainer = network_named(name).trainer
         model = workspace.model(trainer, plans_name)
         if not (model / "fold_0/validation/summary.json").exists():
@@ -161,8 +161,9 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
                 f"Predict {name}",
                 f"predict_{name}",
                 [
-                    "nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(predictions), "-m", str(model),
-                    "-f", "0", "-device", device, "-npp", "0", "-nps", "0",
+                    "nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-d", workspace.dataset,
+                    "-c", CONFIGURATION, "-tr", trainer, "-p", plans_name, "-f", "0", "-device", device,
+                    "-npp", "0", "-nps", "0",
                 ],
             )  # fmt: skip
             steps.run(

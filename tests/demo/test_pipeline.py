@@ -17,7 +17,7 @@ def barely_trained(tmp_path, monkeypatch):
     training = {"epochs": 1, "iterations_per_epoch": 2, "validation_iterations": 1, "augmentation": "none"}
     content = {"description": "tiny", "source": "ours", "patch_size": [16, 16, 16], "batch_size": 2}
     override.write_text(json.dumps({**content, "training": training}))
-    monkeypatch.setattr(pipeline, "OVERRIDE", str(override))
+    monkeypatch.setattr(pipeline, "OVERRIDES", dict.fromkeys(pipeline.OVERRIDES, str(override)))
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
 
 
