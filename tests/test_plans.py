@@ -9,7 +9,7 @@ from nnunet_glims.recipes import Recipe
 from tests.preprocessed import DATASET, make_plans
 
 PROMISED = {
-    "cpu_demo", "glims_brats", "glims_btcv", "glims_low_vram", "glims_released_brats", "latupnet_brats",
+    "cpu_demo", "glims_brats", "glims_btcv", "glims_low_vram", "glims_released_brats", "latupnet_brats", "latupnet_cpu_demo",
     "latupnet_low_vram", "latupnet_paper",
 }  # fmt: skip
 
