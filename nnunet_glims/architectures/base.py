@@ -75,7 +75,7 @@ class SegmentationNetwork(nn.Module):
                 f"the network was built for {self.input_channels} input channels"
             )
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            keep_freed_memory()
+            keep_freed_memory(x[:, 0].numel() if torch.is_grad_enabled() else 0)
         with autocast(x.device.type, self.precision):
             outputs = self.logits(x)
         outputs = [out.float() if out.dtype in (torch.float16, torch.bfloat16) else out for out in outputs]

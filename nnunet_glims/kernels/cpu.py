@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -71,22 +71,38 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-@cache
-def keep_freed_memory() -> None:
+KEPT_BYTES_PER_VOXEL = 8192
+"""What a training step of GLIMS holds for each voxel of its batch while freed memory is kept; half of it otherwise."""
+
+
+def keep_freed_memory(training_voxels: int = 0) -> None:
     """Have glibc give freed memory to the next tensor instead of back to the system. Other C libraries are left alone.
 
     Otherwise each large tensor is made of fresh pages, which the system zeroes one by one; with kernels as fast as these,
-    that takes most of a network's time. It costs memory, since what is freed does not always fit what comes next; the
-    variable NNUNET_GLIMS_KEEP_MEMORY=0 turns it off.
+    that takes most of a network's time. It costs memory, since what is freed does not always fit what comes next: a
+    training step on that many voxels for which half of the machine's memory might not do gives memory back after all. The
+    variable NNUNET_GLIMS_KEEP_MEMORY=0 always does.
     """
-    if os.environ.get("NNUNET_GLIMS_KEEP_MEMORY") == "0":
-        return
+    wanted = os.environ.get("NNUNET_GLIMS_KEEP_MEMORY") != "0"
+    _set_keeping(wanted and training_voxels * KEPT_BYTES_PER_VOXEL <= _physical_memory() / 2)
+
+
+@cache
+def _physical_memory() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
+@lru_cache(maxsize=1)
+def _set_keeping(keep: bool) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        trim_threshold, top_pad, mmap_max = -1, -2, -4  # as in malloc.h
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 2**28)
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # as in malloc.h, and its defaults below
+        mallopt(mmap_max, 0 if keep else 2**16)
+        mallopt(trim_threshold, 2**31 - 1 if keep else 2**17)
+        mallopt(top_pad, 2**28 if keep else 2**17)
 
 
 @cache

@@ -170,6 +170,27 @@ def activations_and_gradients(checkpointing):
     return nbytes, [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
+def test_memory_is_kept_where_there_is_enough(monkeypatch):
+    decisions = []
+    monkeypatch.setattr(cpu, "_set_keeping", decisions.append)
+    monkeypatch.setattr(cpu, "_physical_memory", lambda: 16 * 2**30)
+    for voxels in (0, 96**3, 2 * 128**3):
+        cpu.keep_freed_memory(voxels)
+    monkeypatch.setenv("NNUNET_GLIMS_KEEP_MEMORY", "0")
+    cpu.keep_freed_memory(0)
+    assert decisions == [True, True, False, False]
+
+
+def test_a_network_tells_how_much_it_trains_on(monkeypatch):
+    told = []
+    monkeypatch.setattr("nnunet_glims.architectures.base.keep_freed_memory", told.append)
+    network, x = GLIMS(1, 2, (16, 16, 16), feature_size=6, num_heads=(3,) * 5), torch.randn(2, 1, 16, 16, 16)
+    network(x)
+    with torch.no_grad():
+        network(x)
+    assert told == [2 * 16**3, 0]
+
+
 @pytest.fixture
 def always_worthwhile(monkeypatch):
     monkeypatch.setattr(Recomputing, "worthwhile", 0)
