@@ -13,7 +13,7 @@ from importlib import import_module
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 
-COMMANDS = ("demo", "env", "plans")
+COMMANDS = ("convert", "demo", "env", "plans")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,97 @@
+"""`nnunet-glims convert`: a raw release into nnU-Net's raw layout."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "convert a release of BraTS or BTCV to nnU-Net's raw layout, checked"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="DATASET")
+    brats = kinds.add_parser("brats", help="BraTS 2018, 2020, 2021, 2023 (adult glioma)")
+    _add_common(brats)
+    brats.add_argument("--release", default="auto", help="2018, 2020, 2021 or 2023 (default: told by the cases' names)")
+    brats.add_argument(
+        "--channels",
+        default="t1,t1ce,t2,flair",
+        help="which, in which order (t1,t1ce,t2,flair; LATUP-Net: flair,t1ce,t2)",
+    )
+    brats.add_argument("--split", default="nnunet", help="nnunet, or a file like splits_final.json")
+    btcv = kinds.add_parser("btcv", help="BTCV, abdomen CT (Synapse syn3193805)")
+    _add_common(btcv)
+    btcv.add_argument("--protocol", default="btcv13", help="btcv13: 13 organs; synapse8: 8 organs, 18 and 12 cases")
+    btcv.add_argument("--split", default="nnunet", help="nnunet, 24-6, or a file like splits_final.json")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="folder, zip or tar of the release")
+    parser.add_argument("-d", "--dataset", type=int, required=True, help="number of the new data set, 1 to 999")
+    parser.add_argument("--name", help="name of the new data set, after DatasetNNN_")
+    parser.add_argument("--workers", type=int, help="processes (default: a core each, at most 8)")
+    transfer = parser.add_mutually_exclusive_group()
+    transfer.add_argument("--copy", action="store_true", help="copy files that need no change (the default)")
+    transfer.add_argument("--link", action="store_true", help="link to files that need no change")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted conversion")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out cases with problems")
+
+
+def run(options: argparse.Namespace) -> None:
+    import os
+    import shutil
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from nnunet_glims.datasets import archive, brats, btcv, conversion
+    from nnunet_glims.errors import UsageError
+
+    if not os.environ.get("nnUNet_raw"):
+        raise UsageError("the environment variable nnUNet_raw is not set: nnU-Net keeps raw data sets there")
+    source = Path(options.source)
+    default_name = {"brats": "BraTS", "btcv": "BTCV"}[options.kind]
+    target = conversion.Target(Path(os.environ["nnUNet_raw"]), options.dataset, options.name or default_name)
+    target.check()
+    packed = archive.is_archive(source)
+    if packed and options.link:
+        raise UsageError(f"{source}: there is nothing to link to in an archive: unpack it first, or leave out --link")
+    console = Console()
+    try:
+        folder, files = archive.images_of(source, target.unpacked)
+        own_split = None
+        if options.kind == "brats":
+            release = brats.read(files, options.release, [name.strip() for name in options.channels.split(",")])
+            if options.split != "nnunet":
+                own_split = Path(options.split)
+        else:
+            named = options.split in btcv.SPLITS
+            release = btcv.read(files, options.protocol, options.split if named else "nnunet")
+            own_split = None if named else Path(options.split)
+        labelled = sum(case.label is not None for case in release.cases)
+        console.print(
+            f"{release.name}: {len(release.cases)} cases, {labelled} of them with a segmentation, in {source}"
+        )
+        report = conversion.convert(
+            release,
+            folder,
+            target,
+            transfer="hardlink" if packed else "symlink" if options.link else "copy",
+            split=own_split,
+            workers=min(8, os.cpu_count() or 1) if options.workers is None else options.workers,
+            resume=options.resume,
+            skip_bad=options.skip_bad,
+            progress=lambda results, what, count: track(results, what, count, console=console),
+        )
+    except Exception:
+        shutil.rmtree(target.unpacked, ignore_errors=True)
+        raise
+    shutil.rmtree(target.unpacked, ignore_errors=True)
+    for entry in report["skipped"]:
+        console.print(f"skipped {entry['case']}: {entry['problem']}", soft_wrap=True)
+    training, test = len(report["training_cases"]), len(report["test_cases"])
+    console.print(f"wrote {target.folder}: {training} training cases, {test} test cases", soft_wrap=True)
+    console.print(
+        f"Next:\n  nnUNetv2_plan_and_preprocess -d {target.number} -c 3d_fullres --verify_dataset_integrity",
+        soft_wrap=True,
+    )

@@ -1,0 +1,105 @@
+"""BTCV, the abdomen data of "Multi-Atlas Labeling Beyond the Cranial Vault" (Synapse syn3193805)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_glims.datasets.cases import Problem, Release, SourceCase
+from nnunet_glims.errors import UsageError
+from nnunet_glims.validation import nearest
+
+ORGANS = (
+    "spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
+    "inferior_vena_cava", "portal_and_splenic_veins", "pancreas", "right_adrenal_gland", "left_adrenal_gland",
+)  # fmt: skip
+"""Label 1 is the first."""
+
+SYNAPSE8 = ("aorta", "gallbladder", "left_kidney", "right_kidney", "liver", "pancreas", "spleen", "stomach")
+"""The eight organs that TransUNet (arXiv 2102.04306) and those who compare with it report, in its order."""
+
+_SYNAPSE8_TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
+_SYNAPSE8_TRAIN = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
+_BTCV13_TEST = (35, 36, 37, 38, 39, 40)
+
+PROTOCOLS = ("btcv13", "synapse8")
+SPLITS = ("nnunet", "24-6")
+_FILE = re.compile(r"(?P<kind>img|label)(?P<number>\d{4})\.nii(\.gz)?")
+
+
+def read(files: Sequence[Path], protocol: str = "btcv13", split: str = "nnunet") -> Release:
+    """Pair images and labels by their number.
+
+    Args:
+        files: all files of the release, in whatever folders.
+        protocol: "btcv13" for all organs, "synapse8" for eight organs and the published 18 training and 12 test cases.
+        split: "nnunet" leaves the split to nnU-Net, "24-6" validates on cases 35 to 40; `synapse8` has its own.
+
+    Raises:
+        UsageError: no such protocol or split, or no image among the files.
+    """
+    for value, known, what in ((protocol, PROTOCOLS, "protocol"), (split, SPLITS, "split")):
+        if value not in known:
+            raise UsageError(f"{what} {value!r} is unknown: {nearest(value, list(known))}")
+    found: dict[str, dict[int, Path]] = {"img": {}, "label": {}}
+    problems = []
+    for file in sorted(files):
+        match = _FILE.fullmatch(file.name)
+        if match is None:
+            continue
+        kind, number = match["kind"], int(match["number"])
+        if number in found[kind]:
+            problems.append(
+                Problem(f"img{number:04d}", str(file), f"there is also {found[kind][number]}: a case may be there once")
+            )
+        else:
+            found[kind][number] = file
+    if not found["img"]:
+        raise UsageError(
+            f"none of {len(files)} files is named like BTCV (img0001.nii.gz, label0001.nii.gz): "
+            "give the folder or archive that has RawData or averaged-training-images"
+        )
+    for number in sorted(found["label"].keys() - found["img"].keys()):
+        problems.append(Problem(f"img{number:04d}", str(found["label"][number]), "a segmentation without its image"))
+    cases = tuple(
+        SourceCase(_name(number), (file,), found["label"].get(number), _name(number))
+        for number, file in sorted(found["img"].items())
+    )
+    labels: dict[str, int | list[int]] = {"background": 0}
+    if protocol == "synapse8":
+        labels.update((organ, index + 1) for index, organ in enumerate(SYNAPSE8))
+    else:
+        labels.update((organ, index + 1) for index, organ in enumerate(ORGANS))
+    label_map = {0: 0}
+    for index, organ in enumerate(ORGANS):
+        kept = labels.get(organ, 0)
+        assert isinstance(kept, int)
+        label_map[index + 1] = kept
+    return Release(
+        name=f"BTCV, protocol {protocol}",
+        cases=cases,
+        channels=("CT",),
+        labels=labels,
+        regions_class_order=None,
+        label_map=label_map,
+        reference="https://doi.org/10.7303/syn3193805",
+        licence="terms of the challenge, to which one agrees for the download",
+        problems=tuple(problems),
+        splits=_splits(protocol, split, [case.name for case in cases if case.label is not None]),
+    )
+
+
+def _name(number: int) -> str:
+    return f"img{number:04d}"
+
+
+def _splits(protocol: str, split: str, labelled: Sequence[str]) -> list[dict[str, list[str]]] | None:
+    if protocol == "synapse8":
+        train, test = [_name(number) for number in _SYNAPSE8_TRAIN], [_name(number) for number in _SYNAPSE8_TEST]
+    elif split == "24-6":
+        test = [_name(number) for number in _BTCV13_TEST]
+        train = [name for name in labelled if name not in test]
+    else:
+        return None
+    return [{"train": train, "val": test}]

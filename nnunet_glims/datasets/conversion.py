@@ -1,0 +1,286 @@
+"""From a release to nnU-Net's raw layout: everything is checked first, then written so that a crash leaves no half file."""
+
+from __future__ import annotations
+
+import gzip
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import nibabel
+import numpy as np
+
+from nnunet_glims.datasets import splits
+from nnunet_glims.datasets.cases import Problem, Release, SourceCase
+from nnunet_glims.datasets.checks import check_case
+from nnunet_glims.datasets.disk import need
+from nnunet_glims.errors import UsageError
+from nnunet_glims.files import read_json, write_json
+
+REPORT = "conversion_report.json"
+_PLAN = "conversion_plan.json"
+Transfer = Literal["copy", "symlink", "hardlink"]
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+T = TypeVar("T")
+
+
+def quietly(results: Iterable[Any], what: str, count: int) -> Iterable[Any]:
+    """Progress that is not shown."""
+    return results
+
+
+class BadRelease(UsageError):
+    """A release with problems, all of them in the message."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = problems
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(
+            f"the release has {len(problems)} problem{'s' if len(problems) != 1 else ''}; nothing was written:\n{lines}\n"
+            "Mend or download these files again, or convert the other cases with --skip-bad"
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a converted data set goes."""
+
+    raw: Path
+    """nnU-Net's folder of raw data sets."""
+    number: int
+    name: str
+
+    @property
+    def dataset(self) -> str:
+        return f"Dataset{self.number:03d}_{self.name}"
+
+    @property
+    def folder(self) -> Path:
+        return self.raw / self.dataset
+
+    @property
+    def unfinished(self) -> Path:
+        """Where it is written until it is complete. nnU-Net does not see names that begin with a dot."""
+        return self.raw / f".{self.dataset}.unfinished"
+
+    @property
+    def unpacked(self) -> Path:
+        """Where the images of an archive lie meanwhile."""
+        return self.raw / f".{self.dataset}.unpacked"
+
+    def check(self) -> None:
+        """Raise `UsageError` where the number or name cannot be used or is taken."""
+        if not 1 <= self.number <= 999:
+            raise UsageError(f"data set number {self.number}: use one from 1 to 999")
+        if not self.name or not all(part.isalnum() for part in self.name.replace("-", "_").split("_") if part):
+            raise UsageError(f"data set name {self.name!r}: use letters, digits, - and _")
+        if not self.raw.is_dir():
+            raise UsageError(f"{self.raw}: there is no such folder; the environment variable nnUNet_raw names it")
+        taken = sorted(path.name for path in self.raw.glob(f"Dataset{self.number:03d}_*"))
+        if taken:
+            raise UsageError(
+                f"{self.raw}: number {self.number} is taken by {taken[0]}: choose another one, or delete it"
+            )
+
+
+def convert(
+    release: Release,
+    root: Path,
+    target: Target,
+    *,
+    transfer: Transfer = "copy",
+    split: Path | None = None,
+    workers: int = 1,
+    resume: bool = False,
+    skip_bad: bool = False,
+    progress: Progress = quietly,
+) -> dict[str, Any]:
+    """Check a release, then write it to `target.folder`.
+
+    Args:
+        release: as the data set's module read it.
+        root: folder that the report names the release's files from.
+        target: where it goes.
+        transfer: how files that need no change get there.
+        split: file with the splits; None for those of the release, or, where a patient has several cases, folds by
+            patient; else nnU-Net draws its own.
+        workers: processes.
+        resume: go on with an interrupted conversion of the same release.
+        skip_bad: leave cases with problems out instead of refusing the release.
+        progress: wraps the results of long work, (results, what is done, how many) -> results.
+
+    Returns:
+        The content of conversion_report.json.
+
+    Raises:
+        BadRelease: problems, without `skip_bad`.
+        UsageError: the target is taken or has no room, an interrupted conversion is in the way or was another one.
+    """
+    target.check()
+    with _processes(workers) as each:
+        check = partial(check_case, allowed_labels=tuple(release.label_map))
+        found = progress(each(check, release.cases), "Checking", len(release.cases))
+        problems = [*release.problems, *(problem for of_case in found for problem in of_case)]
+        if problems and not skip_bad:
+            raise BadRelease(problems)
+        bad = {problem.case for problem in problems}
+        cases = [case for case in release.cases if case.name not in bad]
+        training = [case for case in cases if case.label is not None]
+        if not training:
+            raise UsageError("no case with a segmentation is left to train on")
+        folds = _splits(release, training, split)
+        report = {
+            "release": release.name,
+            "training_cases": [case.name for case in training],
+            "test_cases": [case.name for case in cases if case.label is None],
+            "skipped": [{"case": p.case, "file": p.file, "problem": p.message} for p in problems],
+            "label_in_release": {str(ours): theirs for theirs, ours in sorted(release.label_map.items(), reverse=True)},
+            "source_files": {case.name: [file.relative_to(root).as_posix() for file in case.files] for case in cases},
+        }
+        _prepare(target, {**report, "transfer": transfer}, resume)
+        files = [file for case in cases for file in _written(case, release, target.unfinished, transfer)]
+        missing = [file for file in files if not file.target.exists() and not file.target.is_symlink()]
+        need(sum(file.nbytes for file in missing), target.unfinished, f"for {target.dataset}")
+        for _ in progress(each(_WrittenFile.write, missing), "Writing", len(missing)):
+            pass
+    _describe(target, release, len(training), folds, report)
+    return report
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[Callable[[Callable[[Any], T], Sequence[Any]], Iterable[T]]]:
+    """A function that applies another one to each of some things, in so many processes."""
+    if workers <= 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield pool.map
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _splits(release: Release, training: Sequence[SourceCase], split: Path | None) -> splits.Splits | None:
+    names = [case.name for case in training]
+    if split is not None:
+        return splits.from_file(split, names)
+    if release.splits is not None:
+        there = set(names)
+        return [{part: [name for name in of if name in there] for part, of in fold.items()} for fold in release.splits]
+    patient_of = {case.name: case.patient for case in training}
+    patients = set(patient_of.values())
+    if len(patients) in (1, len(names)):
+        return None
+    return splits.by_patient(patient_of)
+
+
+def _prepare(target: Target, plan: Mapping[str, Any], resume: bool) -> None:
+    """Make the unfinished folder, or check that the one there belongs to the same conversion."""
+    folder = target.unfinished
+    if folder.exists():
+        if not resume:
+            raise UsageError(
+                f"{folder}: an interrupted conversion left this. Go on with --resume, or delete it to start anew"
+            )
+        if (folder / _PLAN).exists() and read_json(folder / _PLAN) != plan:
+            raise UsageError(
+                f"{folder}: this was left by another conversion (source, cases or options differ). Delete it"
+            )
+    for name in ("imagesTr", "labelsTr", *(("imagesTs",) if plan["test_cases"] else ())):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for leftover in folder.rglob("*.tmp"):
+        leftover.unlink()
+    write_json(folder / _PLAN, plan)
+
+
+@dataclass(frozen=True)
+class _WrittenFile:
+    """One file of the converted data set."""
+
+    source: Path
+    target: Path
+    transfer: Transfer
+    label_map: Mapping[int, int] | None
+    """None for files whose voxels stay as they are."""
+
+    @property
+    def nbytes(self) -> int:
+        """On disk, about."""
+        return self.source.stat().st_size if self.transfer == "copy" or self.label_map is not None else 0
+
+    def write(self) -> None:
+        """Under a temporary name, then renamed."""
+        temporary = self.target.with_name(f"{self.target.name}.tmp")
+        packed = self.source.suffix == ".gz"
+        if self.label_map is not None or packed != (self.target.suffix == ".gz"):
+            content = self.source.read_bytes()
+            content = gzip.decompress(content) if packed else content
+            if self.label_map is not None:
+                content = relabelled(content, self.label_map)
+            # Without a time stamp, so that the same release gives the same bytes.
+            temporary.write_bytes(gzip.compress(content, 6, mtime=0) if self.target.suffix == ".gz" else content)
+        elif self.transfer == "symlink":
+            temporary.symlink_to(self.source.resolve())
+        elif self.transfer == "hardlink":
+            os.link(self.source, temporary)
+        else:
+            shutil.copyfile(self.source, temporary)
+        os.replace(temporary, self.target)
+
+
+def relabelled(nifti: bytes, label_map: Mapping[int, int]) -> bytes:
+    """The same NIfTI file, header and geometry to the last bit, with other labels, as uint8."""
+    image = nibabel.Nifti1Image.from_bytes(nifti)
+    labels = np.asanyarray(image.dataobj)
+    changed = np.zeros(labels.shape, np.uint8)
+    for theirs, ours in label_map.items():
+        changed[labels == theirs] = ours
+    header = image.header.copy()
+    header.set_data_dtype(np.uint8)
+    return nibabel.Nifti1Image(changed, None, header).to_bytes()
+
+
+def _written(case: SourceCase, release: Release, folder: Path, transfer: Transfer) -> Iterator[_WrittenFile]:
+    split = "Ts" if case.label is None else "Tr"
+    for channel, image in enumerate(case.images):
+        name = f"{case.name}_{channel:04d}{release.file_ending}"
+        yield _WrittenFile(image, folder / f"images{split}" / name, transfer, None)
+    if case.label is not None:
+        unchanged = all(theirs == ours for theirs, ours in release.label_map.items())
+        label_map = None if unchanged else dict(release.label_map)
+        yield _WrittenFile(case.label, folder / f"labelsTr/{case.name}{release.file_ending}", transfer, label_map)
+
+
+def _describe(
+    target: Target, release: Release, training: int, folds: splits.Splits | None, report: Mapping[str, Any]
+) -> None:
+    """The data set's small files; then it gets its name."""
+    from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
+    folder = target.unfinished
+    generate_dataset_json(
+        str(folder),
+        channel_names={str(number): name for number, name in enumerate(release.channels)},
+        labels=dict(release.labels),
+        num_training_cases=training,
+        file_ending=release.file_ending,
+        regions_class_order=release.regions_class_order,
+        dataset_name=target.name,
+        reference=release.reference,
+        release=release.name,
+        license=release.licence,
+        converted_by="nnunet-glims convert",
+    )
+    if folds is not None:
+        write_json(folder / "splits_final.json", folds)
+    write_json(folder / REPORT, report)
+    (folder / _PLAN).unlink()
+    os.replace(folder, target.folder)

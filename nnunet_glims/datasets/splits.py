@@ -1,0 +1,49 @@
+"""Splits in nnU-Net's form: a list of {"train": [case, …], "val": [case, …]}, one entry a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import KFold
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.files import read_json
+
+Splits = list[dict[str, list[str]]]
+FOLDS = 5
+
+
+def by_patient(patient_of: Mapping[str, str]) -> Splits:
+    """Five folds as nnU-Net draws them (shuffled, seed 12345), but of patients: all cases of one are in one fold.
+
+    Of fewer than five patients as many folds as patients.
+
+    Args:
+        patient_of: case -> patient.
+    """
+    patients = np.array(sorted(set(patient_of.values())))
+    splits = []
+    for train, validation in KFold(min(FOLDS, len(patients)), shuffle=True, random_state=12345).split(patients):
+        chosen = {"train": set(patients[train].tolist()), "val": set(patients[validation].tolist())}
+        splits.append(
+            {part: sorted(case for case, patient in patient_of.items() if patient in of) for part, of in chosen.items()}
+        )
+    return splits
+
+
+def from_file(path: Path, cases: Sequence[str]) -> Splits:
+    """The splits of a file; raises `UsageError` where it has another form or names cases that are not there."""
+    splits = read_json(path)
+    try:
+        named = {case for fold in splits for part in ("train", "val") for case in fold[part]}
+        overlapping = {case for fold in splits for case in set(fold["train"]) & set(fold["val"])}
+    except (TypeError, KeyError):
+        raise UsageError(f'{path}: this is no list of {{"train": [case, …], "val": [case, …]}}') from None
+    unknown = sorted(named - set(cases))
+    if unknown:
+        raise UsageError(f"{path}: names cases that the data set does not have: {', '.join(unknown[:8])}")
+    if overlapping:
+        raise UsageError(f"{path}: cases that train and validate in one fold: {', '.join(sorted(overlapping)[:8])}")
+    return splits
