@@ -1,4 +1,5 @@
-"""The command `nnunet-glims`. Each command is one module here with HELP, `add_arguments` and `run`.
+"""The command `nnunet-glims`. Each command is one module here with HELP, `add_arguments` and `run`, which may return an exit
+code.
 
 The modules import what is heavy inside `run`, so that --help is instant.
 """
@@ -13,7 +14,7 @@ from importlib import import_module
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 
-COMMANDS = ("convert", "demo", "env", "plans")
+COMMANDS = ("convert", "demo", "doctor", "env", "plans")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 1 for a failure, 2 for wrong use."""
     options = build_parser().parse_args(arguments)
     try:
-        options.run(options)
+        code = options.run(options) or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -52,4 +53,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error) if wrong_use else f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"nnunet-glims {options.command}: {text}", file=sys.stderr)
         return 2 if wrong_use else 1
-    return 0
+    return code

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,9 +15,24 @@ from nnunet_glims.kernels import cpu, formulas
 SETTINGS = ("auto", "eager")
 
 
+_meta_stands_for = "meta"
+
+
+@contextmanager
+def meta_stands_for(device: str) -> Iterator[None]:
+    """Treat tensors without content as on this type of device, to count what would be kept there."""
+    global _meta_stands_for
+    before, _meta_stands_for = _meta_stands_for, device
+    try:
+        yield
+    finally:
+        _meta_stands_for = before
+
+
 @torch.compiler.assume_constant_result
 def _accelerated(device: str, dtype: torch.dtype) -> bool:
     """Whether there are kernels for such tensors here."""
+    device = _meta_stands_for if device == "meta" else device
     setting = os.environ.get("NNUNET_GLIMS_KERNELS", "auto")
     if setting not in SETTINGS:
         raise UsageError(f"NNUNET_GLIMS_KERNELS={setting!r} is unknown: set {' or '.join(SETTINGS)}")

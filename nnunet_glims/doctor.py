@@ -1,0 +1,329 @@
+"""What keeps a training from running well, found before it starts, each with its way out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+
+from nnunet_glims.discovery import OPT_OUT, VARIABLE
+from nnunet_glims.errors import UsageError
+from nnunet_glims.files import read_json
+
+Verdict = Literal["ok", "warn", "fail"]
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+ENOUGH_FREE_GIB = 20
+ENOUGH_SHARED_GIB = 1
+ENOUGH_OPEN_FILES = 1024
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what it is, how it stands, and what to do about it."""
+
+    topic: str
+    verdict: Verdict
+    state: str
+    way_out: str = ""
+
+
+def examine(
+    dataset: str | None = None,
+    trainer: str = "nnUNetTrainerGLIMS",
+    plans: str = "nnUNetPlans",
+    configuration: str = "3d_fullres",
+) -> Iterator[Finding]:
+    """All findings: about the machine, then about the data set, its plans and the models trained with them.
+
+    Args:
+        dataset: number or name; None leaves data and models alone.
+        trainer, plans, configuration: as for nnUNetv2_train.
+    """
+    yield from _versions()
+    yield from _folders()
+    yield _discovery(trainer)
+    yield from _device()
+    yield from _processes()
+    yield from _limits()
+    if dataset is not None:
+        yield from _data_set(dataset, trainer, plans, configuration)
+
+
+# ---- the machine
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("Python", "ok", sys.version.split()[0])
+    wanted = {
+        name: [req] for req in importlib.metadata.requires("nnunet-glims") or () if (name := Requirement(req).name)
+    }
+    for requirement in importlib.metadata.requires("nnunetv2") or ():
+        wanted.setdefault(Requirement(requirement).name, []).append(requirement)
+    for package in ("nnunetv2", "torch", "dynamic-network-architectures", "batchgeneratorsv2"):
+        version = importlib.metadata.version(package)
+        specifiers = [Requirement(text) for text in wanted.get(package, ())]
+        refused = [
+            str(one.specifier)
+            for one in specifiers
+            if (one.marker is None or one.marker.evaluate({"extra": ""})) and version.split("+")[0] not in one.specifier
+        ]
+        if refused:
+            yield Finding(package, "fail", version, f'pip install "{package}{",".join(refused)}"')
+        else:
+            yield Finding(package, "ok", version)
+
+
+def _folders() -> Iterator[Finding]:
+    for name in FOLDERS:
+        value = os.environ.get(name)
+        if not value:
+            yield Finding(name, "fail", "not set", f"export {name}=/path/to/{name}")
+        elif not Path(value).is_dir():
+            yield Finding(name, "fail", f"{value}: there is no such folder", f"mkdir -p {value}")
+        elif not os.access(value, os.W_OK):
+            verdict: Verdict = "warn" if name == "nnUNet_raw" else "fail"
+            yield Finding(
+                name, verdict, f"{value}: cannot be written to", "ask for the right to write, or use another one"
+            )
+        else:
+            free = shutil.disk_usage(value).free / 2**30
+            text = f"{value}, {free:.0f} GiB free"
+            if free < ENOUGH_FREE_GIB:
+                yield Finding(name, "warn", text, "make room: preprocessed data and checkpoints are large")
+            else:
+                yield Finding(name, "ok", text)
+
+
+def _discovery(trainer: str) -> Finding:
+    """Asked in a process of its own, which starts as nnUNetv2_train does."""
+    program = (
+        "import sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "found = find(sys.argv[1]); print(); print(found.__module__, found.__name__)"
+    )
+    result = subprocess.run([sys.executable, "-c", program, trainer], capture_output=True, text=True, cwd=os.path.sep)
+    if result.returncode == 0:
+        return Finding("trainer", "ok", result.stdout.splitlines()[-1])
+    if os.environ.get(OPT_OUT, "") not in ("", "0"):
+        return Finding("trainer", "fail", f"{trainer} is not found: {OPT_OUT} is set", f"unset {OPT_OUT}")
+    reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+    return Finding(
+        "trainer",
+        "fail",
+        f"{trainer} is not found ({VARIABLE}={os.environ.get(VARIABLE, '')}): {reason}",
+        'eval "$(nnunet-glims env)", or look for a typing error in the name',
+    )
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    from nnunet_glims.kernels import cpu
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            memory = properties.total_memory / 2**30
+            yield Finding(f"GPU {index}", "ok", f"{properties.name}, {memory:.0f} GiB; precision auto is {precision}")
+    else:
+        yield Finding(
+            "GPU", "warn", "none that torch can use", "train with -device cpu, or install a CUDA build of torch"
+        )
+    if cpu.library() is not None:
+        yield Finding("CPU kernels", "ok", f"compiled, in {cpu.cache_folder()}")
+    else:
+        yield Finding(
+            "CPU kernels",
+            "warn",
+            "no C compiler that works: GLIMS is slower on CPUs",
+            "install gcc or clang, or set CC",
+        )
+
+
+def _cores() -> int:
+    allotted = os.environ.get("SLURM_CPUS_PER_TASK")
+    if allotted and allotted.isdigit():
+        return int(allotted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processes() -> Iterator[Finding]:
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+    cores = _cores()
+    origin = "allotted by SLURM" if os.environ.get("SLURM_CPUS_PER_TASK") else "usable here"
+    try:
+        workers = get_allowed_n_proc_DA()
+    except ValueError:
+        value = os.environ.get("nnUNet_n_proc_DA")
+        yield Finding(
+            "nnUNet_n_proc_DA", "fail", f"{value!r} is no number", f"export nnUNet_n_proc_DA={max(1, cores - 1)}"
+        )
+        return
+    text = f"{workers} data loading processes, {cores} cores {origin}"
+    if workers > cores:
+        yield Finding("nnUNet_n_proc_DA", "warn", text, f"export nnUNet_n_proc_DA={max(1, cores - 1)}")
+    else:
+        yield Finding("nnUNet_n_proc_DA", "ok", text)
+
+
+def _limits() -> Iterator[Finding]:
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).total / 2**30
+        if size < ENOUGH_SHARED_GIB:
+            yield Finding(
+                "shared memory",
+                "warn",
+                f"{size:.2f} GiB in {shared}",
+                "give a container more: docker run --shm-size=8g",
+            )
+        else:
+            yield Finding("shared memory", "ok", f"{size:.0f} GiB")
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= files < ENOUGH_OPEN_FILES:
+        yield Finding("open files", "warn", f"at most {files}", f"ulimit -n {max(ENOUGH_OPEN_FILES, min(most, 4096))}")
+    else:
+        yield Finding("open files", "ok", f"at most {files}")
+
+
+# ---- the data set and its models
+
+
+def _data_set(dataset: str, trainer: str, plans_name: str, configuration: str) -> Iterator[Finding]:
+    from nnunet_glims.plans import preprocessed_folder
+
+    try:
+        folder = preprocessed_folder(dataset)
+        plans = read_json(folder / f"{plans_name}.json")
+        described = read_json(folder / "dataset.json")
+    except UsageError as error:
+        yield Finding("plans", "fail", str(error), f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}")
+        return
+    yield from _network(plans, described, trainer, configuration, folder)
+    yield from _models(folder.name, trainer, plans_name, configuration)
+
+
+def _network(
+    plans: dict[str, Any], described: dict[str, Any], trainer: str, configuration: str, folder: Path
+) -> Iterator[Finding]:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_glims import architectures, trainers
+    from nnunet_glims.architectures.complexity import count_gmac, count_parameters, training_memory
+    from nnunet_glims.plans import check_is_3d, complete
+
+    trainer_class = getattr(trainers, trainer, None)
+    try:
+        check_is_3d(plans, configuration)
+        manager = PlansManager(plans)
+        planned = manager.get_configuration(configuration).configuration
+        data = folder / planned["data_identifier"]
+        if data.is_dir():
+            yield Finding("preprocessed data", "ok", data.name)
+            yield _splits(folder, data)
+        else:
+            yield Finding(
+                "preprocessed data",
+                "fail",
+                f"{data}: there is no such folder",
+                f"nnUNetv2_preprocess -d {plans['dataset_name']} -plans_name {plans['plans_name']} -c {configuration}",
+            )
+        if trainer_class is None:
+            yield Finding("network", "ok", f"{trainer} is not one of ours: its network was not looked at")
+            return
+        network_entry = trainer_class.light_network
+        completed = complete(planned, network_entry, trainer_class.light_network_arguments, plans["plans_name"])
+    except UsageError as error:
+        yield Finding("plans", "fail", str(error), "see docs/plans.md")
+        return
+    labels = manager.get_label_manager(described)
+    channels, patch, batch = len(described["channel_names"]), completed["patch_size"], completed["batch_size"]
+    arguments = completed["architecture"]["arch_kwargs"]
+    network = getattr(architectures, network_entry.name)(
+        channels,
+        labels.num_segmentation_heads,
+        deep_supervision=completed["training"]["deep_supervision"],
+        **arguments,
+    )
+    strides = " ".join("×".join(map(str, step)) for step in network.strides[1:])
+    yield Finding("patch and batch", "ok", f"{'×'.join(map(str, patch))}, batch {batch}; strides {strides}")
+    yield Finding(
+        "network",
+        "ok",
+        f"{network_entry.name}: {count_parameters(network) / 1e6:.1f} M parameters, "
+        f"{count_gmac(network, channels, patch):.0f} GMAC a patch",
+    )
+    available, device, where = _memory()
+    need = training_memory(network, channels, patch, batch, device) / 2**30
+    text = f"a training step holds about {need:.1f} GiB in float32 ({where}: {available:.0f} GiB)"
+    if need > available:
+        way_out = (
+            "a smaller patch or batch (nnunet-glims plans), half precision on a GPU, checkpointing: docs/performance.md"
+        )
+        yield Finding("training memory", "warn", text, way_out)
+    else:
+        yield Finding("training memory", "ok", text)
+
+
+def _memory() -> tuple[float, str, str]:
+    """GiB of the first GPU, or of the machine, its type and what to call it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory / 2**30, "cuda", "GPU 0"
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, "cpu", "this machine"
+    except (AttributeError, ValueError, OSError):
+        return float("inf"), "cpu", "this machine"
+
+
+def _splits(folder: Path, data: Path) -> Finding:
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    path = folder / "splits_final.json"
+    cases = set(infer_dataset_class(str(data)).get_identifiers(str(data)))
+    if not path.exists() and len(cases) < 5:
+        return Finding(
+            "splits",
+            "fail",
+            f"{len(cases)} cases and no {path.name}: nnU-Net cannot make five folds of them",
+            "write splits_final.json yourself, or train fold all",
+        )
+    if not path.exists():
+        return Finding("splits", "ok", "none yet: nnU-Net makes five folds")
+    try:
+        splits = read_json(path)
+        named = {case for fold in splits for part in ("train", "val") for case in fold[part]}
+    except (UsageError, TypeError, KeyError) as error:
+        return Finding("splits", "fail", f"{path} cannot be used: {error}", "delete it: nnU-Net makes another one")
+    if unknown := sorted(named - cases):
+        return Finding("splits", "fail", f"{path} names cases that are not there: {', '.join(unknown[:5])}", "mend it")
+    return Finding("splits", "ok", f"{len(splits)} folds")
+
+
+def _models(dataset: str, trainer: str, plans_name: str, configuration: str) -> Iterator[Finding]:
+    from nnunet_glims.trainers.robust_trainer import is_intact
+
+    results = os.environ.get("nnUNet_results")
+    if not results:
+        return
+    folder = Path(results, dataset, f"{trainer}__{plans_name}__{configuration}")
+    for checkpoint in sorted(folder.glob("fold_*/checkpoint_*.pth")):
+        name = f"{checkpoint.parent.name}/{checkpoint.name}"
+        if is_intact(checkpoint):
+            yield Finding(name, "ok", "readable")
+        else:
+            yield Finding(name, "fail", f"{checkpoint} is damaged", "delete it: --c goes on from the one before")

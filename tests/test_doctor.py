@@ -1,0 +1,121 @@
+"""What the doctor sees in places made ill on purpose."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from nnunet_glims import doctor
+from nnunet_glims.cli import main
+from tests.preprocessed import DATASET, write_preprocessed
+
+TRAINER = "nnUNetTrainerGLIMS"
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    for name in doctor.FOLDERS:
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    write_preprocessed(tmp_path / "nnUNet_preprocessed")
+    return tmp_path
+
+
+def findings(checks):
+    return {finding.topic: finding for finding in checks}
+
+
+def test_versions_outside_of_what_nnunet_and_we_ask_for_fail_with_the_command(monkeypatch):
+    assert {finding.verdict for finding in doctor._versions()} == {"ok"}
+    real = importlib.metadata.version
+    wrong = {"torch": "2.9.1+cu128", "nnunetv2": "2.7.0"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: wrong.get(name) or real(name))
+    found = findings(doctor._versions())
+    assert found["torch"].verdict == "fail" and "!=2.9.*" in found["torch"].way_out
+    assert found["nnunetv2"].verdict == "fail" and ">=2.8" in found["nnunetv2"].way_out
+    assert found["batchgeneratorsv2"].verdict == "ok"
+
+
+def test_folders_that_are_not_set_or_missing_or_full(folders, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw")
+    monkeypatch.setenv("nnUNet_results", str(folders / "gone"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**39, 3 * 2**30))
+    found = findings(doctor._folders())
+    assert (found["nnUNet_raw"].verdict, found["nnUNet_raw"].state) == ("fail", "not set")
+    assert "mkdir -p" in found["nnUNet_results"].way_out
+    assert found["nnUNet_preprocessed"].verdict == "warn" and "3 GiB free" in found["nnUNet_preprocessed"].state
+
+
+@pytest.mark.slow
+def test_the_trainer_is_looked_for_as_nnunet_does(monkeypatch):
+    assert doctor._discovery(TRAINER).verdict == "ok"
+    assert "typing error" in doctor._discovery("nnUNetTrainerGLIMMS").way_out
+    monkeypatch.setenv("NNUNET_GLIMS_NO_DISCOVERY", "1")
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    assert doctor._discovery(TRAINER).way_out == "unset NNUNET_GLIMS_NO_DISCOVERY"
+
+
+def test_more_loading_processes_than_cores_are_too_many(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # nnU-Net never takes more processes than that
+    monkeypatch.setenv("nnUNet_n_proc_DA", "12")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    (finding,) = doctor._processes()
+    assert finding.verdict == "warn" and "8 cores allotted by SLURM" in finding.state and "=7" in finding.way_out
+    monkeypatch.setenv("nnUNet_n_proc_DA", "many")
+    (finding,) = doctor._processes()
+    assert finding.verdict == "fail" and "'many'" in finding.state
+
+
+def test_little_shared_memory_is_told(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(64 * 2**20, 0, 64 * 2**20))
+    found = findings(doctor._limits())
+    assert "shared memory" not in found or "--shm-size" in found["shared memory"].way_out
+
+
+def test_plans_are_looked_into(folders):
+    found = findings(doctor._data_set("777", TRAINER, "nnUNetPlans", "3d_fullres"))
+    assert {finding.verdict for finding in found.values()} <= {"ok", "warn"}
+    assert "strides" in found["patch and batch"].state
+    assert "M parameters" in found["network"].state
+    assert "GiB in float32" in found["training memory"].state
+    assert found["splits"].state == "1 folds"
+
+
+def test_what_is_missing_or_broken_in_a_data_set_fails(folders):
+    dataset = folders / "nnUNet_preprocessed" / DATASET
+    (dataset / "splits_final.json").write_text('[{"train": ["a", "zz"], "val": ["b"]}]')
+    fold = folders / f"nnUNet_results/{DATASET}/{TRAINER}__nnUNetPlans__3d_fullres/fold_0"
+    fold.mkdir(parents=True)
+    torch.save({"a": 1}, fold / "checkpoint_best.pth")
+    (fold / "checkpoint_latest.pth").write_bytes((fold / "checkpoint_best.pth").read_bytes()[:-50])
+    found = findings(doctor._data_set("777", TRAINER, "nnUNetPlans", "3d_fullres"))
+    assert found["splits"].verdict == "fail" and "zz" in found["splits"].state
+    assert found["fold_0/checkpoint_best.pth"].verdict == "ok"
+    assert found["fold_0/checkpoint_latest.pth"].verdict == "fail"
+    shutil.rmtree(dataset / "nnUNetPlans_3d_fullres")
+    found = findings(doctor._data_set("777", TRAINER, "nnUNetPlans", "3d_fullres"))
+    assert found["preprocessed data"].verdict == "fail" and "nnUNetv2_preprocess" in found["preprocessed data"].way_out
+
+
+def test_missing_plans_and_2d_configurations_fail(folders):
+    (finding,) = doctor._data_set("777", TRAINER, "nnUNetPlans_other", "3d_fullres")
+    assert finding.verdict == "fail" and "nnUNetPlans_other.json" in finding.state
+    found = findings(doctor._data_set("777", TRAINER, "nnUNetPlans", "2d"))
+    assert found["plans"].verdict == "fail" and "use 3d_fullres" in found["plans"].state
+
+
+def test_the_command_exits_with_1_where_something_fails(monkeypatch, capsys):
+    ill = [
+        doctor.Finding("torch", "ok", "2.15"),
+        doctor.Finding("nnUNet_raw", "fail", "not set", "export nnUNet_raw=…"),
+    ]
+    monkeypatch.setattr(doctor, "examine", lambda *_: iter(ill))
+    assert main(["doctor"]) == 1
+    assert "export nnUNet_raw" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)[1]["verdict"] == "fail"
+    monkeypatch.setattr(doctor, "examine", lambda *_: iter(ill[:1]))
+    assert main(["doctor"]) == 0
