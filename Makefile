@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/nnunet-glims demo --out demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

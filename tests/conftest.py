@@ -11,3 +11,11 @@ def real_cases():
     if not folder:
         pytest.skip("NNUNET_GLIMS_REALDATA names no folder with real cases")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items):
+    """With several processes, tests that share what took long to make stay in one of them."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder == "nnunet" or item.path.stem == "test_packaging":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem if folder != "nnunet" else folder))

@@ -6,18 +6,28 @@ import pytest
 
 from nnunet_glims.demo import pipeline
 from nnunet_glims.demo.phantom import write_raw_dataset
+from tests.preprocessed import TINY
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def barely_trained(tmp_path, monkeypatch):
-    """The demo's override cut to two steps; its path stands in for the name."""
-    override = tmp_path / "cpu_demo.json"
+    """The demo's overrides cut to two steps of tiny networks; their paths stand in for the names."""
     training = {"epochs": 1, "iterations_per_epoch": 2, "validation_iterations": 1, "augmentation": "none"}
-    content = {"description": "tiny", "source": "ours", "patch_size": [16, 16, 16], "batch_size": 2}
-    override.write_text(json.dumps({**content, "training": training}))
-    monkeypatch.setattr(pipeline, "OVERRIDES", dict.fromkeys(pipeline.OVERRIDES, str(override)))
+    content = {
+        "description": "tiny",
+        "source": "ours",
+        "patch_size": [16, 16, 16],
+        "batch_size": 2,
+        "training": training,
+    }
+    overrides = {}
+    for network, arguments in TINY.items():
+        override = tmp_path / f"{network}_demo.json"
+        override.write_text(json.dumps({**content, "network": network, "network_arguments": arguments}))
+        overrides[network] = str(override)
+    monkeypatch.setattr(pipeline, "OVERRIDES", {name: overrides[name] for name in pipeline.OVERRIDES})
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
 
 
