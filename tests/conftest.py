@@ -13,6 +13,7 @@ def real_cases():
     return Path(folder)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
     """With several processes, tests that share what took long to make stay in one of them."""
     for item in items:
