@@ -223,7 +223,7 @@ def _network(
 
     from nnunet_glims import architectures, trainers
     from nnunet_glims.architectures.complexity import count_gmac, count_parameters, training_memory
-    from nnunet_glims.plans import check_is_3d, complete
+    from nnunet_glims.plans import check_is_3d, complete, preprocess_command
 
     trainer_class = getattr(trainers, trainer, None)
     try:
@@ -239,7 +239,7 @@ def _network(
                 "preprocessed data",
                 "fail",
                 f"{data}: there is no such folder",
-                f"nnUNetv2_preprocess -d {plans['dataset_name']} -plans_name {plans['plans_name']} -c {configuration}",
+                preprocess_command(plans, configuration),
             )
         if trainer_class is None:
             yield Finding("network", "ok", f"{trainer} is not one of ours: its network was not looked at")

@@ -210,8 +210,14 @@ def apply_override(
     write_json(path, new_plans)
     command = None
     if needs_preprocessing:
-        command = f"nnUNetv2_preprocess -d {plans['dataset_name']} -plans_name {plans_name} -c {configuration}"
+        command = preprocess_command(new_plans, configuration)
     return Applied(path, plans_name, trainer, command)
+
+
+def preprocess_command(plans: Mapping[str, Any], configuration: str) -> str:
+    """nnU-Net's command that preprocesses a data set for these plans. It takes the number, no name."""
+    number = int(plans["dataset_name"].removeprefix("Dataset")[:3])
+    return f"nnUNetv2_preprocess -d {number} -plans_name {plans['plans_name']} -c {configuration}"
 
 
 def _changes(planned: Mapping[str, Any], override: Override, where: str) -> dict[str, Any]:

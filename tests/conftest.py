@@ -17,6 +17,8 @@ def real_cases():
 def pytest_collection_modifyitems(items):
     """With several processes, tests that share what took long to make stay in one of them."""
     for item in items:
-        folder = item.path.parent.name
-        if folder == "nnunet" or item.path.stem == "test_packaging":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem if folder != "nnunet" else folder))
+        folder, module = item.path.parent.name, item.path.stem
+        if folder == "nnunet":
+            item.add_marker(pytest.mark.xdist_group(folder))
+        elif module in ("test_packaging", "test_published_setups"):
+            item.add_marker(pytest.mark.xdist_group(module))

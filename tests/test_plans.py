@@ -71,7 +71,7 @@ def test_other_normalisation_or_spacing_gets_data_of_its_own_and_says_how(folder
     assert configuration["normalization_schemes"] == ["RescaleTo01Normalization"] * 2
     assert configuration["data_identifier"] == "nnUNetPlans_latupnet_paper_3d_fullres"
     assert applied.preprocess_command == (
-        f"nnUNetv2_preprocess -d {DATASET} -plans_name nnUNetPlans_latupnet_paper -c 3d_fullres"
+        "nnUNetv2_preprocess -d 777 -plans_name nnUNetPlans_latupnet_paper -c 3d_fullres"
     )
     applied = apply_override(folder, own_override(tmp_path, spacing=[2, 1, 0.5]))
     configuration = json.loads(applied.path.read_text())["configurations"]["3d_fullres"]
