@@ -282,12 +282,11 @@ def _memory() -> tuple[float, str, str]:
     """GiB of the first GPU, or of the machine, its type and what to call it."""
     import torch
 
+    from nnunet_glims.kernels.cpu import physical_memory
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory / 2**30, "cuda", "GPU 0"
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, "cpu", "this machine"
-    except (AttributeError, ValueError, OSError):
-        return float("inf"), "cpu", "this machine"
+    return physical_memory() / 2**30, "cpu", "this machine"
 
 
 def _splits(folder: Path, data: Path) -> Finding:

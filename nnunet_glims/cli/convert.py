@@ -49,6 +49,9 @@ def run(options: argparse.Namespace) -> None:
 
     if not os.environ.get("nnUNet_raw"):
         raise UsageError("the environment variable nnUNet_raw is not set: nnU-Net keeps raw data sets there")
+    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+    if workers < 1:
+        raise UsageError(f"--workers {workers}: at least one process is needed")
     source = Path(options.source)
     default_name = {"brats": "BraTS", "btcv": "BTCV"}[options.kind]
     target = conversion.Target(Path(os.environ["nnUNet_raw"]), options.dataset, options.name or default_name)
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
             target,
             transfer="hardlink" if packed else "symlink" if options.link else "copy",
             split=own_split,
-            workers=min(8, os.cpu_count() or 1) if options.workers is None else options.workers,
+            workers=workers,
             resume=options.resume,
             skip_bad=options.skip_bad,
             progress=lambda results, what, count: track(results, what, count, console=console),

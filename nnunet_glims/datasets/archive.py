@@ -63,11 +63,10 @@ def _unpack(source: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with read() as content, target.open("wb") as file:
                     shutil.copyfileobj(content, file, 2**20)
-    except _DAMAGES as error:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise UsageError(f"{source}: this archive is damaged or cannot be unpacked: {error}") from None
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, _DAMAGES) and not isinstance(error, UsageError):
+            raise UsageError(f"{source}: this archive is damaged or cannot be unpacked: {error}") from None
         raise
     (folder / _COMPLETE).touch()
 

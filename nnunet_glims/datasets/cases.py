@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ class Release:
     licence: str
     problems: tuple[Problem, ...] = ()
     splits: list[dict[str, list[str]]] | None = None
-    further: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def file_ending(self) -> str:

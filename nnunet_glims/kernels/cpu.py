@@ -84,11 +84,12 @@ def keep_freed_memory(training_voxels: int = 0) -> None:
     variable NNUNET_GLIMS_KEEP_MEMORY=0 always does.
     """
     wanted = os.environ.get("NNUNET_GLIMS_KEEP_MEMORY") != "0"
-    _set_keeping(wanted and training_voxels * KEPT_BYTES_PER_VOXEL <= _physical_memory() / 2)
+    _set_keeping(wanted and training_voxels * KEPT_BYTES_PER_VOXEL <= physical_memory() / 2)
 
 
 @cache
-def _physical_memory() -> float:
+def physical_memory() -> float:
+    """Bytes of the machine; infinite where it does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import nibabel
@@ -338,6 +339,7 @@ WRONG = [
     (("brats", "release", "--name", "a/b"), "'a/b': use letters"),
     (("brats", "release", "--split", "none.json"), "none.json: there is no such file"),
     (("btcv", "release", "--protocol", "btcv"), "did you mean 'btcv13'"),
+    (("brats", "release", "--workers", "0"), "--workers 0: at least one"),
     (("brats", "broken.zip"), "damaged"),
     (("brats", "broken.zip", "--link"), "nothing to link to"),
 ]
@@ -361,6 +363,15 @@ def test_a_number_is_used_once(raw, tmp_path, capsys):
     (raw / "Dataset137_Other").mkdir()
     convert("brats", releases.write_brats(tmp_path / "release", "2021"), code=2)
     assert "taken by Dataset137_Other" in capsys.readouterr().err
+
+
+def test_an_archive_cannot_write_beside_its_folder(raw, tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("../BraTS2021_00000_t1.nii.gz", b"")
+    convert("brats", tmp_path / "evil.zip", code=2)
+    told = capsys.readouterr().err
+    assert "would lie outside" in told and "damaged" not in told
+    assert untouched(raw)
 
 
 def test_a_full_disk_is_noticed_before(raw, tmp_path, monkeypatch, capsys):
