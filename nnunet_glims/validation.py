@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,8 +39,12 @@ def _describe(model: type[BaseModel], problem: Any) -> str:
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
+        if part.isdigit():  # in a list
+            continue
         annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        parts = (annotation, *get_args(annotation))
+        inner = [kind for kind in parts if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
             break
-        model = annotation
+        model = inner[0]
     return list(model.model_fields)

@@ -21,7 +21,7 @@ _GPU_PRECISION: Precision = "bf16" if _HAS_BF16 else "fp16"
 
 def autocast(device_type: str, precision: Precision | None) -> AbstractContextManager:
     """The autocast region a network runs in; None leaves the caller's as it is."""
-    if precision is None:
+    if precision is None or not torch.amp.is_autocast_available(device_type):  # the meta device has none
         return nullcontext()
     if precision == "auto":
         precision = _GPU_PRECISION if device_type == "cuda" else "fp32"

@@ -46,12 +46,11 @@ def run(options: argparse.Namespace) -> None:
 
     from nnunet_glims.datasets import archive, brats, btcv, conversion
     from nnunet_glims.errors import UsageError
+    from nnunet_glims.processes import workers_or_default
 
     if not os.environ.get("nnUNet_raw"):
         raise UsageError("the environment variable nnUNet_raw is not set: nnU-Net keeps raw data sets there")
-    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
-    if workers < 1:
-        raise UsageError(f"--workers {workers}: at least one process is needed")
+    workers = workers_or_default(options.workers)
     source = Path(options.source)
     default_name = {"brats": "BraTS", "btcv": "BTCV"}[options.kind]
     target = conversion.Target(Path(os.environ["nnUNet_raw"]), options.dataset, options.name or default_name)

@@ -5,51 +5,13 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_glims.datasets.cases import Problem, SourceCase
-
-SPACING_TOLERANCE_MM = 1e-3
-ORIGIN_TOLERANCE_MM = 1e-2
-DIRECTION_TOLERANCE = 1e-3
-"""By how much the geometry of a case's files may differ: releases store it with few digits."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where voxels lie, as nnU-Net reads it (SimpleITK: x, y, z)."""
-
-    size: tuple[int, ...]
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
-
-    def difference(self, other: Geometry) -> str | None:
-        """What differs beyond the tolerances, in words; None if nothing does."""
-        if self.size != other.size:
-            return f"has {_times(self.size)} voxels, not {_times(other.size)}"
-        for what, tolerance in (
-            ("spacing", SPACING_TOLERANCE_MM),
-            ("origin", ORIGIN_TOLERANCE_MM),
-            ("direction", DIRECTION_TOLERANCE),
-        ):
-            mine, its = getattr(self, what), getattr(other, what)
-            if not np.allclose(mine, its, rtol=0, atol=tolerance):
-                return f"has {what} {_rounded(mine)}, not {_rounded(its)}"
-        return None
-
-
-def _times(size: tuple[int, ...]) -> str:
-    return "×".join(map(str, size))
-
-
-def _rounded(values: tuple[float, ...]) -> list[float]:
-    return [round(value, 4) for value in values]
+from nnunet_glims.geometry import Geometry, times
 
 
 def read_voxels(file: Path) -> np.ndarray:
@@ -60,13 +22,6 @@ def read_voxels(file: Path) -> np.ndarray:
     return np.asanyarray(nibabel.Nifti1Image.from_bytes(content).dataobj)
 
 
-def _geometry(file: Path) -> Geometry:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    reader.ReadImageInformation()
-    return Geometry(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-
-
 def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Problem]:
     """All that is wrong with a case: files unreadable or truncated, not 3D, of different geometry, with values that are
     not finite, or with labels other than `allowed_labels`."""
@@ -74,7 +29,7 @@ def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Proble
     reference: tuple[Path, Geometry] | None = None
     for file in case.files:
         try:
-            geometry = _geometry(file)
+            geometry = Geometry.of_file(file)
             voxels = read_voxels(file)
         except (
             OSError,
@@ -90,7 +45,7 @@ def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Proble
             )
             continue
         if voxels.ndim != 3:
-            problems.append(Problem(case.name, str(file), f"has {voxels.ndim} axes ({_times(voxels.shape)}), not 3"))
+            problems.append(Problem(case.name, str(file), f"has {voxels.ndim} axes ({times(voxels.shape)}), not 3"))
             continue
         if reference is None:
             reference = (file, geometry)

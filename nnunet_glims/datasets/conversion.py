@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -23,17 +20,11 @@ from nnunet_glims.datasets.checks import check_case
 from nnunet_glims.datasets.disk import need
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json, write_json
+from nnunet_glims.processes import Progress, processes, quietly
 
 REPORT = "conversion_report.json"
 _PLAN = "conversion_plan.json"
 Transfer = Literal["copy", "symlink", "hardlink"]
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
-T = TypeVar("T")
-
-
-def quietly(results: Iterable[Any], what: str, count: int) -> Iterable[Any]:
-    """Progress that is not shown."""
-    return results
 
 
 class BadRelease(UsageError):
@@ -124,7 +115,7 @@ def convert(
         UsageError: the target is taken or has no room, an interrupted conversion is in the way or was another one.
     """
     target.check()
-    with _processes(workers) as each:
+    with processes(workers) as each:
         check = partial(check_case, allowed_labels=tuple(release.label_map))
         found = progress(each(check, release.cases), "Checking", len(release.cases))
         problems = [*release.problems, *(problem for of_case in found for problem in of_case)]
@@ -152,20 +143,6 @@ def convert(
             pass
     _describe(target, release, len(training), folds, report)
     return report
-
-
-@contextmanager
-def _processes(workers: int) -> Iterator[Callable[[Callable[[Any], T], Sequence[Any]], Iterable[T]]]:
-    """A function that applies another one to each of some things, in so many processes."""
-    if workers <= 1:
-        yield map
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield pool.map
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _splits(release: Release, training: Sequence[SourceCase], split: Path | None) -> splits.Splits | None:

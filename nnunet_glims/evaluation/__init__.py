@@ -1,0 +1,7 @@
+"""Metrics of segmentations by one documented protocol, on label maps as NumPy arrays or files. See docs/evaluation.md."""
+
+from nnunet_glims.evaluation.case import CaseMeasures, measure_case
+from nnunet_glims.evaluation.lesions import LesionRules
+from nnunet_glims.evaluation.protocol import METRICS, PENALTIES, PRESETS, Metric, Protocol
+
+__all__ = ["METRICS", "PENALTIES", "PRESETS", "CaseMeasures", "LesionRules", "Metric", "Protocol", "measure_case"]

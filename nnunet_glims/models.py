@@ -1,0 +1,92 @@
+"""nnU-Net's folders of trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.files import read_json
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """TRAINER__PLANS__CONFIGURATION in nnUNet_results, with plans.json, dataset.json and fold_0, ….
+
+    Raises:
+        UsageError: when it is made, where the folder is not one.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("plans.json", "dataset.json") if not (self.path / name).is_file()]
+        if missing:
+            raise UsageError(f"{self.path}: this is no model folder of nnU-Net: it has no {' and no '.join(missing)}")
+
+    @property
+    def trainer(self) -> str:
+        """Name of the trainer's class."""
+        return self._parts[0]
+
+    @property
+    def configuration(self) -> str:
+        """Such as 3d_fullres."""
+        return self._parts[2]
+
+    @property
+    def _parts(self) -> list[str]:
+        parts = self.path.resolve().name.split("__")
+        if len(parts) != 3:
+            raise UsageError(f"{self.path}: nnU-Net names a model's folder TRAINER__PLANS__CONFIGURATION")
+        return parts
+
+    @cached_property
+    def plans(self) -> Mapping[str, Any]:
+        """The content of plans.json."""
+        return read_json(self.path / "plans.json")
+
+    @cached_property
+    def dataset_json(self) -> Mapping[str, Any]:
+        """The content of dataset.json."""
+        return read_json(self.path / "dataset.json")
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set, DatasetNNN_NAME."""
+        return self.plans["dataset_name"]
+
+    @property
+    def folds(self) -> dict[int, Path]:
+        """Folders of the folds of a cross-validation, not of `all`."""
+        numbered = {folder.name.removeprefix("fold_"): folder for folder in self.path.glob("fold_*")}
+        return {int(number): numbered[number] for number in sorted(numbered) if number.isdigit()}
+
+    def network(self):
+        """The network that nnU-Net would build for it, with new weights; its input channels; its patch size.
+
+        Raises:
+            UsageError: nnU-Net does not know the trainer.
+        """
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        try:
+            with redirect_stdout(StringIO()):  # nnU-Net tells every module it looks into
+                trainer = recursive_find_trainer_class_by_name(self.trainer)
+        except RuntimeError:
+            raise UsageError(f"{self.path}: nnU-Net finds no trainer {self.trainer} on this machine") from None
+        manager = PlansManager(dict(self.plans))
+        configuration = manager.get_configuration(self.configuration)
+        channels = determine_num_input_channels(manager, configuration, self.dataset_json)
+        heads = manager.get_label_manager(self.dataset_json).num_segmentation_heads
+        network = trainer.build_network_architecture(
+            manager, configuration, channels, heads, enable_deep_supervision=False
+        )
+        return network, channels, tuple(configuration.patch_size)

@@ -1,0 +1,1 @@
+"""Leaderboards and their pictures. See docs/leaderboard.md."""

@@ -1,0 +1,123 @@
+"""The leaderboard as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from nnunet_glims import __version__
+from nnunet_glims.networks import NETWORKS
+from nnunet_glims.report import figures, tables
+from nnunet_glims.report.board import SIGNIFICANT, Board
+from nnunet_glims.report.drawing import entry_colour, label_colour
+from nnunet_glims.report.slices import ShownCase, stack
+
+
+def render(board: Board, cases: Sequence[ShownCase] = (), published: Sequence[str] = ()) -> str:
+    """The page.
+
+    Args:
+        board: what it shows.
+        cases: to look at slice by slice.
+        published: names of networks whose published figures are shown below the table, apart from the statistics.
+    """
+    folder = files("nnunet_glims.report")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["p"] = _p
+    template = environment.from_string((folder / "leaderboard.html").read_text(encoding="utf-8"))
+    stacks = [stack(case) for case in cases]
+    return template.render(
+        board=board,
+        version=__version__,
+        style=Markup("".join((folder / name).read_text(encoding="utf-8") for name in ("page.css", "leaderboard.css"))),
+        script=Markup((folder / "leaderboard.js").read_text(encoding="utf-8")),
+        stacks=Markup(json.dumps(stacks).replace("<", r"\u003c")),
+        cases=stacks,
+        legend=_legend(board),
+        columns=[
+            {"metric": metric, "region": region, "heading": tables.heading(metric, region)}
+            for metric, region in tables.headings(board)
+        ],
+        costs=tables.COSTS,
+        rows=[_row(board, entry) for entry in board.ordered],
+        published=[network for network in NETWORKS if network.name in published],
+        figures=_figures(board),
+        significant=SIGNIFICANT,
+        protocol=_protocol(board),
+    )
+
+
+def _row(board: Board, entry: str) -> dict[str, Any]:
+    cells = []
+    for metric, region in tables.headings(board):
+        described = board.statistics[metric.name, region][entry]
+        spec = f".{tables.digits(metric)}f"
+        low, high = described["ci95"] or (None, None)
+        cells.append(
+            {
+                "sort": described["mean"],
+                "mean": tables.number(described["mean"], spec),
+                "sd": tables.number(described["sd"], spec),
+                "interval": f"{tables.number(low, spec)} to {tables.number(high, spec)}",
+                "best": board.best(metric, region) == entry,
+                "worse": board.worse_than_best(metric, region, entry),
+            }
+        )
+    costs = board.costs[entry]
+    sorted_by = (costs.parameters, costs.gmac, costs.training_hours, costs.peak_gib, costs.seconds_a_case)
+    return {
+        "entry": entry,
+        "colour": entry_colour(board.names.index(entry)),
+        "cells": cells,
+        "rank": None if board.ranking is None else float(board.ranking.mean[entry]),
+        "costs": [
+            {"sort": value, "text": text} for value, text in zip(sorted_by, tables.cost_cells(costs), strict=True)
+        ],
+        "unknown": costs.unknown,
+    }
+
+
+def _figures(board: Board) -> dict[str, Any]:
+    def picture(drawn: str | None) -> Markup | None:
+        return None if drawn is None else Markup(drawn)
+
+    return {
+        "boxes": [(metric.title, picture(figures.boxes(board, metric))) for metric in board.metrics],
+        "costs": picture(figures.accuracy_against_cost(board)),
+        "curves": picture(figures.learning_curves(board)),
+        "ranks": picture(figures.critical_difference(board)),
+        "confusion": picture(figures.confusion(board)),
+    }
+
+
+def _legend(board: Board) -> list[dict[str, str]]:
+    regions = board.entries[0].results.summary["regions"]
+    labels = sorted({label for of in regions.values() for label in of})
+    return [
+        {
+            "colour": label_colour(label),
+            "text": ", ".join(tables.short(region) for region, of in regions.items() if label in of),
+        }
+        for label in labels
+    ]
+
+
+def _protocol(board: Board) -> str:
+    protocol = board.entries[0].results.summary["protocol"]
+    text = f"surfaces: {protocol['surface']}; penalty: {protocol['penalty']}; NSD at {protocol['tolerance_mm']:g} mm"
+    lesions = protocol["lesions"]
+    if lesions is not None:
+        text += (
+            f"; lesion-wise: dilation {lesions['dilation']}, lesions to {lesions['ignored_mm3']:g} mm³ ignored, penalty "
+            f"{lesions['penalty_mm']:g} mm"
+        )
+    return text
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

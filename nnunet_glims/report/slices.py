@@ -1,0 +1,148 @@
+"""Cases as stacks of slices that a page shows: image, truth and predictions, each all slices in one picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.report.drawing import data_uri, grey, label_colour
+
+MOST_SLICES = 36
+LONGEST_SIDE = 224
+"""Pixels of a slice: with 36 slices, 20 cases of 5 entries stay well under 15 MB."""
+CT_WINDOW = (-160.0, 240.0)
+"""Hounsfield units shown black and white: soft tissue."""
+
+
+@dataclass(frozen=True)
+class ShownCase:
+    """Files of a case to show.
+
+    Attributes:
+        name: of the case.
+        why: what it was chosen for.
+        truth: true label map.
+        predictions: entry -> label map, None where there is none.
+        image: to lay them over; None leaves the ground black.
+        is_ct: whether the image's values are Hounsfield units.
+    """
+
+    name: str
+    why: str
+    truth: Path
+    predictions: Mapping[str, Path | None]
+    image: Path | None = None
+    is_ct: bool = False
+
+
+def stack(case: ShownCase) -> dict[str, Any]:
+    """What the page's viewer needs of a case, as JSON.
+
+    Slices are axial, seen from below as radiologists do, cropped to the labels and some of what is around them.
+
+    Raises:
+        UsageError: a file is missing or the files are not on one grid.
+    """
+    truth, spacing = _oriented(case.truth)
+    predictions = {name: None if path is None else _oriented(path)[0] for name, path in case.predictions.items()}
+    maps = [truth, *(labels for labels in predictions.values() if labels is not None)]
+    image = None if case.image is None else _oriented(case.image)[0]
+    for array in (*maps, *([image] if image is not None else [])):
+        if array.shape != truth.shape:
+            raise UsageError(f"case {case.name}: {array.shape} and {truth.shape} voxels: its files are not on one grid")
+    foreground = np.any([labels > 0 for labels in maps], axis=0)
+    chosen, rows, columns = _shown_part(foreground)
+    step = -(-max(rows.stop - rows.start, columns.stop - columns.start) // LONGEST_SIDE)
+    part = np.ix_(chosen, range(rows.start, rows.stop, step), range(columns.start, columns.stop, step))
+    shape = truth[part].shape
+    across = _columns(shape[0])
+    ground = np.zeros(shape) if image is None else _grey(image, part, case.is_ct)
+    return {
+        "case": case.name,
+        "why": case.why,
+        "slices": [int(z) + 1 for z in chosen],
+        "start": int(foreground[chosen].sum((1, 2)).argmax()),
+        "width": shape[2],
+        "height": shape[1],
+        "across": across,
+        "aspect": round(shape[2] * spacing[0] / (shape[1] * spacing[1]), 4),
+        "image": _jpeg(_atlas((255 * ground).astype(np.uint8), across)),
+        "truth": _label_png(_atlas(truth[part], across)),
+        "entries": {
+            name: None if labels is None else _label_png(_atlas(labels[part], across))
+            for name, labels in predictions.items()
+        },
+    }
+
+
+def _oriented(path: Path) -> tuple[np.ndarray, Sequence[float]]:
+    """(Z, Y, X) voxels, rows from front to back, columns from the patient's right to left; spacing in mm as x, y, z."""
+    try:
+        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
+    except RuntimeError:
+        raise UsageError(f"{path}: cannot be read") from None
+    return sitk.GetArrayFromImage(image), image.GetSpacing()
+
+
+def _shown_part(foreground: np.ndarray) -> tuple[np.ndarray, slice, slice]:
+    """Slices with labels, at most so many; rows and columns around them."""
+    if not foreground.any():
+        foreground = np.ones_like(foreground)
+    where = np.flatnonzero(foreground.any((1, 2)))
+    if len(where) > MOST_SLICES:
+        where = where[np.linspace(0, len(where) - 1, MOST_SLICES).round().astype(int)]
+    sides = []
+    for other in (2, 1):
+        places = np.flatnonzero(foreground.any((0, other)))
+        size = foreground.shape[3 - other]
+        margin = max(12, (places[-1] - places[0]) // 2)
+        sides.append(slice(max(places[0] - margin, 0), min(places[-1] + 1 + margin, size)))
+    return where, sides[0], sides[1]
+
+
+def _grey(image: np.ndarray, part, is_ct: bool) -> np.ndarray:
+    if is_ct:
+        low, high = CT_WINDOW
+        return np.clip((image[part] - low) / (high - low), 0, 1)
+    return grey(image[part].astype(float))
+
+
+def _columns(slices: int) -> int:
+    """How many slices lie beside each other in an atlas, so that no side gets too long for a browser."""
+    return max(1, round(slices**0.5))
+
+
+def _atlas(stacked: np.ndarray, across: int) -> np.ndarray:
+    """(n, H, W) slices as one picture, row by row."""
+    count, height, width = stacked.shape
+    rows = -(-count // across)
+    padded = np.zeros((rows * across, height, width), np.uint8)
+    padded[:count] = stacked
+    return padded.reshape(rows, across, height, width).swapaxes(1, 2).reshape(rows * height, across * width)
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "JPEG", quality=80)
+    return data_uri(content.getvalue(), "image/jpeg")
+
+
+def _label_png(labels: np.ndarray) -> str:
+    """In the labels' colours, background transparent."""
+    picture = Image.fromarray(labels.astype(np.uint8)).convert("P")
+    palette = [0, 0, 0]
+    for label in range(1, 256):
+        palette += [round(255 * part) for part in to_rgb(label_colour(label))]
+    picture.putpalette(palette)
+    content = io.BytesIO()
+    picture.save(content, "PNG", transparency=0, optimize=True)
+    return data_uri(content.getvalue(), "image/png")

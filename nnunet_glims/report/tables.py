@@ -1,0 +1,197 @@
+"""The leaderboard as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from nnunet_glims.evaluation.protocol import Metric
+from nnunet_glims.evaluation.regions import SHORT_NAMES
+from nnunet_glims.report.board import Board
+from nnunet_glims.report.costs import Costs
+
+MISSING = "–"
+COSTS = ("Parameters [M]", "GMAC", "Training [h]", "Memory [GiB]", "Inference [s/case]")
+LEGEND = (
+    "Mean ± standard deviation over cases, with the 95 % bootstrap interval of the mean in brackets. Bold: the best mean. "
+    "An asterisk: worse than the best by more than chance (Wilcoxon signed-rank test, Holm's correction, 0.05)."
+)
+
+
+def digits(metric: Metric) -> int:
+    """After the decimal point."""
+    return 1 if metric.unit else 3
+
+
+def number(value: float | None, spec: str) -> str:
+    """Formatted, or a dash where there is none."""
+    return MISSING if value is None or not math.isfinite(value) else format(value, spec)
+
+
+def cost_cells(costs: Costs) -> list[str]:
+    """In the order of `COSTS`."""
+    device = f" ({costs.device.upper()})" if costs.device else ""
+    return [
+        number(None if costs.parameters is None else costs.parameters / 1e6, ".2f"),
+        number(costs.gmac, ".1f"),
+        MISSING if costs.training_hours is None else f"{costs.training_hours:.2f}{device}",
+        number(costs.peak_gib, ".1f"),
+        number(costs.seconds_a_case, ".1f"),
+    ]
+
+
+def headings(board: Board) -> list[tuple[Metric, str]]:
+    """Metric and region of each column."""
+    return [(metric, region) for metric in board.metrics for region in board.regions]
+
+
+def short(region: str) -> str:
+    """As in the field, where it has an abbreviation."""
+    return SHORT_NAMES.get(region, region)
+
+
+def heading(metric: Metric, region: str) -> str:
+    """Of a column."""
+    return f"{metric.title} {short(region)}" + (f" [{metric.unit}]" if metric.unit else "")
+
+
+def value(board: Board, metric: Metric, region: str, entry: str, interval: bool = True) -> str:
+    """Mean ± sd [interval] of a cell."""
+    described = board.statistics[metric.name, region][entry]
+    spec = f".{digits(metric)}f"
+    text = number(described["mean"], spec)
+    if described["sd"] is not None:
+        text += f" ± {number(described['sd'], spec)}"
+    if interval and described["ci95"] is not None:
+        low, high = described["ci95"]
+        text += f" [{number(low, spec)}, {number(high, spec)}]"
+    return text
+
+
+def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
+    """Headings, and cells as (text, best, worse than the best)."""
+    columns = headings(board)
+    head = ["Entry", *(heading(*column) for column in columns)]
+    if board.ranking is not None:
+        head.append("Mean rank")
+    head += COSTS
+    rows = []
+    for entry in board.ordered:
+        cells = [(entry, False, False)]
+        for metric, region in columns:
+            best = board.best(metric, region) == entry
+            cells.append((value(board, metric, region, entry), best, board.worse_than_best(metric, region, entry)))
+        if board.ranking is not None:
+            cells.append((f"{board.ranking.mean[entry]:.2f}", False, False))
+        cells += [(cell, False, False) for cell in cost_cells(board.costs[entry])]
+        rows.append(cells)
+    return head, rows
+
+
+def markdown(board: Board) -> str:
+    """Table, legend, and the paired comparisons."""
+    head, rows = _rows(board)
+    lines = [f"# {board.title}", "", _markdown_row(head), _markdown_row(["---"] * len(head))]
+    for cells in rows:
+        lines.append(_markdown_row([(f"**{text}**" if best else text) + ("*" * worse) for text, best, worse in cells]))
+    lines += ["", f"{len(board.cases)} cases. {LEGEND}"]
+    if board.ranking is not None:
+        lines += ["", "## Pairs", "", *_pairs(board)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _pairs(board: Board) -> list[str]:
+    lines = [
+        _markdown_row(["Metric", "Region", "Entries", "Difference", "p (Holm)", "Effect", "Cases"]),
+        _markdown_row(["---"] * 7),
+    ]
+    for metric in board.metrics:
+        for pair in board.comparisons[metric.name]:
+            lines.append(
+                _markdown_row(
+                    [
+                        metric.title,
+                        short(pair.region),
+                        f"{pair.first} − {pair.second}",
+                        number(pair.difference, f"+.{digits(metric) + 1}f"),
+                        f"{pair.p_holm:.2g}",
+                        f"{pair.effect:+.2f}",
+                        str(pair.cases),
+                    ]
+                )
+            )
+    return lines
+
+
+_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--", "{": r"\{", "}": r"\}"}
+
+
+def latex(board: Board) -> str:
+    """A booktabs table: means and standard deviations, no intervals, since a page is not that wide."""
+    columns = headings(board)
+    with_rank = board.ranking is not None
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{l{'r' * (len(columns) + with_rank + 2)}}}",
+        "\\toprule",
+        " & ".join(
+            [
+                "",
+                *(
+                    f"\\multicolumn{{{len(board.regions)}}}{{c}}{{{_escaped(_with_unit(metric))}}}"
+                    for metric in board.metrics
+                ),
+            ]
+            + [""] * (with_rank + 2)
+        )
+        + r" \\",
+        " & ".join(
+            ["", *(_escaped(short(region)) for _, region in columns), *(["Rank"] * with_rank), "Par. [M]", "GMAC"]
+        )
+        + r" \\",
+        "\\midrule",
+    ]
+    for entry in board.ordered:
+        cells = [_escaped(entry)]
+        for metric, region in columns:
+            text = _escaped(value(board, metric, region, entry, interval=False))
+            if board.best(metric, region) == entry:
+                text = f"\\textbf{{{text}}}"
+            cells.append(text + ("$^*$" if board.worse_than_best(metric, region, entry) else ""))
+        if board.ranking is not None:
+            cells.append(f"{board.ranking.mean[entry]:.2f}")
+        cells += [_escaped(cell) for cell in cost_cells(board.costs[entry])[:2]]
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _with_unit(metric: Metric) -> str:
+    return f"{metric.title} [{metric.unit}]" if metric.unit else metric.title
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text.replace("\\", "/"))
+
+
+def statistics_table(board: Board) -> pd.DataFrame:
+    """A row for each entry, region and metric: all statistics, unrounded."""
+    rows = []
+    for (metric, region), by_entry in board.statistics.items():
+        for entry, described in by_entry.items():
+            low, high = described["ci95"] or (None, None)
+            plain = {key: described[key] for key in ("n", "undefined", "mean", "sd", "median", "q1", "q3")}
+            rows.append(
+                {"entry": entry, "region": region, "metric": metric, **plain, "ci95_low": low, "ci95_high": high}
+            )
+    return pd.DataFrame(rows)
+
+
+def comparisons_table(board: Board) -> pd.DataFrame:
+    """A row for each pair of entries, region and metric, unrounded."""
+    return pd.DataFrame([vars(pair) for pairs in board.comparisons.values() for pair in pairs])

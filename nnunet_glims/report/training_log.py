@@ -1,0 +1,80 @@
+"""What nnU-Net writes down while it trains a fold: curves, time, seconds a validation case, peak memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import mean, median
+
+from nnunet_glims.files import read_json
+
+_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): (.*)")
+_PEAK = re.compile(r"Peak memory: ([\d.]+) GiB")
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """One fold's training.
+
+    Attributes:
+        curves: "training loss", "validation loss" and "pseudo Dice" -> one value an epoch. An epoch that was trained
+            twice, after an interruption, counts once.
+        hours: sum of the epochs' times; None where no epoch has ended.
+        device: "cpu", "cuda:0", ...; None where it is not known.
+        case_seconds: median time from the start of one validation case to the next; None for fewer than three cases.
+        peak_gib: peak memory, where the trainer logs it.
+    """
+
+    curves: Mapping[str, Sequence[float]]
+    hours: float | None
+    device: str | None
+    case_seconds: float | None
+    peak_gib: float | None
+
+
+def read_training_log(fold: Path) -> TrainingLog:
+    """Read all logs of a fold's folder, in the order of their time."""
+    epochs: dict[int, dict[str, float]] = {}
+    current: dict[str, float] = {}
+    seconds: list[float] = []
+    peaks = []
+    for path in sorted(fold.glob("training_log_*.txt")):
+        started: datetime | None = None
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            match = _LINE.match(line)
+            if match is None:
+                continue
+            time, text = datetime.fromisoformat(match[1]), match[2].strip()
+            name, _, value = text.partition(" ")
+            if name == "Epoch" and value.isdigit():
+                current = epochs.setdefault(int(value), {})
+            elif name in ("train_loss", "val_loss"):
+                current[{"train_loss": "training loss", "val_loss": "validation loss"}[name]] = float(value)
+            elif text.startswith("Pseudo dice"):
+                # NumPy 2 writes np.float32(0.81), earlier versions 0.81
+                values = [float(number) for number in re.findall(r"(?<![a-z\d])(\d+\.?\d*(?:e-?\d+)?|nan)", text)]
+                current["pseudo Dice"] = mean(values) if values else float("nan")
+            elif text.startswith("Epoch time:"):
+                current["seconds"] = float(text.split()[2])
+            elif name == "predicting":
+                if started is not None:
+                    seconds.append((time - started).total_seconds())
+                started = time
+            elif peak := _PEAK.match(text):
+                peaks.append(float(peak[1]))
+    ended = [epochs[number] for number in sorted(epochs) if "seconds" in epochs[number]]
+    curves = {
+        name: [epoch.get(name, float("nan")) for epoch in ended]
+        for name in ("training loss", "validation loss", "pseudo Dice")
+    }
+    debug = fold / "debug.json"
+    return TrainingLog(
+        curves,
+        sum(epoch["seconds"] for epoch in ended) / 3600 if ended else None,
+        read_json(debug).get("device") if debug.exists() else None,
+        median(seconds) if len(seconds) > 1 else None,
+        max(peaks, default=None),
+    )

@@ -1,0 +1,258 @@
+"""`nnunet-glims evaluate` as its users run it: folders, model folders, wrong input, interruption."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_glims.cli import main
+from nnunet_glims.evaluation import results
+from nnunet_glims.evaluation.folders import of_folders
+
+DATASET = {
+    "channel_names": {"0": "T2"},
+    "labels": {"background": 0, "organ": 1, "vessel": 2},
+    "file_ending": ".nii.gz",
+    "numTraining": 4,
+}
+
+
+def write(path, labels, spacing=(1.0, 1.0, 2.0), origin=(0.0, 0.0, 0.0)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    sitk.WriteImage(image, str(path))
+
+
+def labels(shift=0, empty=False):
+    found = np.zeros((12, 16, 20), np.uint8)
+    if not empty:
+        found[3:8, 4 + shift : 10 + shift, 5:12] = 1
+        found[4:6, 5 + shift : 8 + shift, 6:9] = 2
+    return found
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Four cases; predictions shifted by 0, 1, 2 voxels, and one empty."""
+    for number in range(4):
+        write(tmp_path / f"labelsTs/case_{number}.nii.gz", labels())
+        write(tmp_path / f"predicted/case_{number}.nii.gz", labels(number, empty=number == 3))
+    (tmp_path / "predicted/dataset.json").write_text(json.dumps(DATASET))
+    return tmp_path / "labelsTs", tmp_path / "predicted"
+
+
+def evaluate(*arguments):
+    return main(["evaluate", *map(str, arguments), "--workers", "1"])
+
+
+def rows(folder):
+    with (folder / "evaluation/metrics.csv").open() as file:
+        return {(row["case"], row["region"]): row for row in csv.DictReader(file)}
+
+
+def summary(folder):
+    return json.loads((folder / "evaluation/summary.json").read_text())
+
+
+def test_folders(folders, capsys):
+    truth, predicted = folders
+    assert evaluate(truth, predicted) == 0
+    table = rows(predicted)
+    assert len(table) == 8
+    assert float(table["case_0", "organ"]["dice"]) == 1
+    # 4 of 6 rows of the organ and its hole stay in place
+    moved = labels(2) == 1
+    assert float(table["case_2", "organ"]["dice"]) == pytest.approx(
+        2 * (moved & (labels() == 1)).sum() / (2 * moved.sum())
+    )
+    assert float(table["case_2", "organ"]["hd100"]) == 2
+    assert float(table["case_0", "organ"]["truth_ml"]) == pytest.approx((5 * 6 * 7 - 2 * 3 * 3) * 2 / 1000)
+    written = summary(predicted)
+    assert written["cases"] == 4
+    assert written["empty"]["vessel"] == {"truth": 0, "prediction": 1, "both": 0}
+    dice = [float(table[f"case_{number}", "vessel"]["dice"]) for number in range(4)]
+    assert written["statistics"]["vessel"]["dice"]["mean"] == pytest.approx(np.mean(dice))
+    assert "4 cases" in capsys.readouterr().out
+
+
+def test_spawned_workers_find_the_same(folders):
+    truth, predicted = folders
+    assert evaluate(truth, predicted, "-o", predicted / "one/evaluation") == 0
+    assert (
+        main(["evaluate", str(truth), str(predicted), "-o", str(predicted / "two/evaluation"), "--workers", "2"]) == 0
+    )
+    assert rows(predicted / "one") == rows(predicted / "two")
+
+
+def test_a_missing_prediction_is_an_empty_one(folders, capsys):
+    truth, predicted = folders
+    (predicted / "case_1.nii.gz").unlink()
+    write(predicted / "stranger.nii.gz", labels())
+    assert evaluate(truth, predicted) == 0
+    missing, empty = rows(predicted)["case_1", "organ"], rows(predicted)["case_3", "organ"]
+    assert {**missing, "case": ""} == {**empty, "case": ""}
+    assert summary(predicted)["missing_predictions"] == ["case_1"]
+    out = capsys.readouterr().out
+    assert "without a prediction, counted as empty: case_1" in out
+    assert "stranger.nii.gz" in out
+
+
+def test_bad_cases_are_named_and_the_others_evaluated(folders, capsys):
+    truth, predicted = folders
+    write(predicted / "case_0.nii.gz", labels(), origin=(0, 0, 5))
+    write(predicted / "case_1.nii.gz", labels() * 3)
+    content = (predicted / "case_2.nii.gz").read_bytes()
+    (predicted / "case_2.nii.gz").write_bytes(content[: len(content) // 2])
+    assert evaluate(truth, predicted) == 1
+    out = capsys.readouterr().out
+    assert "failed case_0" in out and "origin" in out
+    assert "failed case_1" in out and "labels 3, 6" in out
+    assert "failed case_2" in out
+    assert {case for case, _ in rows(predicted)} == {"case_3"}
+    # mended, they are evaluated the next time
+    for number in range(3):
+        write(predicted / f"case_{number}.nii.gz", labels(number))
+    assert evaluate(truth, predicted) == 0
+    assert len(rows(predicted)) == 8 and not summary(predicted)["failed"]
+
+
+def test_regions_and_settings_by_command_line(folders, tmp_path):
+    truth, predicted = folders
+    (tmp_path / "regions.json").write_text(json.dumps({"all": [1, 2], "vessel": [2]}))
+    command = [truth, predicted, "--regions", tmp_path / "regions.json"]
+    assert evaluate(*command, "--penalty", "nan", "--tolerance", "2", "--tolerance", "vessel=0") == 0
+    table = rows(predicted)
+    assert float(table["case_2", "all"]["nsd"]) == 1
+    assert float(table["case_2", "vessel"]["nsd"]) < 1
+    assert table["case_3", "all"]["hd95"] == ""
+    described = summary(predicted)["statistics"]["all"]["hd95"]
+    assert (described["n"], described["undefined"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "predicted"], "there is no such folder"),
+        (["labelsTs", "labelsTs", "--regions", "brat"], "did you mean 'brats'"),
+        (["labelsTs", "predicted", "--preset", "brats2023-gly"], "did you mean 'brats2023-gli'"),
+        (["labelsTs", "predicted", "--surface", "voxel"], "did you mean 'voxels'"),
+        (["labelsTs", "predicted", "--tolerance", "organs=2"], "did you mean 'organ'"),
+        (["labelsTs", "predicted", "--tolerance", "-1"], "0 or more"),
+        (["labelsTs", "predicted", "--workers", "0"], "at least one process"),
+        (["labelsTs"], "give the folders"),
+        (["labelsTs", "predicted", "--model", "model"], "either"),
+        (["--model", "predicted"], "no model folder"),
+    ],
+)
+def test_wrong_use_is_explained_and_writes_nothing(folders, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(folders[0].parent)
+    assert main(["evaluate", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folders[1] / "evaluation").exists()
+
+
+def test_without_dataset_json_regions_must_be_given(folders, capsys):
+    truth, predicted = folders
+    (predicted / "dataset.json").unlink()
+    assert evaluate(truth, predicted) == 2
+    assert "--regions" in capsys.readouterr().err
+
+
+def test_interrupted_it_goes_on(folders, monkeypatch):
+    truth, predicted = folders
+    whole = predicted / "whole"
+    assert evaluate(truth, predicted, "-o", whole / "evaluation") == 0
+
+    def stop(found, what, count):
+        for number, result in enumerate(found):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield result
+
+    cases = of_folders(truth, predicted)
+    settings = results.Settings({"organ": (1,), "vessel": (2,)}, results.Protocol())
+    with pytest.raises(KeyboardInterrupt):
+        results.evaluate(cases.files, settings, predicted / "evaluation", progress=stop)
+    record = predicted / "evaluation/cases.jsonl"
+    assert len(record.read_text().splitlines()) == 2
+    assert not (predicted / "evaluation/summary.json").exists()
+    with record.open("a") as file:
+        file.write('{"case": "case_2", "fo')  # killed in the middle of a line
+    counted = []
+    monkeypatch.setattr(results, "measure_case", counting(results.measure_case, counted))
+    assert evaluate(truth, predicted) == 0
+    assert len(counted) == 2
+    for name in ("metrics.csv", "summary.json", "cases.jsonl"):
+        assert (predicted / "evaluation" / name).read_text() == (whole / "evaluation" / name).read_text()
+
+
+def counting(function, counted):
+    def wrapped(*arguments):
+        counted.append(1)
+        return function(*arguments)
+
+    return wrapped
+
+
+def test_only_what_changed_is_computed_again(folders, monkeypatch):
+    truth, predicted = folders
+    assert evaluate(truth, predicted) == 0
+    counted = []
+    monkeypatch.setattr(results, "measure_case", counting(results.measure_case, counted))
+    assert evaluate(truth, predicted) == 0 and len(counted) == 0
+    write(predicted / "case_1.nii.gz", labels())
+    assert evaluate(truth, predicted) == 0 and len(counted) == 1
+    assert float(rows(predicted)["case_1", "organ"]["dice"]) == 1
+    assert evaluate(truth, predicted, "--tolerance", "3") == 0 and len(counted) == 5
+
+
+@pytest.fixture
+def model(folders, tmp_path, monkeypatch):
+    """A model folder with two folds of two validation cases."""
+    truth, predicted = folders
+    folder = tmp_path / "results/Dataset007_Toy/nnUNetTrainerX__nnUNetPlans__3d_fullres"
+    preprocessed = tmp_path / "preprocessed/Dataset007_Toy"
+    shutil.copytree(truth, preprocessed / "gt_segmentations")
+    folds = [["case_0", "case_1"], ["case_2", "case_3"]]
+    splits = [{"train": folds[1 - fold], "val": folds[fold]} for fold in range(2)]
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    for fold, cases in enumerate(folds):
+        for case in cases:
+            (folder / f"fold_{fold}/validation").mkdir(parents=True, exist_ok=True)
+            shutil.copy(predicted / f"{case}.nii.gz", folder / f"fold_{fold}/validation")
+    shutil.copytree(folder / "fold_0", folder / "fold_all")
+    (folder / "dataset.json").write_text(json.dumps(DATASET))
+    (folder / "plans.json").write_text(json.dumps({"dataset_name": "Dataset007_Toy", "configurations": {}}))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    return folder
+
+
+def test_a_model_gives_every_fold(model, folders):
+    assert evaluate("--model", model) == 0
+    table = rows(model)
+    assert {(case, row["fold"]) for (case, _), row in table.items()} == {
+        ("case_0", "0"), ("case_1", "0"), ("case_2", "1"), ("case_3", "1")
+    }  # fmt: skip
+    assert evaluate(*folders) == 0
+    for key, row in rows(folders[1]).items():
+        assert {**table[key], "fold": ""} == row
+
+
+def test_a_case_the_fold_should_have_validated_counts_as_empty(model):
+    (model / "fold_1/validation/case_2.nii.gz").unlink()
+    assert evaluate("--model", model) == 0
+    assert summary(model)["missing_predictions"] == ["case_2"]
+
+
+def test_label_maps_of_a_model_may_be_elsewhere(model, folders, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_preprocessed")
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    assert evaluate("--model", model) == 2
+    assert "--truth" in capsys.readouterr().err
+    assert evaluate("--model", model, "--truth", folders[0]) == 0
+    assert len(rows(model)) == 8

@@ -1,0 +1,252 @@
+"""`nnunet-glims leaderboard` on predictions whose order is known."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from nnunet_glims.cli import main
+from nnunet_glims.report.figures import _cliques
+from nnunet_glims.report.training_log import read_training_log
+
+ENTRIES = ("poor", "good", "fair")
+
+
+def leaderboard(folder, out, *more, entries=ENTRIES):
+    return main(["leaderboard", *(f"{name}={folder / name}" for name in entries), "-o", str(out), *map(str, more)])
+
+
+@pytest.fixture(scope="session")
+def board(evaluated, tmp_path_factory):
+    """The folder that the command writes for the three entries."""
+    out = tmp_path_factory.mktemp("out")
+    assert leaderboard(evaluated, out, "--published", "GLIMS,LATUPNet", "--title", "Toys <& more>", "--cases", "3") == 0
+    return out
+
+
+def test_statistics_are_those_of_the_evaluations(board, evaluated):
+    with (board / "leaderboard.csv").open() as file:
+        rows = {(row["entry"], row["region"], row["metric"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 3 * 2 * 3
+    for entry in ENTRIES:
+        summary = json.loads((evaluated / entry / "evaluation/summary.json").read_text())
+        for region, metrics in summary["statistics"].items():
+            for metric in ("dice", "hd95", "nsd"):
+                row = rows[entry, region, metric]
+                assert float(row["mean"]) == pytest.approx(metrics[metric]["mean"])
+                assert float(row["ci95_low"]) == pytest.approx(metrics[metric]["ci95"][0])
+
+
+def test_comparisons_have_every_pair(board):
+    with (board / "comparisons.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * 3
+    pair = next(row for row in rows if (row["metric"], row["first"], row["second"]) == ("dice", "poor", "good"))
+    assert float(pair["difference"]) < 0 and float(pair["effect"]) == -1
+    assert float(pair["p"]) == pytest.approx(2 / 2**8)
+
+
+def test_markdown_is_sorted_and_marks_the_best(board):
+    lines = (board / "leaderboard.md").read_text().splitlines()
+    assert lines[0] == "# Toys <& more>"
+    table = [line for line in lines if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in table[2:5]] == ["| good", "| fair", "| poor"]
+    assert all("**" in cell for cell in table[2].split(" | ")[1:5])
+    assert table[3].count("**") == 0 and "*" in table[3]
+    widths = {line.count(" | ") for line in table[:5]}
+    assert len(widths) == 1
+
+
+def test_latex_has_as_many_cells_in_every_row(board):
+    text = (board / "leaderboard.tex").read_text()
+    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    spans = [
+        sum(
+            int(re.match(r"\s*\\multicolumn\{(\d+)\}", cell)[1]) if "multicolumn" in cell else 1
+            for cell in row.split("&")
+        )
+        for row in rows
+    ]
+    assert spans == [columns] * 5
+    assert "\\textbf{" in text and "WT" in text
+
+
+class Page(HTMLParser):
+    """What a test wants to know of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.opened, self.links, self.ids = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.links += [given[name] for name in ("src", "srcset", "href") if name in given]
+        self.ids += [given["id"]] if "id" in given else []
+        if tag not in ("meta", "link", "img", "source", "input", "br"):
+            self.opened.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(board):
+    text = (board / "leaderboard.html").read_text()
+    page = Page(text)
+    assert page.opened == []
+    outside = [link for link in page.links if not link.startswith("data:")]
+    assert all(link.startswith("https://arxiv.org/abs/") for link in outside) and len(outside) == 2
+    assert "Toys &lt;&amp; more&gt;" in text
+    assert "BraTS 2021: Dice WT 0.9029" in text
+    assert len(page.ids) == len(set(page.ids))
+
+
+def stacks(out):
+    text = (out / "leaderboard.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="stacks">(.*?)</script>', text, re.S)[1])
+
+
+def test_shown_cases_are_the_worst_and_the_median(board, evaluated):
+    shown = stacks(board)
+    assert len(shown) == 3
+    summary = {}
+    for line in (evaluated / "poor/evaluation/cases.jsonl").read_text().splitlines():
+        case = json.loads(line)
+        summary[case["case"]] = sum(region["dice"] for region in case["regions"].values())
+    worst = min(summary, key=lambda case: summary[case])
+    assert shown[0]["case"] == worst and "poor: worst" in shown[0]["why"]
+    assert set(shown[0]["entries"]) == set(ENTRIES)
+    assert shown[0]["slices"] == list(range(3, 9))
+    assert shown[0]["image"].startswith("data:image/jpeg;base64,")
+
+
+def test_without_images_labels_are_on_black(evaluated, tmp_path, capsys):
+    folder = tmp_path / "moved"
+    shutil.copytree(evaluated, folder)
+    shutil.rmtree(folder / "imagesTs")
+    for entry in ("good", "fair"):  # the evaluation remembers where its files lay
+        record = folder / entry / "evaluation/cases.jsonl"
+        record.write_text(record.read_text().replace(str(evaluated), str(folder)))
+    assert leaderboard(folder, tmp_path / "out", entries=("good", "fair"), *()) == 0
+    assert "images were not found" in capsys.readouterr().out
+
+
+def test_one_entry_has_no_ranks(evaluated, tmp_path):
+    assert leaderboard(evaluated, tmp_path, "--cases", "0", entries=("good",)) == 0
+    text = (tmp_path / "leaderboard.html").read_text()
+    assert "Mean rank" not in text and "1 entry on" in text
+
+
+def test_entries_from_yaml(evaluated, tmp_path, capsys):
+    board = {"title": "From a file", "entries": [{"name": name, "path": name} for name in ENTRIES]}
+    board["entries"][0]["seconds_a_case"] = 12.5
+    (evaluated / "board.yaml").write_text(json.dumps(board))  # JSON is YAML
+    assert main(["leaderboard", str(evaluated / "board.yaml"), "-o", str(tmp_path)]) == 0
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert text.startswith("# From a file") and "12.5" in text
+    board["entries"][0]["pathh"] = "x"
+    (evaluated / "board.yaml").write_text(json.dumps(board))
+    assert main(["leaderboard", str(evaluated / "board.yaml"), "-o", str(tmp_path / "new")]) == 2
+    assert "did you mean 'path'" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_cases_need_intersection(evaluated, tmp_path, capsys):
+    folder = tmp_path / "fewer"
+    shutil.copytree(evaluated / "good", folder)
+    (folder / "evaluation/cases.jsonl").write_text(
+        "\n".join((folder / "evaluation/cases.jsonl").read_text().splitlines()[2:])
+    )
+    command = [
+        "leaderboard",
+        f"all={evaluated / 'fair'}",
+        f"fewer={folder}",
+        "-o",
+        str(tmp_path / "out"),
+        "--cases",
+        "0",
+    ]
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert "fewer misses 2: case_0, case_1" in message and "--intersection" in message
+    assert main([*command, "--intersection"]) == 0
+    text = (tmp_path / "out/leaderboard.html").read_text()
+    assert "6 cases" in text and "all 2" in text
+
+
+def test_other_settings_cannot_be_compared(evaluated, tmp_path, capsys):
+    folder = tmp_path / "voxels"
+    shutil.copytree(evaluated / "good", folder)
+    assert main(["evaluate", str(evaluated / "labelsTs"), str(folder), "--surface", "voxels", "--workers", "1"]) == 0
+    assert main(["leaderboard", f"a={evaluated / 'fair'}", f"b={folder}", "-o", str(tmp_path / "out")]) == 2
+    assert "evaluated with different settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["good"], "give NAME=PATH"),
+        (["a=good", "a=fair"], "several entries named 'a'"),
+        (["a=nowhere"], "there is no such folder"),
+        (["a=labelsTs"], "is not evaluated: run nnunet-glims evaluate"),
+        (["a=good", "--metrics", "dise"], "did you mean 'dice'"),
+        (["a=good", "--metrics", "lesion_dice"], "was not measured"),
+        (["a=good", "--published", "GLIM"], "did you mean 'GLIMS'"),
+        (["a=good", "--channel", "T1c"], "did you mean 'T1'"),
+        (["a=good", "--images", "nowhere"], "there is no such folder"),
+        (["board.yml"], "there is no such file"),
+    ],
+)
+def test_wrong_use_is_explained_and_writes_nothing(evaluated, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(evaluated)
+    assert main(["leaderboard", *arguments, "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_cliques_join_neighbours_within_the_critical_difference():
+    assert _cliques([1.0, 1.4, 2.1, 3.5], 0.8) == [(0, 1), (1, 2)]
+    assert _cliques([1.0, 2.0, 3.0], 0.5) == []
+    assert _cliques([1.0, 1.1, 1.2], 0.5) == [(0, 2)]
+
+
+LOG = """
+2026-01-01 10:00:00.000000: Epoch 0
+2026-01-01 10:30:00.000000: train_loss 0.5
+2026-01-01 10:30:00.000000: val_loss 0.4
+2026-01-01 10:30:00.000000: Pseudo dice [np.float32(0.25), np.float32(0.75)]
+2026-01-01 10:30:00.000000: Epoch time: 1800.0 s
+2026-01-01 10:30:00.000000: Epoch 1
+2026-01-01 11:00:00.000000: train_loss 0.3
+"""
+RESUMED = """
+2026-01-02 10:00:00.000000: Epoch 1
+2026-01-02 10:15:00.000000: train_loss 0.2
+2026-01-02 10:15:00.000000: val_loss 0.1
+2026-01-02 10:15:00.000000: Pseudo dice [0.8, nan]
+2026-01-02 10:15:00.000000: Epoch time: 900.0 s
+2026-01-02 10:15:01.000000: Peak memory: 7.25 GiB
+2026-01-02 10:15:02.000000: predicting a
+2026-01-02 10:15:03.000000: a, shape torch.Size([1, 3, 3, 3]), rank 0
+2026-01-02 10:15:06.000000: predicting b
+2026-01-02 10:15:12.000000: predicting c
+2026-01-02 10:15:14.000000: Validation complete
+"""
+
+
+def test_training_logs_of_an_interrupted_training(tmp_path):
+    (tmp_path / "training_log_2026_1_01_10_00_00.txt").write_text(LOG)
+    (tmp_path / "training_log_2026_1_02_10_00_00.txt").write_text(RESUMED)
+    (tmp_path / "debug.json").write_text('{"device": "cuda:0"}')
+    log = read_training_log(tmp_path)
+    assert log.curves["training loss"] == [0.5, 0.2]
+    assert log.curves["validation loss"] == [0.4, 0.1]
+    assert log.curves["pseudo Dice"][0] == 0.5
+    assert log.hours == 0.75
+    assert log.case_seconds == 5
+    assert log.peak_gib == 7.25
+    assert log.device == "cuda:0"

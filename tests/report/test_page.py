@@ -1,0 +1,87 @@
+"""The leaderboard's page in a real browser: it is sorted, looked through, and says nothing in the console."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.report.test_leaderboard import board  # noqa: F401  the page to open
+
+PROBE = """
+<pre id="seen"></pre>
+<script>
+const errors = [];
+window.addEventListener("error", (event) => errors.push(event.message));
+window.addEventListener("unhandledrejection", (event) => errors.push(String(event.reason)));
+const rows = () => [...document.querySelectorAll("#board tbody tr")].map((row) => row.cells[0].textContent.trim());
+const press = (column) => document.querySelectorAll("#board thead button")[column].click();
+const later = () => new Promise((resolve) => setTimeout(resolve, 300));
+const pixels = (canvas) => {
+  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return data.reduce((sum, value, place) => (sum + value * (place % 251)) % 1000003, 0);
+};
+(async () => {
+  const seen = { start: rows() };
+  press(0); seen.byName = rows();
+  press(0); seen.byNameDown = rows();
+  press(3); seen.byDistance = rows();
+  seen.sorted = document.querySelectorAll("#board thead th")[3].getAttribute("aria-sort");
+  const viewer = document.querySelector(".viewer");
+  viewer.scrollIntoView();
+  await later();
+  const canvas = viewer.querySelector("canvas");
+  const slider = viewer.querySelector("input[type=range]");
+  seen.truth = { ...canvas.dataset, pixels: pixels(canvas) };
+  viewer.querySelector("input[value=poor]").click();
+  await later();
+  seen.poor = { ...canvas.dataset, pixels: pixels(canvas) };
+  slider.value = 2;
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+  await later();
+  seen.moved = { ...canvas.dataset, pixels: pixels(canvas), text: viewer.querySelector("output").textContent };
+  seen.wide = document.documentElement.scrollWidth - window.innerWidth;
+  seen.focusable = [...document.querySelectorAll("button, input, summary, [tabindex]")].every((one) => one.tabIndex >= 0);
+  seen.errors = errors;
+  document.getElementById("seen").textContent = "SEEN" + JSON.stringify(seen) + "END";
+})();
+</script>
+</body>"""
+
+
+def browser():
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if found is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    return found
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_sorting_and_slices(board, tmp_path, width):  # noqa: F811
+    page = tmp_path / "page.html"
+    page.write_text((board / "leaderboard.html").read_text().replace("</body>", PROBE))
+    command = [
+        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        "--disable-component-update", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+        f"--window-size={width},900", "--virtual-time-budget=20000", "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    match = re.search("SEEN(.*?)END", done.stdout)
+    assert match, done.stderr[-3000:]
+    seen = json.loads(match[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert seen["start"] == ["good", "fair", "poor"]
+    assert seen["byName"] == ["fair", "good", "poor"]
+    assert seen["byNameDown"] == ["poor", "good", "fair"]
+    assert seen["byDistance"] == ["good", "fair", "poor"] and seen["sorted"] == "ascending"
+    assert seen["truth"]["labels"] == "" and seen["poor"]["labels"] == "poor"
+    assert seen["truth"]["slice"] == seen["poor"]["slice"] == "3"
+    assert seen["moved"]["slice"] == "5" and seen["moved"]["text"] == "slice 5"
+    assert len({seen[name]["pixels"] for name in ("truth", "poor", "moved")}) == 3
+    assert seen["wide"] <= 0, "the page is wider than the window"
+    assert seen["focusable"]
+    assert seen["errors"] == []
+    assert "CONSOLE" not in done.stderr, done.stderr
