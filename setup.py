@@ -78,7 +78,11 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=packages(),
     package_dir=FOLDERS,
-    package_data={"nnunet_glims.kernels": ["*.c"], "nnunet_glims.plans_overrides": ["*.json"]},
+    package_data={
+        "nnunet_glims.kernels": ["*.c"],
+        "nnunet_glims.plans_overrides": ["*.json"],
+        "nnunet_glims.report": ["*.html", "*.css", "*.js"],
+    },
     install_requires=[
         "nnunetv2>=2.8,<3",
         "torch>=2.3",

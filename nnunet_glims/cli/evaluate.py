@@ -126,7 +126,7 @@ def _show(console, summary, settings):
     """The most telling statistics."""
     from rich.table import Table
 
-    from nnunet_glims.evaluation.regions import SHORT_NAMES
+    from nnunet_glims.evaluation.regions import short
 
     shown = ("dice", "hd95", "nsd", "lesion_dice", "lesion_hd95")
     metrics = [metric for metric in settings.protocol.metrics if metric.name in shown]
@@ -138,6 +138,6 @@ def _show(console, summary, settings):
             mean, sd = described["mean"], described["sd"]
             digits = 1 if metric.unit == "mm" else 3
             cells.append("–" if mean is None else f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}"))
-        table.add_row(SHORT_NAMES.get(region, region), *cells)
+        table.add_row(short(region), *cells)
     console.print(f"{summary['cases']} cases: mean ± standard deviation")
     console.print(table)

@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from nnunet_glims.errors import UsageError
+    from nnunet_glims.evaluation.regions import short
     from nnunet_glims.files import write_text
     from nnunet_glims.networks import network_named
     from nnunet_glims.report import page, tables
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
         console.print("The cases' images were not found: labels are shown on black. --images names their folder.")
     for name in board.ordered:
         dice = ", ".join(
-            f"{tables.short(region)} {tables.value(board, metric, region, name, interval=False)}"
+            f"{short(region)} {tables.value(board, metric, region, name, interval=False)}"
             for metric in board.metrics[:1]
             for region in board.regions
         )

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,6 +19,7 @@ from rich.console import Console
 from nnunet_glims.demo.phantom import write_raw_dataset
 from nnunet_glims.demo.report import CaseImages, DemoResults, NetworkResult, write_report
 from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.regions import of_dataset
 from nnunet_glims.files import read_json
 from nnunet_glims.networks import network_named
 from nnunet_glims.plans import apply_override
@@ -212,15 +212,6 @@ def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
     return images, labels
 
 
-def _regions(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> labels of each region, or each label as a region of its own."""
-    return {
-        name: tuple(labels) if isinstance(labels, list) else (labels,)
-        for name, labels in dataset_json["labels"].items()
-        if name not in ("background", "ignore")
-    }
-
-
 def _result(name: str, trainer: str, workspace: Workspace, model: Path, predictions: Path):
     import torch
 
@@ -231,7 +222,7 @@ def _result(name: str, trainer: str, workspace: Workspace, model: Path, predicti
     curves = checkpoint["logging"]
     seconds = sum(curves["epoch_end_timestamps"]) - sum(curves["epoch_start_timestamps"])
     dataset = read_json(workspace.raw / "dataset.json")
-    regions = _regions(dataset)
+    regions = of_dataset(dataset)
     configuration = read_json(model / "plans.json")["configurations"][CONFIGURATION]
     channels = len(dataset["channel_names"])
     classes = len(regions) + (0 if "regions_class_order" in dataset else 1)
@@ -286,7 +277,7 @@ def _report(workspace: Workspace, results: list[NetworkResult], images: Path, tr
         description=description,
         machine=_machine(workspace.device),
         command=command,
-        regions=_regions(dataset),
+        regions=of_dataset(dataset),
         networks=results,
         cases=cases,
     )

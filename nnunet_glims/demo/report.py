@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 
 import nibabel
@@ -19,45 +18,14 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.regions import Regions, short
 from nnunet_glims.files import write_text
+from nnunet_glims.report.drawing import ENTRY_COLOURS, entry_colour, grey, label_colour, listed, png
+from nnunet_glims.report.telling import TELLING_CHANNELS
 
-TELLING_CHANNELS = ("FLAIR", "T1ce")
-SHORT_NAMES = {"whole_tumor": "WT", "tumor_core": "TC", "enhancing_tumor": "ET"}
 MISSING = "–"
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; no network shares one with a region.
-NETWORK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000")
 LINE_MARKERS = ("", "o", "s", "^", "D")
-LABEL_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#999999", "#F5C6AA", "#B3E2CD")
-
-Regions = Mapping[str, Sequence[int]]
-
-STYLE = """
-:root { color-scheme: light dark; --text: #1b1f24; --page: #ffffff; --soft: #59636e; --line: #d1d9e0; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e9ec; --page: #14181d; --soft: #9aa5b1; --line: #3a424c; }
-}
-body { margin: 0 auto; max-width: 72rem; padding: 1rem 1.25rem 3rem; font: 16px/1.55 system-ui, sans-serif;
-       color: var(--text); background: var(--page); }
-h1 { font-size: 1.7rem; line-height: 1.25; }
-h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-p, ul { max-width: 46rem; }
-code { font-size: .9em; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
-         white-space: nowrap; }
-th:first-child, td:first-child { padding-left: 0; text-align: left; }
-figcaption, .note { color: var(--soft); font-size: .9rem; }
-figure { margin: 1rem 0 2rem; }
-figure img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
-figure .scroll img { max-width: none; width: max(100%, 42rem); }
-figcaption { margin-top: .5rem; }
-th small { font-weight: normal; }
-.legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; }
-.chip { display: inline-block; width: .9em; height: .9em; margin-right: .45em; border: 1px solid var(--soft);
-        border-radius: 3px; vertical-align: -.1em; }
-"""
 
 
 @dataclass
@@ -137,7 +105,7 @@ def _page(results: DemoResults) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <link rel="icon" href="data:,">
-<style>{STYLE}</style>
+<style>{files("nnunet_glims.report").joinpath("page.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <header>
@@ -163,7 +131,7 @@ def _page(results: DemoResults) -> str:
 
 def _table(networks: list[NetworkResult], regions: Regions) -> str:
     head = ["Network", "Parameters", "GMAC", "Training", "Epochs"]
-    head += [f"Dice {escape(_short(region))}" for region in regions]
+    head += [f"Dice {escape(short(region))}" for region in regions]
     rows = "\n".join(
         "<tr>"
         f'<th scope="row">{escape(network.name)}<br>'
@@ -177,7 +145,7 @@ def _table(networks: list[NetworkResult], regions: Regions) -> str:
         for network in networks
     )
     cases = len({case for network in networks for case in network.dice})
-    short = "".join(f"{_short(region)}: {region.replace('_', ' ')}. " for region in regions if _short(region) != region)
+    abbreviations = "".join(f"{short(region)}: {region.replace('_', ' ')}. " for region in regions if short(region) != region)
     return f"""<div class="scroll" role="region" aria-label="Networks compared" tabindex="0">
 <table>
 <thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in head)}</tr></thead>
@@ -187,12 +155,8 @@ def _table(networks: list[NetworkResult], regions: Regions) -> str:
 </table>
 </div>
 <p class="note">Dice: mean over {cases} case{"" if cases == 1 else "s"}, those without a value left out.
-{escape(short)}GMAC: billions of multiply-accumulates for one patch.
+{escape(abbreviations)}GMAC: billions of multiply-accumulates for one patch.
 {MISSING} not measured.</p>"""
-
-
-def _short(region: str) -> str:
-    return SHORT_NAMES.get(region, region)
 
 
 def _number(value: float | None, spec: str, unit: str = "", scale: float = 1) -> str:
@@ -215,8 +179,8 @@ def _curves_figure(networks: list[NetworkResult]) -> str:
     loss_axes, dice_axes = figure.subplots(1, 2)
     for index, network in enumerate(networks):
         line = {
-            "color": NETWORK_COLOURS[index % len(NETWORK_COLOURS)],
-            "marker": LINE_MARKERS[index // len(NETWORK_COLOURS) % len(LINE_MARKERS)],
+            "color": entry_colour(index),
+            "marker": LINE_MARKERS[index // len(ENTRY_COLOURS) % len(LINE_MARKERS)],
             "markersize": 3,
         }
         curves = network.curves
@@ -235,10 +199,10 @@ def _curves_figure(networks: list[NetworkResult]) -> str:
             axes.legend(frameon=False, fontsize=9)
         else:
             axes.text(0.5, 0.5, "not recorded", ha="center", transform=axes.transAxes)
-    names = _listed(network.name for network in networks)
+    names = listed(network.name for network in networks)
     alt = f"Training and validation loss, and pseudo Dice, over epochs for {names}"
     return f"""<figure>
-<div class="scroll" role="region" aria-label="Learning curves" tabindex="0">{_img(figure, alt, dpi=110)}</div>
+<div class="scroll" role="region" aria-label="Learning curves" tabindex="0">{png(figure, alt, dpi=110)}</div>
 <figcaption>Left: loss, solid for training, dashed for validation. Right: nnU-Net's pseudo Dice on validation
 patches, mean over regions; the table has the Dice of whole cases.</figcaption>
 </figure>"""
@@ -253,24 +217,20 @@ def _cases_section(cases: str, regions: Regions) -> str:
     if not cases:
         return ""
     legend = "\n".join(
-        f'<li><span class="chip" style="background:{_colour(label)}"></span>'
-        f"label {label}: {escape(_listed(_short(region) for region, labels in regions.items() if label in labels))}</li>"
+        f'<li><span class="chip" style="background:{label_colour(label)}"></span>'
+        f"label {label}: {escape(listed(short(region) for region, labels in regions.items() if label in labels))}</li>"
         for label in sorted({label for labels in regions.values() for label in labels})
     )
     outlines = [f"{style} {escape(region.replace('_', ' '))}" for region, style in _outlined(regions)]
     return f"""<section>
 <h2>Cases</h2>
 <p>The axial slice with most foreground, seen from below as radiologists do: the patient's left is on the right.
-White lines outline the truth: {_listed(outlines)}.</p>
+White lines outline the truth: {listed(outlines)}.</p>
 <ul class="legend">
 {legend}
 </ul>
 {cases}
 </section>"""
-
-
-def _colour(label: int) -> str:
-    return LABEL_COLOURS[(label - 1) % len(LABEL_COLOURS)]
 
 
 def _outlined(regions: Regions) -> list[tuple[str, str]]:
@@ -289,11 +249,11 @@ def _case_section(case: CaseImages, results: DemoResults) -> str:
     predictions = {network.name: _prediction(case, network, truth.shape) for network in networks}
     title = escape(case.name)
     alt = (
-        f"{_listed(shown)} of case {case.name}: the plain slice, then with the regions of "
-        f"{_listed(['the truth', *predictions])} laid over"
+        f"{listed(shown)} of case {case.name}: the plain slice, then with the regions of "
+        f"{listed(['the truth', *predictions])} laid over"
     )
     dice = "; ".join(f"{escape(network.name)} {_dice_text(network, case.name, regions)}" for network in networks)
-    image = _img(_overlay_figure(channels, truth, predictions, aspect, regions), alt, dpi=110)
+    image = png(_overlay_figure(channels, truth, predictions, aspect, regions), alt, dpi=110)
     return f"""<figure>
 <h3>{title}</h3>
 <div class="scroll" role="region" aria-label="Case {title}" tabindex="0">{image}</div>
@@ -303,7 +263,7 @@ def _case_section(case: CaseImages, results: DemoResults) -> str:
 
 def _dice_text(network: NetworkResult, case: str, regions: Regions) -> str:
     dice = network.dice.get(case, {})
-    return ", ".join(f"{escape(_short(region))} {_number(dice.get(region), '.3f')}" for region in regions)
+    return ", ".join(f"{escape(short(region))} {_number(dice.get(region), '.3f')}" for region in regions)
 
 
 def _channel(case: CaseImages, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -354,11 +314,11 @@ def _overlay_figure(
     figure = Figure(figsize=size, facecolor="black", layout=layout)
     axes = figure.subplots(len(channels), columns, squeeze=False)
     for row, (name, channel) in enumerate(channels.items()):
-        grey = _grey(channel[:, :, z][box])
-        _draw_panel(axes[row, 0], grey, None, aspect)
+        ground = grey(channel[:, :, z][box])
+        _draw_panel(axes[row, 0], ground, None, aspect)
         axes[row, 0].text(0.02, 0.98, name, color="white", va="top", transform=axes[row, 0].transAxes)
         for panel, (title, labels) in zip(axes[row, 1:], overlays, strict=True):
-            _draw_panel(panel, grey, None if labels is None else labels[:, :, z][box], aspect)
+            _draw_panel(panel, ground, None if labels is None else labels[:, :, z][box], aspect)
             _draw_outlines(panel, truth[:, :, z][box], regions)
             if labels is None:
                 panel.text(0.5, 0.02, "no prediction", color="white", ha="center", transform=panel.transAxes)
@@ -377,20 +337,14 @@ def _bounding_box(mask: np.ndarray, margin: int = 2) -> tuple[slice, ...]:
     )
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    """The 2D slice scaled to 0..1, its brightest 0.5 % of nonzero pixels cut off."""
-    top = np.percentile(image[image != 0], 99.5) if image.any() else 1
-    return np.clip(image / top, 0, 1)
-
-
-def _draw_panel(axes, grey: np.ndarray, labels: np.ndarray | None, aspect: float) -> None:
-    picture = np.repeat(grey[..., None], 3, axis=2)
+def _draw_panel(axes, ground: np.ndarray, labels: np.ndarray | None, aspect: float) -> None:
+    picture = np.repeat(ground[..., None], 3, axis=2)
     if labels is not None:
         for label in np.unique(labels[labels > 0]):
             inside = labels == label
-            picture[inside] = 0.45 * picture[inside] + 0.55 * np.array(to_rgb(_colour(int(label))))
+            picture[inside] = 0.45 * picture[inside] + 0.55 * np.array(to_rgb(label_colour(int(label))))
     axes.imshow(picture.swapaxes(0, 1), origin="lower", aspect=aspect, interpolation="nearest")
-    axes.set_xlim(len(grey) - 0.5, -0.5)
+    axes.set_xlim(len(ground) - 0.5, -0.5)
     axes.set_axis_off()
 
 
@@ -401,16 +355,3 @@ def _draw_outlines(axes, truth: np.ndarray, regions: Regions) -> None:
             outline = axes.contour(inside.T, levels=[0.5], colors="white", linewidths=0.9, linestyles=style)
             # Edema is nearly white on FLAIR: the line needs a dark border there.
             outline.set_path_effects([withStroke(linewidth=2, foreground="black")])
-
-
-def _img(figure: Figure, alt: str, dpi: int) -> str:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
-    data = base64.b64encode(png.getvalue()).decode("ascii")
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
-
-
-def _listed(names) -> str:
-    """ "A, B and C" """
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last

@@ -18,7 +18,12 @@ NAMED: Mapping[str, Regions] = {
 }
 """brats: labels as BraTS 2023 and `nnunet-glims convert` have them; brats-original: as releases up to 2021."""
 
-SHORT_NAMES = {"whole_tumor": "WT", "tumor_core": "TC", "enhancing_tumor": "ET"}
+_SHORT_NAMES = {"whole_tumor": "WT", "tumor_core": "TC", "enhancing_tumor": "ET"}
+
+
+def short(region: str) -> str:
+    """As in the field, where it has an abbreviation."""
+    return _SHORT_NAMES.get(region, region)
 
 
 def of_dataset(dataset_json: Mapping[str, Any]) -> Regions:

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Iterable
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,6 +17,7 @@ ENTRY_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7F7F7F")
 LABEL_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#999999", "#F5C6AA", "#B3E2CD")
 MARKERS = ("o", "s", "^", "D", "v")
 
+_COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 THEMES = {"light": "#1b1f24", "dark": "#e6e9ec"}
 """Colour of lines and text where the reader's system is set to light or dark."""
 
@@ -63,10 +65,8 @@ def svg(draw: Callable[[Figure], None], size: tuple[float, float], alt: str) -> 
     """A figure as an HTML picture of lines, for light and for dark pages; `size` in inches."""
     pictures = {}
     for theme, colour in THEMES.items():
-        names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-        with matplotlib.rc_context(
-            {**dict.fromkeys(names, colour), "svg.fonttype": "none", "svg.hashsalt": "nnunet-glims"}
-        ):
+        style: dict[Any, Any] = dict.fromkeys(_COLOURED, colour)
+        with matplotlib.rc_context({**style, "svg.fonttype": "none", "svg.hashsalt": "nnunet-glims"}):
             figure = Figure(figsize=size, layout="constrained")
             draw(figure)
             content = io.BytesIO()

@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from nnunet_glims.evaluation.protocol import Metric
 from nnunet_glims.evaluation.ranking import wide
+from nnunet_glims.evaluation.regions import short
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.drawing import entry_colour, entry_marker, listed, svg
-from nnunet_glims.report.tables import short
 
 MOST_POINTS = 100
 """Cases up to which a box plot shows each of them."""

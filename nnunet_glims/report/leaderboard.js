@@ -23,9 +23,12 @@ for (const [column, heading] of headings.entries()) {
 const stacks = JSON.parse(document.getElementById("stacks").textContent);
 
 function load(source) {
-  const picture = new Image();
-  picture.src = source;
-  return picture.decode().then(() => picture);
+  return new Promise((resolve, reject) => {
+    const picture = new Image();
+    picture.onload = () => resolve(picture);
+    picture.onerror = () => reject(new Error("a picture of this page is damaged"));
+    picture.src = source;
+  });
 }
 
 function show(viewer) {

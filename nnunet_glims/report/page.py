@@ -11,6 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from nnunet_glims import __version__
+from nnunet_glims.evaluation.regions import short
 from nnunet_glims.networks import NETWORKS
 from nnunet_glims.report import figures, tables
 from nnunet_glims.report.board import SIGNIFICANT, Board
@@ -101,7 +102,7 @@ def _legend(board: Board) -> list[dict[str, str]]:
     return [
         {
             "colour": label_colour(label),
-            "text": ", ".join(tables.short(region) for region, of in regions.items() if label in of),
+            "text": ", ".join(short(region) for region, of in regions.items() if label in of),
         }
         for label in labels
     ]

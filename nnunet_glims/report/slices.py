@@ -62,7 +62,7 @@ def stack(case: ShownCase) -> dict[str, Any]:
     foreground = np.any([labels > 0 for labels in maps], axis=0)
     chosen, rows, columns = _shown_part(foreground)
     step = -(-max(rows.stop - rows.start, columns.stop - columns.start) // LONGEST_SIDE)
-    part = np.ix_(chosen, range(rows.start, rows.stop, step), range(columns.start, columns.stop, step))
+    part = np.ix_(chosen, np.arange(rows.start, rows.stop, step), np.arange(columns.start, columns.stop, step))
     shape = truth[part].shape
     across = _columns(shape[0])
     ground = np.zeros(shape) if image is None else _grey(image, part, case.is_ct)

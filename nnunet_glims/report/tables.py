@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from nnunet_glims.evaluation.protocol import Metric
-from nnunet_glims.evaluation.regions import SHORT_NAMES
+from nnunet_glims.evaluation.regions import short
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.costs import Costs
 
@@ -45,11 +45,6 @@ def cost_cells(costs: Costs) -> list[str]:
 def headings(board: Board) -> list[tuple[Metric, str]]:
     """Metric and region of each column."""
     return [(metric, region) for metric in board.metrics for region in board.regions]
-
-
-def short(region: str) -> str:
-    """As in the field, where it has an abbreviation."""
-    return SHORT_NAMES.get(region, region)
 
 
 def heading(metric: Metric, region: str) -> str:
