@@ -9,25 +9,34 @@ import shutil
 import subprocess
 import sysconfig
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from nnunet_glims.demo.phantom import write_raw_dataset
-from nnunet_glims.demo.report import CaseImages, DemoResults, NetworkResult, write_report
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.regions import of_dataset
-from nnunet_glims.files import read_json
+from nnunet_glims.evaluation.folders import of_folders
+from nnunet_glims.evaluation.protocol import PRESETS
+from nnunet_glims.evaluation.regions import of_dataset, short
+from nnunet_glims.evaluation.results import Settings, evaluate, read_results
+from nnunet_glims.files import read_json, write_text
+from nnunet_glims.models import ModelFolder
 from nnunet_glims.networks import network_named
 from nnunet_glims.plans import apply_override
+from nnunet_glims.report.board import make_board
+from nnunet_glims.report.drawing import listed
+from nnunet_glims.report.entries import Entry
+from nnunet_glims.report.page import render
+from nnunet_glims.report.telling import telling_cases
 
 OVERRIDES = {"GLIMS": "cpu_demo", "LATUPNet": "latupnet_cpu_demo"}
 """Network -> plans override."""
 CONFIGURATION = "3d_fullres"
 SHOWN_CASES = 2
+PREDICTED = "predicted"
+"""A file that says that all cases were predicted."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,9 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
             ],
         )  # fmt: skip
 
-    results = []
+    entries = []
+    images, truths = _unseen_cases(workspace)
+    settings = Settings(of_dataset(read_json(raw / "dataset.json")), PRESETS["default"])
     for name, override in OVERRIDES.items():
         plans_name = apply_override(workspace.preprocessed, override, CONFIGURATION, overwrite=True).plans_name
         trainer = network_named(name).trainer
@@ -155,8 +166,7 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
                 ],
             )  # fmt: skip
         predictions = folder / "predictions" / name
-        if not _is_newer(predictions / "summary.json", model / "fold_0/checkpoint_final.pth"):
-            images, truths = _unseen_cases(workspace)
+        if not _is_newer(predictions / PREDICTED, model / "fold_0/checkpoint_final.pth"):
             steps.run(
                 f"Predict {name}",
                 f"predict_{name}",
@@ -166,18 +176,13 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
                     "-npp", "0", "-nps", "0",
                 ],
             )  # fmt: skip
-            steps.run(
-                f"Evaluate {name}",
-                f"evaluate_{name}",
-                [
-                    "nnUNetv2_evaluate_folder", str(truths), str(predictions), "-djfile", str(raw / "dataset.json"),
-                    "-pfile", str(model / "plans.json"), "--chill",
-                ],
-            )  # fmt: skip
-        result = _result(name, trainer, workspace, model, predictions)
-        console.print(f"{name}: Dice {_mean_dice(result.dice)}")
-        results.append(result)
-    report = _report(workspace, results, *_unseen_cases(workspace))
+            (predictions / PREDICTED).touch()
+        summary = evaluate(of_folders(truths, predictions).files, settings, predictions / "evaluation")
+        dice = {short(region): statistics["dice"]["mean"] for region, statistics in summary["statistics"].items()}
+        console.print(f"{name}: Dice " + ", ".join(f"{region} {mean:.3f}" for region, mean in dice.items()))
+        entries.append(Entry(name, read_results(predictions / "evaluation"), ModelFolder(model)))
+    report = folder / "report.html"
+    write_text(report, _page(workspace, entries, images))
     console.print(f"Report: {report}", soft_wrap=True)
     return report
 
@@ -212,76 +217,21 @@ def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
     return images, labels
 
 
-def _result(name: str, trainer: str, workspace: Workspace, model: Path, predictions: Path):
-    import torch
-
-    from nnunet_glims import architectures
-    from nnunet_glims.architectures.complexity import count_gmac, count_parameters
-
-    checkpoint = torch.load(model / "fold_0/checkpoint_final.pth", map_location="cpu", weights_only=False)
-    curves = checkpoint["logging"]
-    seconds = sum(curves["epoch_end_timestamps"]) - sum(curves["epoch_start_timestamps"])
+def _page(workspace: Workspace, entries: list[Entry], images: Path) -> str:
     dataset = read_json(workspace.raw / "dataset.json")
-    regions = of_dataset(dataset)
-    configuration = read_json(model / "plans.json")["configurations"][CONFIGURATION]
-    channels = len(dataset["channel_names"])
-    classes = len(regions) + (0 if "regions_class_order" in dataset else 1)
-    network = getattr(architectures, name)(channels, classes, **configuration["architecture"]["arch_kwargs"])
-    keys = {str(labels if len(labels) > 1 else labels[0]): region for region, labels in regions.items()}
-    dice = {}
-    for case in read_json(predictions / "summary.json")["metric_per_case"]:
-        case_name = Path(case["prediction_file"]).name.removesuffix(dataset["file_ending"])
-        dice[case_name] = {keys[key]: values["Dice"] for key, values in case["metrics"].items()}
-    return NetworkResult(
-        name=name,
-        trainer=trainer,
-        parameters=count_parameters(network),
-        gmac=count_gmac(network, channels, configuration["patch_size"]),
-        minutes=seconds / 60,
-        curves={key: [float(value) for value in curves[key]] for key in ("train_losses", "val_losses", "mean_fg_dice")},
-        dice=dice,
-        predictions={case: predictions / f"{case}{dataset['file_ending']}" for case in dice},
-    )
-
-
-def _mean_dice(dice: Mapping[str, Mapping[str, float]]) -> str:
-    regions = next(iter(dice.values()))
-    return ", ".join(f"{region} {np.nanmean([case[region] for case in dice.values()]):.3f}" for region in regions)
-
-
-def _report(workspace: Workspace, results: list[NetworkResult], images: Path, truths: Path) -> Path:
-    dataset = read_json(workspace.raw / "dataset.json")
-    ending = dataset["file_ending"]
-    cases = [
-        CaseImages(
-            name=case,
-            channels={
-                name: images / f"{case}_{int(number):04d}{ending}" for number, name in dataset["channel_names"].items()
-            },
-            truth=truths / f"{case}{ending}",
-        )
-        for case in sorted(results[0].dice)[:SHOWN_CASES]
-    ]
     generated = "glims_phantom" in dataset
     data = "synthetic heads with tumours, generated for this demo" if generated else f"the data set {workspace.dataset}"
-    description = (
-        f"{' and '.join(result.name for result in results)}, trained on {data} by nnU-Net's own commands for a few minutes, "
-        "then run on cases they had not seen. This shows that everything works; it says nothing about how well the networks "
-        "segment when they are trained as long as they should be."
-    )
     command = f"nnunet-glims demo --out {workspace.folder.name} --device {workspace.device}"
     if not generated:
         command += f" --data {workspace.dataset}"
-    report = DemoResults(
-        title=f"nnunet-glims demo: {dataset.get('name', workspace.dataset)}",
-        description=description,
-        machine=_machine(workspace.device),
-        command=command,
-        regions=of_dataset(dataset),
-        networks=results,
-        cases=cases,
-    )
-    return write_report(workspace.folder / "report.html", report)
+    notes = [
+        f"{listed(entry.name for entry in entries)}, trained on {data} by nnU-Net's own commands for a few minutes, then run "
+        "on cases they had not seen. This shows that everything works; it says nothing about how well the networks segment "
+        "when they are trained as long as they should be.",
+        f"Machine: {_machine(workspace.device)}. Command: {command}",
+    ]
+    board = make_board(f"nnunet-glims demo: {dataset.get('name', workspace.dataset)}", entries)
+    return render(board, telling_cases(board, SHOWN_CASES, images), notes=notes)
 
 
 def _machine(device: str) -> str:

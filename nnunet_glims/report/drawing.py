@@ -54,13 +54,6 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def png(figure: Figure, alt: str, dpi: int) -> str:
-    """The figure as an HTML picture of pixels."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
-    return f'<img alt="{escape(alt)}" src="{data_uri(content.getvalue(), "image/png")}">'
-
-
 def svg(draw: Callable[[Figure], None], size: tuple[float, float], alt: str) -> str:
     """A figure as an HTML picture of lines, for light and for dark pages; `size` in inches."""
     pictures = {}

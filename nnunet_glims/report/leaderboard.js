@@ -48,7 +48,8 @@ function show(viewer) {
     const chosen = viewer.querySelector("input[type=radio]:checked").value;
     const slice = Number(slider.value);
     const layers = [[stack.image, 1]];
-    if (chosen !== "none") layers.push([chosen === "" ? stack.truth : stack.entries[chosen], 0.55]);
+    if (chosen === "") layers.push([stack.truth, 0.55]);
+    else if (chosen !== "none") layers.push([stack.entries[chosen], 0.55], [stack.outline, 1]);
     const pictures = await Promise.all(layers.map(([source]) => picture(source)));
     if (turn !== wanted) return;
     const left = (slice % stack.across) * stack.width;

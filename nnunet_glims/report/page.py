@@ -19,13 +19,16 @@ from nnunet_glims.report.drawing import entry_colour, label_colour
 from nnunet_glims.report.slices import ShownCase, stack
 
 
-def render(board: Board, cases: Sequence[ShownCase] = (), published: Sequence[str] = ()) -> str:
+def render(
+    board: Board, cases: Sequence[ShownCase] = (), published: Sequence[str] = (), notes: Sequence[str] = ()
+) -> str:
     """The page.
 
     Args:
         board: what it shows.
         cases: to look at slice by slice.
         published: names of networks whose published figures are shown below the table, apart from the statistics.
+        notes: paragraphs below the heading.
     """
     folder = files("nnunet_glims.report")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -34,6 +37,7 @@ def render(board: Board, cases: Sequence[ShownCase] = (), published: Sequence[st
     stacks = [stack(case) for case in cases]
     return template.render(
         board=board,
+        notes=notes,
         version=__version__,
         style=Markup("".join((folder / name).read_text(encoding="utf-8") for name in ("page.css", "leaderboard.css"))),
         script=Markup((folder / "leaderboard.js").read_text(encoding="utf-8")),

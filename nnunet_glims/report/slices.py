@@ -77,6 +77,7 @@ def stack(case: ShownCase) -> dict[str, Any]:
         "aspect": round(shape[2] * spacing[0] / (shape[1] * spacing[1]), 4),
         "image": _jpeg(_atlas((255 * ground).astype(np.uint8), across)),
         "truth": _label_png(_atlas(truth[part], across)),
+        "outline": _outline_png(_atlas(_outlines(truth[part]), across)),
         "entries": {
             name: None if labels is None else _label_png(_atlas(labels[part], across))
             for name, labels in predictions.items()
@@ -136,13 +137,28 @@ def _jpeg(picture: np.ndarray) -> str:
     return data_uri(content.getvalue(), "image/jpeg")
 
 
+def _outlines(labels: np.ndarray) -> np.ndarray:
+    """The pixels of each label that have a neighbour of another one in their slice."""
+    padded = np.pad(labels, ((0, 0), (1, 1), (1, 1)))
+    middle = padded[:, 1:-1, 1:-1]
+    neighbours = (padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
+    return (middle > 0) & np.any([middle != neighbour for neighbour in neighbours], axis=0)
+
+
 def _label_png(labels: np.ndarray) -> str:
-    """In the labels' colours, background transparent."""
-    picture = Image.fromarray(labels.astype(np.uint8)).convert("P")
-    palette = [0, 0, 0]
-    for label in range(1, 256):
-        palette += [round(255 * part) for part in to_rgb(label_colour(label))]
-    picture.putpalette(palette)
+    """In the labels' colours."""
+    return _png(labels, [label_colour(label) for label in range(1, 256)])
+
+
+def _outline_png(outlines: np.ndarray) -> str:
+    """In white."""
+    return _png(outlines, ["white"])
+
+
+def _png(values: np.ndarray, colours: Sequence[str]) -> str:
+    """Values from 1 in these colours, 0 transparent."""
+    picture = Image.fromarray(values.astype(np.uint8)).convert("P")
+    picture.putpalette([round(255 * part) for colour in ("black", *colours) for part in to_rgb(colour)])
     content = io.BytesIO()
     picture.save(content, "PNG", transparency=0, optimize=True)
     return data_uri(content.getvalue(), "image/png")

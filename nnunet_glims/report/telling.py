@@ -33,10 +33,12 @@ def telling_cases(board: Board, most: int, images: Path | None = None, channel: 
     sorted_cases = {name: list(board.case_means("dice", name).items()) for name in board.names}
     for place in range(len(board.cases)):
         for name, cases in sorted_cases.items():
-            middle = [(len(cases) - 1) // 2] if place == 0 else []
-            for chosen in (place, *middle):
+            middle = (len(cases) - 1) // 2
+            for chosen in (place, middle) if place == 0 < middle else (place,):
                 case, dice = cases[chosen]
-                kind = "median" if chosen in middle else "worst" if place == 0 else f"number {place + 1} from the worst"
+                kind = (
+                    "worst" if chosen == 0 else "median" if chosen == middle else f"number {chosen + 1} from the worst"
+                )
                 if case in reasons or len(reasons) < most:
                     reasons.setdefault(str(case), []).append(f"{name}: {kind} (mean Dice {dice:.3f})")
         if len(reasons) >= most:

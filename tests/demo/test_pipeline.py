@@ -38,7 +38,7 @@ def test_it_reports_on_a_data_set_of_the_users_and_a_second_run_computes_nothing
     validation = json.loads((tmp_path / "out/nnUNet_preprocessed/Dataset123_Mine/splits_final.json").read_text())[0][
         "val"
     ]
-    for word in ("nnUNetTrainerGLIMS", "nnUNetTrainerLATUPNet", *validation):
+    for word in ("GLIMS", "LATUPNet", *validation[:2]):
         assert word in text
     computed = [*(tmp_path / "out").rglob("checkpoint_final.pth"), *(tmp_path / "out/predictions").rglob("*.nii.gz")]
     written = {path: path.stat().st_mtime_ns for path in computed}
