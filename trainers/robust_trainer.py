@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -47,6 +48,17 @@ def is_intact(checkpoint: Path) -> bool:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU what torch reserved at most, else what the process held at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class RobustTrainer(nnUNetTrainer):
@@ -247,6 +259,7 @@ class RobustTrainer(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         super().on_train_end()
+        self.print_to_log_file(f"Peak memory: {_peak_memory(self.device) / 2**30:.2f} GiB")
         if self.local_rank == 0:
             for leftover in self._checkpoints(PREVIOUS):
                 leftover.unlink(missing_ok=True)

@@ -76,6 +76,11 @@ class Board:
         known = {name: value for name, value in means.items() if np.isfinite(value)}
         return max(known, key=lambda name: known[name]) if known else None
 
+    def is_best(self, metric: Metric, region: str, entry: str) -> bool:
+        """Whether no entry has a better mean, to 9 digits."""
+        best = self.best(metric, region)
+        return best is not None and abs(self.mean(metric, region, entry) - self.mean(metric, region, best)) < 1e-9
+
     def worse_than_best(self, metric: Metric, region: str, entry: str) -> bool:
         """Whether the best entry is better by more than chance (Wilcoxon, Holm)."""
         best = self.best(metric, region)

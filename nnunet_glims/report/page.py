@@ -69,7 +69,7 @@ def _row(board: Board, entry: str) -> dict[str, Any]:
                 "mean": tables.number(described["mean"], spec),
                 "sd": tables.number(described["sd"], spec),
                 "interval": f"{tables.number(low, spec)} to {tables.number(high, spec)}",
-                "best": board.best(metric, region) == entry,
+                "best": board.is_best(metric, region, entry),
                 "worse": board.worse_than_best(metric, region, entry),
             }
         )

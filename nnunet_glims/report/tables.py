@@ -76,7 +76,7 @@ def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
     for entry in board.ordered:
         cells = [(entry, False, False)]
         for metric, region in columns:
-            best = board.best(metric, region) == entry
+            best = board.is_best(metric, region, entry)
             cells.append((value(board, metric, region, entry), best, board.worse_than_best(metric, region, entry)))
         if board.ranking is not None:
             cells.append((f"{board.ranking.mean[entry]:.2f}", False, False))
@@ -156,7 +156,7 @@ def latex(board: Board) -> str:
         cells = [_escaped(entry)]
         for metric, region in columns:
             text = _escaped(value(board, metric, region, entry, interval=False))
-            if board.best(metric, region) == entry:
+            if board.is_best(metric, region, entry):
                 text = f"\\textbf{{{text}}}"
             cells.append(text + ("$^*$" if board.worse_than_best(metric, region, entry) else ""))
         if board.ranking is not None:
