@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nnunet_glims.datasets.cases import Problem, Release, SourceCase
 from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.regions import NAMED
 from nnunet_glims.validation import nearest
 
 CHANNELS = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
@@ -21,9 +22,7 @@ _STRAY_LABEL = re.compile(r".*_segm\.nii(\.gz)?", re.IGNORECASE)  # W39_1998.09.
 NECROSIS, EDEMA, ENHANCING = 1, 2, 3
 LABELS: dict[str, int | list[int]] = {
     "background": 0,
-    "whole_tumor": [NECROSIS, EDEMA, ENHANCING],
-    "tumor_core": [NECROSIS, ENHANCING],
-    "enhancing_tumor": ENHANCING,
+    **{region: list(labels) if len(labels) > 1 else labels[0] for region, labels in NAMED["brats"].items()},
 }
 REGIONS_CLASS_ORDER = (EDEMA, NECROSIS, ENHANCING)
 """nnU-Net paints whole tumor, core, enhancing tumor one over the other: what is left of each has this label."""

@@ -19,19 +19,15 @@ import nibabel
 import numpy as np
 from scipy import fft, ndimage
 
+from nnunet_glims.datasets.brats import REGIONS_CLASS_ORDER
 from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.regions import NAMED
 
 CHANNELS = ("FLAIR", "T1ce", "T1", "T2")
 FILE_ENDING = ".nii.gz"
 
 NCR, ED, ET = 1, 2, 3
-REGIONS: dict[str, tuple[int, ...]] = {
-    "whole_tumor": (NCR, ED, ET),
-    "tumor_core": (NCR, ET),
-    "enhancing_tumor": (ET,),
-}
-# nnU-Net paints the regions one over the other: what is left of each at the end has the label given here.
-REGIONS_CLASS_ORDER = (ED, NCR, ET)
+REGIONS = NAMED["brats"]
 
 # Raised when the voxels for given parameters change, so that an older dataset is not mistaken for this one.
 PHANTOM_VERSION = 1

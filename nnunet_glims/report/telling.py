@@ -36,9 +36,7 @@ def telling_cases(board: Board, most: int, images: Path | None = None, channel: 
             middle = (len(cases) - 1) // 2
             for chosen in (place, middle) if place == 0 < middle else (place,):
                 case, dice = cases[chosen]
-                kind = (
-                    "worst" if chosen == 0 else "median" if chosen == middle else f"no. {chosen + 1} from the worst"
-                )
+                kind = "worst" if chosen == 0 else "median" if chosen == middle else f"no. {chosen + 1} from the worst"
                 if case in reasons or len(reasons) < most:
                     reasons.setdefault(str(case), []).append(f"{name}: {kind} (mean Dice {dice:.3f})")
         if len(reasons) >= most:
