@@ -205,6 +205,9 @@ def _limits() -> Iterator[Finding]:
 def _data_set(dataset: str, trainer: str, plans_name: str, configuration: str) -> Iterator[Finding]:
     from nnunet_glims.plans import preprocessed_folder
 
+    if not os.environ.get("nnUNet_preprocessed"):
+        yield Finding("plans", "fail", "not looked for", "set nnUNet_preprocessed first")
+        return
     try:
         folder = preprocessed_folder(dataset)
         plans = read_json(folder / f"{plans_name}.json")
