@@ -48,6 +48,7 @@ class Recipe(BaseModel):
         precision: "fp32", "bf16", "fp16", or "auto": on GPUs bf16 where there is hardware for it, else fp16; fp32 on CPUs.
         gradient_clip: largest norm of the gradient; None does not clip.
         checkpoint_interval: epochs between two writings of checkpoint_latest.pth.
+        seed: of Python, NumPy, torch and the data loading processes; None leaves them random.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,6 +71,7 @@ class Recipe(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_clip: Positive | None = 12.0
     checkpoint_interval: Count = 50
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
+from unittest.mock import patch
 
+import numpy as np
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -20,6 +27,30 @@ from nnunet_glims.networks import Network
 from nnunet_glims.plans import check_is_3d, complete
 from nnunet_glims.recipes import Recipe
 from nnunet_glims.trainers.robust_trainer import RobustTrainer
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers, below 2³²."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def _seeded_workers(seed: int) -> Iterator[None]:
+    """Data loading processes that are made inside have seeds of their own; nnU-Net gives them none."""
+    count = itertools.count()
+
+    def seeded(*arguments: Any, num_processes: int, **options: Any) -> NonDetMultiThreadedAugmenter:
+        seeds = [_mixed(seed, next(count)) for _ in range(num_processes)]
+        return NonDetMultiThreadedAugmenter(*arguments, **{**options, "num_processes": num_processes, "seeds": seeds})
+
+    with patch.object(nnunet_trainer, "NonDetMultiThreadedAugmenter", seeded):
+        yield
 
 
 class RecipeSchedule:
@@ -91,6 +122,20 @@ class RecipeTrainer(RobustTrainer):
         )
         network.precision = configuration["training"]["precision"]
         return network
+
+    def initialize(self) -> None:
+        if self.recipe.seed is not None:
+            _seed(self.recipe.seed)
+        super().initialize()
+
+    def get_dataloaders(self):
+        if self.recipe.seed is None:
+            return super().get_dataloaders()
+        # A resumed training must not see the batches of its beginning again, nor one process those of another.
+        seed = _mixed(self.recipe.seed, self.current_epoch, self.local_rank)
+        _seed(seed)
+        with _seeded_workers(seed):
+            return super().get_dataloaders()
 
     def configure_optimizers(self) -> tuple[Optimizer, RecipeSchedule]:
         recipe = self.recipe

@@ -175,3 +175,28 @@ def test_a_trainer_can_be_built_from_plans_without_nnunets_internal_key(nnunet_f
     plans = make_plans("LATUPNet")
     nnUNetTrainerLATUPNet(plans, "3d_fullres", 0, dataset_json(), torch.device("cpu"))
     assert "continue_training" not in plans
+
+
+def first_batches(trainer, count=3):
+    trainer.on_train_start()
+    batches = [next(trainer.dataloader_train)["data"].clone() for _ in range(count)]
+    trainer._finish_dataloaders()
+    return batches
+
+
+@pytest.mark.parametrize("processes", ["0", "1"])
+def test_a_seed_gives_the_same_network_and_the_same_batches(make_trainer, monkeypatch, processes):
+    monkeypatch.setenv("nnUNet_n_proc_DA", processes)
+    trainers = [make_trainer(seed=seed) for seed in (7, 7, 8)]
+    batches = [first_batches(trainer) for trainer in trainers]
+    weights = [next(trainer.network.parameters()) for trainer in trainers]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert all(torch.equal(*pair) for pair in zip(batches[0], batches[1]))
+    assert not torch.equal(batches[0][0], batches[2][0])
+
+
+def test_a_resumed_training_does_not_see_its_first_batches_again(make_trainer):
+    fresh, resumed = make_trainer(seed=7), make_trainer(seed=7)
+    resumed.initialize()
+    resumed.current_epoch = 1
+    assert not torch.equal(first_batches(fresh, 1)[0], first_batches(resumed, 1)[0])
