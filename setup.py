@@ -104,6 +104,7 @@ setup(
         "packaging",
         "pydantic>=2",
         "rich",
+        "submitit",
     ],
     extras_require={
         "swinunetr": ["monai>=1.3"],

@@ -73,20 +73,30 @@ class ModelFolder:
         Raises:
             UsageError: nnU-Net does not know the trainer.
         """
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+        network, channels, patch_size, _ = network_of(self.plans, self.dataset_json, self.trainer, self.configuration)
+        return network, channels, patch_size
 
-        try:
-            with redirect_stdout(StringIO()):  # nnU-Net tells every module it looks into
-                trainer = recursive_find_trainer_class_by_name(self.trainer)
-        except RuntimeError:
-            raise UsageError(f"{self.path}: nnU-Net finds no trainer {self.trainer} on this machine") from None
-        manager = PlansManager(dict(self.plans))
-        configuration = manager.get_configuration(self.configuration)
-        channels = determine_num_input_channels(manager, configuration, self.dataset_json)
-        heads = manager.get_label_manager(self.dataset_json).num_segmentation_heads
-        network = trainer.build_network_architecture(
-            manager, configuration, channels, heads, enable_deep_supervision=False
-        )
-        return network, channels, tuple(configuration.patch_size)
+
+def network_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], trainer: str, configuration: str):
+    """The network that a trainer builds for plans, with new weights; its input channels, patch size and batch size.
+
+    Raises:
+        UsageError: nnU-Net does not know the trainer.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    try:
+        with redirect_stdout(StringIO()):  # nnU-Net tells every module it looks into
+            trainer_class = recursive_find_trainer_class_by_name(trainer)
+    except RuntimeError:
+        raise UsageError(f"nnU-Net finds no trainer {trainer} on this machine") from None
+    manager = PlansManager(dict(plans))
+    settings = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, settings, dataset_json)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    network = trainer_class.build_network_architecture(
+        manager, settings, channels, heads, enable_deep_supervision=False
+    )
+    return network, channels, tuple(settings.patch_size), settings.batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
 
@@ -12,13 +13,23 @@ from nnunet_glims.errors import UsageError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validate(model: type[Model], data: Any, where: str) -> Model:
-    """`data` as a `model`; raises `UsageError` listing every problem as `where: key: what is wrong`."""
+def validate(model: type[Model], data: Any, where: str, line_of: Callable[[list[Any]], int] | None = None) -> Model:
+    """`data` as a `model`; raises `UsageError` listing every problem as `where: key: what is wrong`.
+
+    Args:
+        model: a pydantic model.
+        data: from a file.
+        where: the file.
+        line_of: the line in the file of a value, by the keys and numbers that lead to it; then `where:line: ...`.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_describe(model, problem) for problem in error.errors()]
-    raise UsageError("\n".join(f"{where}: {problem}" for problem in problems))
+        problems = []
+        for problem in error.errors():
+            line = "" if line_of is None else f":{line_of(list(problem['loc']))}"
+            problems.append(f"{where}{line}: {_describe(model, problem)}")
+    raise UsageError("\n".join(problems))
 
 
 def nearest(name: str, known: list[str]) -> str:

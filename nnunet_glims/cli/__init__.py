@@ -14,7 +14,7 @@ from importlib import import_module
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 
-COMMANDS = ("convert", "demo", "doctor", "env", "evaluate", "leaderboard", "plans")
+COMMANDS = ("compare", "convert", "demo", "doctor", "env", "evaluate", "leaderboard", "plans")
 
 
 def build_parser() -> argparse.ArgumentParser:

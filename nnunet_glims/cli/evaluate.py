@@ -12,6 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("predictions", nargs="?", help="folder of predicted label maps with the same file names")
     parser.add_argument("--model", help="instead: nnU-Net's model folder, whose folds' validation cases are evaluated")
     parser.add_argument("--truth", dest="truth_of_model", help="with --model: folder of true label maps")
+    parser.add_argument("--folds", help="with --model: which, as 0,1,2 (default: all that were validated)")
+    parser.add_argument(
+        "--only-predicted",
+        action="store_true",
+        help="leave out cases without a prediction instead of counting them as empty",
+    )
     parser.add_argument("-o", "--out", help="folder for the results (default: evaluation in the folder evaluated)")
     parser.add_argument(
         "--regions",
@@ -56,10 +62,13 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError("give either two folders or --model; the label maps' folder goes to --truth")
         evaluated = Path(options.model)
         truth = options.truth_of_model
-        cases = folders.of_model(evaluated, None if truth is None else Path(truth))
+        cases = folders.of_model(evaluated, None if truth is None else Path(truth), _folds(options.folds))
     else:
-        if options.truth_of_model is not None:
-            raise UsageError("--truth belongs to --model; without it, give the folders of label maps and predictions")
+        for name, value in (("--truth", options.truth_of_model), ("--folds", options.folds)):
+            if value is not None:
+                raise UsageError(
+                    f"{name} belongs to --model; without it, give the folders of label maps and predictions"
+                )
         if options.truth is None or options.predictions is None:
             raise UsageError("give the folders of true and predicted label maps, or --model MODELFOLDER")
         evaluated = Path(options.predictions)
@@ -78,10 +87,11 @@ def run(options: argparse.Namespace) -> int:
     ignored = None if cases.dataset_json is None else regions.ignored_label(cases.dataset_json)
     settings = results.Settings(chosen, protocol, ignored)
 
+    files = [case for case in cases.files if case.prediction is not None or not options.only_predicted]
     out = Path(options.out) if options.out else evaluated / "evaluation"
     console = Console()
     summary = results.evaluate(
-        cases.files,
+        files,
         settings,
         out,
         workers_or_default(options.workers),
@@ -99,6 +109,17 @@ def run(options: argparse.Namespace) -> int:
         console.print(f"left out, since there is no true label map: {names}", soft_wrap=True, highlight=False)
     console.print(f"Wrote {out / results.TABLE} and {out / results.SUMMARY}", soft_wrap=True, highlight=False)
     return 1 if summary["failed"] else 0
+
+
+def _folds(given):
+    """Numbers of the folds; None for all."""
+    from nnunet_glims.errors import UsageError
+
+    if given is None:
+        return None
+    if not all(part.isdigit() for part in given.split(",")):
+        raise UsageError(f"--folds {given}: give numbers, as 0,1,2")
+    return [int(part) for part in given.split(",")]
 
 
 def _tolerances(given, regions):

@@ -63,12 +63,13 @@ def of_folders(truths: Path, predictions: Path) -> Cases:
     return Cases(files, [file for name, file in predicted.items() if name not in true_files], dataset_json)
 
 
-def of_model(model: Path, truths: Path | None = None) -> Cases:
+def of_model(model: Path, truths: Path | None = None, chosen: Sequence[int] | None = None) -> Cases:
     """The validation cases of all folds of a model that nnU-Net trained.
 
     Args:
         model: folder with plans.json, dataset.json and fold_0, ….
         truths: folder of label maps; None looks for them in nnUNet_preprocessed and nnUNet_raw.
+        chosen: the folds to take; None is all that were validated.
 
     Raises:
         UsageError: this is no model folder, no fold was validated, or the label maps cannot be found.
@@ -83,6 +84,12 @@ def of_model(model: Path, truths: Path | None = None) -> Cases:
             f"{model}: no fold has predictions of its validation cases (fold_0/validation/*{ending}); nnUNetv2_train with "
             "--val makes them. fold_all does not count: its validation cases were trained on"
         )
+    missing = [fold for fold in chosen or () if fold not in folds]
+    if missing:
+        raise UsageError(
+            f"{model}: fold {missing[0]} has no predictions of its validation cases, only {', '.join(map(str, folds))}"
+        )
+    folds = {fold: folder for fold, folder in folds.items() if chosen is None or fold in chosen}
     truths = truths or _truths_of(folder.dataset)
     splits = _splits_of(folder.dataset)
     true_files = _images(truths, ending)

@@ -1,0 +1,217 @@
+"""A comparison as a YAML file, checked; errors name line and key."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.protocol import preset_named
+from nnunet_glims.networks import NETWORKS
+from nnunet_glims.plans import load_override
+from nnunet_glims.recipes import Positive, Recipe
+from nnunet_glims.validation import validate
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+TEMPLATE = """\
+# A comparison: every entry is trained on every data set, in every fold and with every seed.
+# nnunet-glims compare plan FILE shows what that means, nnunet-glims compare run FILE does it.
+title: GLIMS and LATUP-Net
+
+datasets: [137]             # numbers of data sets in nnUNet_raw
+
+entries:
+  - name: GLIMS             # in tables; letters, digits, _ . -
+    trainer: nnUNetTrainerGLIMS
+    # configuration: 3d_fullres
+    # override: glims_brats # a plans override, by name or as a .json file
+    # training: {epochs: 300, iterations_per_epoch: 250}   # recipe settings, for our trainers
+  - name: LATUP-Net
+    trainer: nnUNetTrainerLATUPNet
+  - name: nnU-Net
+    trainer: nnUNetTrainer
+
+folds: [0, 1, 2, 3, 4]
+# seeds: [1, 2, 3]          # each is a training of its own; our trainers only
+device: cuda                # cuda, cpu or mps
+evaluation: default         # a preset of nnunet-glims evaluate
+# ensembles:                # by nnU-Net, of the entries' validation predictions
+#   - [GLIMS, LATUP-Net]
+# published: [GLIMS, LATUPNet]   # published figures below the table
+
+resources:                  # of one training
+  gpus: 1
+  cpus: 8
+  memory_gb: 32
+  hours: 24                 # SLURM's time limit; a training that needs longer goes on in a new job
+# parallel: 2               # trainings at once on one machine; default: one a GPU, one on CPUs
+
+# slurm:                    # with --executor slurm
+#   partition: gpu
+#   gpu_type: a100
+#   additional: {account: my_project}
+"""
+
+
+class Entry(BaseModel):
+    """What is compared: a trainer with its plans.
+
+    Attributes:
+        name: in tables and file names.
+        trainer: nnU-Net trainer class.
+        plans: plans to start from.
+        override: a plans override for these plans, by name or as a path ending in .json, relative to the YAML file.
+        configuration: of the plans.
+        training: changed recipe settings; for our trainers.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    trainer: str = Field(pattern=r"^\w+$")
+    plans: str = "nnUNetPlans"
+    override: str | None = None
+    configuration: str = "3d_fullres"
+    training: dict[str, Any] = {}
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether its trainer follows recipes."""
+        return any(self.trainer.startswith(network.trainer) for network in NETWORKS)
+
+
+class Resources(BaseModel):
+    """Of one training."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    gpus: Annotated[int, Field(ge=0)] = 1
+    cpus: Annotated[int, Field(ge=1)] = 8
+    memory_gb: Positive = 32
+    hours: Positive = 24
+
+
+class Slurm(BaseModel):
+    """Where and how SLURM runs jobs.
+
+    Attributes:
+        partition: None takes the cluster's default.
+        gpu_type: as in --gres gpu:TYPE:N.
+        at_once: most jobs of one array that run at a time.
+        additional: other options of sbatch, without dashes before them.
+        setup: shell lines before each job, such as `module load`.
+        signal_seconds: how long before the time limit a training is told to save.
+        requeues: how often a training may go on in a new job.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    partition: str | None = None
+    gpu_type: str | None = None
+    at_once: Annotated[int, Field(ge=1)] = 256
+    additional: dict[str, Any] = {}
+    setup: list[str] = []
+    signal_seconds: Annotated[int, Field(ge=1)] = 120
+    requeues: Annotated[int, Field(ge=0)] = 100
+
+
+class Comparison(BaseModel):
+    """The content of the file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: str = "Comparison"
+    datasets: Annotated[list[Annotated[int, Field(ge=1, le=999)]], Field(min_length=1)]
+    entries: Annotated[list[Entry], Field(min_length=1)]
+    folds: Annotated[list[Annotated[int, Field(ge=0, le=4)]], Field(min_length=1)] = [0, 1, 2, 3, 4]
+    seeds: Annotated[list[Seed | None], Field(min_length=1)] = [None]
+    device: Literal["cuda", "cpu", "mps"] = "cuda"
+    evaluation: str = "default"
+    ensembles: list[Annotated[list[str], Field(min_length=2)]] = []
+    published: list[str] = []
+    resources: Resources = Resources()
+    parallel: Annotated[int, Field(ge=1)] | None = None
+    slurm: Slurm = Slurm()
+
+    @model_validator(mode="after")
+    def _check(self) -> Comparison:
+        names = [entry.name for entry in self.entries]
+        _check_once("datasets", self.datasets)
+        _check_once("folds", self.folds)
+        _check_once("seeds", self.seeds)
+        _check_once("entries", names)
+        for entry in self.entries:
+            if not entry.is_ours and (entry.training or self.seeds != [None]):
+                raise ValueError(
+                    f"entry {entry.name}: {entry.trainer} follows no recipe: training settings and seeds are for "
+                    f"{', '.join(network.trainer for network in NETWORKS)}"
+                )
+        for ensemble in self.ensembles:
+            unknown = [name for name in ensemble if name not in names]
+            if unknown:
+                raise ValueError(f"ensembles: there is no entry {unknown[0]!r}")
+        preset_named(self.evaluation)
+        return self
+
+
+def _check_once(what: str, values: list[Any]) -> None:
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{what}: {twice!r} is there twice")
+
+
+def read_comparison(path: Path) -> Comparison:
+    """The checked comparison; paths of overrides are made absolute.
+
+    Raises:
+        UsageError: the file is missing, no YAML, or wrong; every problem with its line and key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file. nnunet-glims compare init {path} writes one") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: this is not YAML: {error}") from None
+    comparison = validate(Comparison, content, str(path), lambda keys: line_of(text, keys))
+    for number, entry in enumerate(comparison.entries):
+        if entry.override is not None and entry.override.endswith(".json"):
+            entry.override = str((path.parent / entry.override).resolve())
+        where = f"{path}:{line_of(text, ['entries', number])}: entry {entry.name}"
+        try:
+            if entry.override is not None:
+                load_override(entry.override)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
+        if entry.training:
+            Recipe().changed(entry.training, f"{where}: training")
+    return comparison
+
+
+def line_of(text: str, keys: list[Any]) -> int:
+    """The line, counted from 1, of the value that these keys and numbers lead to, or of what is nearest above it."""
+    node = yaml.compose(text)
+    line = 1 if node is None else node.start_mark.line + 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = [pair for pair in node.value if pair[0].value == str(key)]
+            if not found:
+                return line
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def file_name(text: str) -> str:
+    """With only letters, digits, _ . and -."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)

@@ -1,0 +1,169 @@
+"""One job of a comparison, run: its commands one after the other, all they print in one log, which is locked meanwhile."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STOPPED = 75
+"""Exit code of our trainers after a signal: they saved, and go on with --c."""
+SECONDS_TO_SAVE = 600
+ATTEMPTS = 3
+"""How often a command is started that a signal killed. One that fails by itself is started once."""
+MARK = "## "
+"""Begins the lines of a log that are not the commands' own."""
+
+
+class StepFailed(RuntimeError):
+    """A command ended with an exit code that is not 0."""
+
+
+@dataclass
+class Step:
+    """What an executor runs for a job, in a process of its own.
+
+    Attributes:
+        commands: with their arguments.
+        log: file for what they print.
+        environment: variables to set.
+        cancelled: a file that says, where it is there, that the job is not to go on.
+    """
+
+    commands: Sequence[Sequence[str]]
+    log: Path
+    environment: Mapping[str, str]
+    cancelled: Path
+    _child: subprocess.Popen | None = field(default=None, repr=False)
+
+    def __call__(self) -> None:
+        """Run the commands.
+
+        Raises:
+            StepFailed: one failed, or was stopped for good.
+        """
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab", buffering=0) as log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StepFailed(f"{self.log}: another process runs this job") from None
+            for command in self.commands:
+                for _ in range(ATTEMPTS):
+                    code = self._run(command, log)
+                    if code >= 0 or self.cancelled.exists():
+                        break
+                if code == STOPPED and not self.cancelled.exists() and "SLURM_JOB_ID" in os.environ:
+                    # SLURM's signal reached the training before submitit: let submitit put the job back into the queue.
+                    self._requeue()
+                if code != 0:
+                    self._mark(log, f"failed: {Path(command[0]).name} ended with exit code {code}")
+                    raise StepFailed(
+                        f"{Path(command[0]).name} ended with exit code {code}; its output is in {self.log}"
+                    )
+            self._mark(log, "done")
+
+    def checkpoint(self):
+        """Called by submitit when the job's time is over: the training saves, and the job goes on later."""
+        import submitit
+
+        self._stop_child()
+        return None if self.cancelled.exists() else submitit.helpers.DelayedSubmission(self._again())
+
+    def _again(self) -> Step:
+        return Step(self.commands, self.log, self.environment, self.cancelled)
+
+    def _run(self, command: Sequence[str], log) -> int:
+        program = shutil.which(command[0], path=sysconfig.get_path("scripts")) or command[0]
+        environment = {**os.environ, **self.environment}
+        cores = os.environ.get("SLURM_CPUS_PER_TASK")
+        if cores is not None:
+            environment["nnUNet_n_proc_DA"] = str(max(1, int(cores) - 1))
+            environment.setdefault("nnUNet_def_n_proc", cores)
+        # In a session of its own: what stops the runner must not stop the training before it has saved.
+        self._child = subprocess.Popen(
+            [program, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        self._mark(log, f"started {self._child.pid} {time.time():.0f} {' '.join(command)}")
+        code = self._child.wait()
+        self._child = None
+        return code
+
+    @staticmethod
+    def _mark(log, text: str) -> None:
+        log.write(f"{MARK}{text}\n".encode())
+
+    def _stop_child(self) -> None:
+        child = self._child
+        if child is None:
+            return
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(SECONDS_TO_SAVE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+    @staticmethod
+    def _requeue() -> None:
+        from submitit.core.job_environment import JobEnvironment
+
+        os.kill(os.getpid(), JobEnvironment._usr_sig())
+        time.sleep(60)  # submitit's handler ends this process
+        sys.exit(STOPPED)
+
+
+@dataclass(frozen=True)
+class LogEnd:
+    """How far a job's log goes.
+
+    Attributes:
+        running: whether a process holds the log.
+        pid: of the last command that was started.
+        started: its time, seconds since 1970.
+        failed: the mark of a failure that nothing came after; "interrupted" where the log ends without a mark.
+        last: the last line of the commands' own.
+    """
+
+    running: bool
+    pid: int | None = None
+    started: float | None = None
+    failed: str | None = None
+    last: str = ""
+
+
+def read_log(path: Path) -> LogEnd | None:
+    """The end of a job's log; None where it was never started."""
+    try:
+        with path.open("rb") as log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                running = False
+            except OSError:
+                running = True
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - 65536))
+            lines = log.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    own = [line.strip() for line in lines if line.strip() and not line.startswith(MARK)]
+    marks = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
+    starts = [mark.split() for mark in marks if mark.startswith("started ")]
+    last_mark = marks[-1] if marks else ""
+    failed = None
+    if not running:
+        failed = last_mark if last_mark.startswith("failed") else None if last_mark == "done" else "interrupted"
+    pid, started = (int(starts[-1][1]), float(starts[-1][2])) if starts else (None, None)
+    return LogEnd(running, pid, started, failed, own[-1] if own else "")
