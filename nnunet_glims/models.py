@@ -54,18 +54,20 @@ class ModelFolder:
     @cached_property
     def dataset_json(self) -> Mapping[str, Any]:
         """The content of dataset.json."""
-        return read_json(self.path / "dataset.json")
+        return checked(self.path / "dataset.json")
 
     @property
     def dataset(self) -> str:
         """Name of the data set, DatasetNNN_NAME."""
+        if not isinstance(self.plans, dict) or "dataset_name" not in self.plans:
+            raise UsageError(f"{self.path / 'plans.json'}: these are no plans of nnU-Net: there is no dataset_name")
         return self.plans["dataset_name"]
 
     @property
     def folds(self) -> dict[int, Path]:
         """Folders of the folds of a cross-validation, not of `all`."""
         numbered = {folder.name.removeprefix("fold_"): folder for folder in self.path.glob("fold_*")}
-        return {int(number): numbered[number] for number in sorted(numbered) if number.isdigit()}
+        return {int(number): numbered[number] for number in sorted(filter(str.isdigit, numbered), key=int)}
 
     def network(self):
         """The network that nnU-Net would build for it, with new weights; its input channels; its patch size.
@@ -100,3 +102,18 @@ def network_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], traine
         manager, settings, channels, heads, enable_deep_supervision=False
     )
     return network, channels, tuple(settings.patch_size), settings.batch_size
+
+
+def checked(path: Path) -> Mapping[str, Any]:
+    """The content of a dataset.json of nnU-Net v2; raises `UsageError` where it is another thing."""
+    content = read_json(path)
+    wanted = ("channel_names", "labels", "file_ending")
+    missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UsageError(f"{path}: this is no dataset.json of nnU-Net v2: there is no {missing[0]!r}")
+    for name, labels in content["labels"].items():
+        if not all(isinstance(label, int) for label in (labels if isinstance(labels, list) else [labels])):
+            raise UsageError(
+                f"{path}: labels: {name}: nnU-Net v2 has names first and numbers after them, not {labels!r}"
+            )
+    return content

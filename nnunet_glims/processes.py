@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import connection
 from typing import Any, TypeVar
 
 from nnunet_glims.errors import UsageError
@@ -32,13 +35,40 @@ def quietly(results: Iterable[Any], what: str, count: int) -> Iterable[Any]:
 
 @contextmanager
 def processes(workers: int) -> Iterator[Callable[[Callable[[Any], T], Sequence[Any]], Iterable[T]]]:
-    """A function that applies another one to each of some things, in so many processes."""
+    """A function that applies another one to each of some things, in so many processes, and gives results as they come.
+
+    Raises:
+        UsageError: one of the processes was killed.
+    """
     if workers <= 1:
         yield map
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+
+        def each(function: Callable[[Any], T], things: Sequence[Any]) -> Iterator[T]:
+            for future in as_completed([pool.submit(function, thing) for thing in things]):
+                yield future.result()
+
         try:
-            yield pool.map
+            yield each
+        except BrokenProcessPool:
+            raise UsageError(
+                "a process was killed, probably for lack of memory. What is done is kept: run again with fewer --workers"
+            ) from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """A process whose parent is killed would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

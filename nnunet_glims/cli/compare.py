@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
     from nnunet_glims.errors import UsageError
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     path = Path(options.file)
     if options.action == "init":
         from nnunet_glims.experiments.comparison import TEMPLATE

@@ -89,25 +89,26 @@ def run(options: argparse.Namespace) -> int:
 
     files = [case for case in cases.files if case.prediction is not None or not options.only_predicted]
     out = Path(options.out) if options.out else evaluated / "evaluation"
-    console = Console()
+    console = Console(markup=False, highlight=False)
     summary = results.evaluate(
         files,
         settings,
         out,
         workers_or_default(options.workers),
         cases.without_truth,
+        None if options.model is None else evaluated,
         lambda found, what, count: track(found, what, count, console=console),
     )
     _show(console, summary, settings)
     for case, problem in summary["failed"].items():
-        console.print(f"failed {case}: {problem}", soft_wrap=True, highlight=False)
+        console.print(f"failed {case}: {problem}", soft_wrap=True)
     if summary["missing_predictions"]:
         names = ", ".join(summary["missing_predictions"])
-        console.print(f"without a prediction, counted as empty: {names}", soft_wrap=True, highlight=False)
+        console.print(f"without a prediction, counted as empty: {names}", soft_wrap=True)
     if summary["predictions_without_truth"]:
         names = ", ".join(Path(file).name for file in summary["predictions_without_truth"])
-        console.print(f"left out, since there is no true label map: {names}", soft_wrap=True, highlight=False)
-    console.print(f"Wrote {out / results.TABLE} and {out / results.SUMMARY}", soft_wrap=True, highlight=False)
+        console.print(f"left out, since there is no true label map: {names}", soft_wrap=True)
+    console.print(f"Wrote {out / results.TABLE} and {out / results.SUMMARY}", soft_wrap=True)
     return 1 if summary["failed"] else 0
 
 
@@ -146,6 +147,7 @@ def _tolerances(given, regions):
 def _show(console, summary, settings):
     """The most telling statistics."""
     from rich.table import Table
+    from rich.text import Text
 
     from nnunet_glims.evaluation.regions import short
 
@@ -159,6 +161,6 @@ def _show(console, summary, settings):
             mean, sd = described["mean"], described["sd"]
             digits = 1 if metric.unit == "mm" else 3
             cells.append("–" if mean is None else f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}"))
-        table.add_row(short(region), *cells)
-    console.print(f"{summary['cases']} cases: mean ± standard deviation")
+        table.add_row(Text(short(region)), *cells)
+    console.print(f"{summary['cases']} case{'s' if summary['cases'] != 1 else ''}: mean ± standard deviation")
     console.print(table)

@@ -41,13 +41,13 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.report.entries import read_entries
     from nnunet_glims.report.telling import telling_cases
 
-    published = [network_named(name).name for name in options.published.split(",") if name]
+    published = [network_named(name).name for name in options.published.replace(" ", "").split(",") if name]
     if options.cases < 0:
         raise UsageError(f"--cases {options.cases}: it must be 0 or more")
-    console = Console()
+    console = Console(markup=False, highlight=False)
     title, entries = read_entries(options.entries)
     with console.status("Comparing"):
-        metrics = [name for name in (options.metrics or "").split(",") if name]
+        metrics = [name for name in (options.metrics or "").replace(" ", "").split(",") if name]
         board = make_board(options.title or title, entries, metrics, options.intersection)
     with console.status("Drawing"):
         images = Path(options.images) if options.images else None
@@ -60,6 +60,8 @@ def run(options: argparse.Namespace) -> None:
     write_text(out / "leaderboard.tex", tables.latex(board))
     write_text(out / "leaderboard.csv", tables.statistics_table(board).to_csv(index=False))
     write_text(out / "comparisons.csv", tables.comparisons_table(board).to_csv(index=False))
+    if options.cases and not shown:
+        console.print("The label maps are no longer where they were evaluated: no slices are shown.")
     if shown and all(case.image is None for case in shown):
         console.print("The cases' images were not found: labels are shown on black. --images names their folder.")
     for name in board.ordered:

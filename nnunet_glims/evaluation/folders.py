@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.models import ModelFolder, checked
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
@@ -46,6 +46,7 @@ def of_folders(truths: Path, predictions: Path) -> Cases:
     Raises:
         UsageError: a folder is missing or has no images.
     """
+    truths, predictions = truths.resolve(), predictions.resolve()
     for folder in (truths, predictions):
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
@@ -74,7 +75,7 @@ def of_model(model: Path, truths: Path | None = None, chosen: Sequence[int] | No
     Raises:
         UsageError: this is no model folder, no fold was validated, or the label maps cannot be found.
     """
-    folder = ModelFolder(model)
+    folder = ModelFolder(model.resolve())
     ending = folder.dataset_json["file_ending"]
     folds = {
         number: path / "validation" for number, path in folder.folds.items() if _images(path / "validation", ending)
@@ -90,7 +91,7 @@ def of_model(model: Path, truths: Path | None = None, chosen: Sequence[int] | No
             f"{model}: fold {missing[0]} has no predictions of its validation cases, only {', '.join(map(str, folds))}"
         )
     folds = {fold: folder for fold, folder in folds.items() if chosen is None or fold in chosen}
-    truths = truths or _truths_of(folder.dataset)
+    truths = _truths_of(folder.dataset) if truths is None else truths.resolve()
     splits = _splits_of(folder.dataset)
     true_files = _images(truths, ending)
     files = []
@@ -113,18 +114,23 @@ def _images(folder: Path, ending: str) -> dict[str, Path]:
     """Case -> file."""
     if not folder.is_dir():
         return {}
-    return {file.name.removesuffix(ending): file for file in sorted(folder.iterdir()) if file.name.endswith(ending)}
+    # Names that begin with a dot are those of macOS and of unfinished files.
+    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    others = [file for file in files if file.name.endswith(ENDINGS) and not file.name.endswith(ending)]
+    if others:
+        raise UsageError(f"{others[0]}: this does not end in {ending} as the others do: all cases need the same ending")
+    return {file.name.removesuffix(ending): file for file in files if file.name.endswith(ending)}
 
 
 def _dataset_json(*folders: Path) -> Mapping[str, Any] | None:
     for folder in folders:
         if (folder / "dataset.json").exists():
-            return read_json(folder / "dataset.json")
+            return checked(folder / "dataset.json")
     return None
 
 
 def _ending(folder: Path, dataset_json: Mapping[str, Any] | None) -> str:
-    if dataset_json is not None and "file_ending" in dataset_json:
+    if dataset_json is not None:
         return dataset_json["file_ending"]
     for ending in ENDINGS:
         if _images(folder, ending):

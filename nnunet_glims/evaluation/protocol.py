@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import nan
+from math import inf, nan
 from typing import Any, Literal
 
 import numpy as np
@@ -30,8 +30,8 @@ class Metric:
         name: in files.
         title: for readers.
         unit: "" for a number.
-        best: the value of perfect agreement; None where larger or smaller is neither better nor worse.
-        higher_is_better: None likewise.
+        best: the value of perfect agreement; None where there is no such value.
+        higher_is_better: None where larger or smaller is neither better nor worse.
     """
 
     name: str
@@ -96,8 +96,8 @@ class Protocol:
         if self.penalty not in PENALTIES:
             raise UsageError(f"penalty {self.penalty!r} is unknown: {nearest(self.penalty, list(PENALTIES))}")
         for tolerance in (self.tolerance_mm, *self.region_tolerances_mm.values()):
-            if not tolerance >= 0:
-                raise UsageError(f"tolerance {tolerance} mm: it must be 0 or more")
+            if not 0 <= tolerance < inf:
+                raise UsageError(f"tolerance {tolerance} mm: it must be a number, 0 or more")
 
     def tolerance(self, region: str) -> float:
         """mm, of that region."""

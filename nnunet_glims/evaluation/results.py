@@ -73,20 +73,37 @@ def evaluate(
     out: Path,
     workers: int = 1,
     without_truth: Sequence[Path] = (),
+    model: Path | None = None,
     progress: Progress = quietly,
 ) -> dict[str, Any]:
     """Evaluate cases and write the tables to `out`, which is made if it is not there.
 
     A case that cannot be evaluated is listed under "failed" of the summary; the others are evaluated all the same.
 
+    Args:
+        files: the cases.
+        settings: what is measured and how.
+        out: folder for the tables.
+        workers: processes.
+        without_truth: predictions that belong to no label map, for the summary.
+        model: nnU-Net's model folder, if the cases are its validation; the leaderboard looks there.
+        progress: shows how far it is.
+
     Returns:
         The content of summary.json.
+
+    Raises:
+        UsageError: `out` is a file, or a process was killed.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: this is a file; the results need a folder")
     out.mkdir(parents=True, exist_ok=True)
     done = {line["key"]: line for line in _lines(out / CASES)}
     keys = {_key(case, settings): case for case in files}
     failed: dict[str, str] = {}
     waiting = [(key, case) for key, case in keys.items() if key not in done]
+    if waiting:
+        (out / SUMMARY).unlink(missing_ok=True)  # it would not be that of the cases any more
     with processes(min(workers, len(waiting))) as each, (out / CASES).open("a", encoding="utf-8") as record:
         results = each(partial(_evaluated, settings), waiting)
         for key, name, result in progress(results, "Evaluating", len(waiting)):
@@ -102,6 +119,7 @@ def evaluate(
     write_text(out / TABLE, table.to_csv(index=False))
     summary = {
         "nnunet_glims": __version__,
+        "model": None if model is None else str(model.resolve()),
         **settings.as_json(),
         "cases": len(lines),
         "failed": failed,
@@ -115,10 +133,16 @@ def evaluate(
 
 def read_results(folder: Path) -> Results:
     """An evaluation that was written before; raises `UsageError` where there is none in the folder."""
-    if not (folder / SUMMARY).exists() or not (folder / CASES).exists():
-        raise UsageError(f"{folder}: there is no evaluation: make it with nnunet-glims evaluate")
+    if not is_evaluation(folder):
+        raise UsageError(f"{folder}: there is no evaluation that came to its end: make it with nnunet-glims evaluate")
     lines = list(_lines(folder / CASES))
     return Results(_table(lines), lines, read_json(folder / SUMMARY))
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Whether an evaluation was written there to its end."""
+    summary = folder / SUMMARY
+    return (folder / CASES).exists() and summary.exists() and "statistics" in read_json(summary)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -148,6 +172,8 @@ def _evaluated(settings: Settings, waiting: tuple[str, CaseFiles]) -> tuple[str,
         return key, case.name, {"key": key, **_measured(case, settings)}
     except UsageError as error:
         return key, case.name, str(error)
+    except Exception as error:  # not enough memory, say: it must not cost the other cases
+        return key, case.name, f"{type(error).__name__}: {error}"
 
 
 def _measured(case: CaseFiles, settings: Settings) -> dict[str, Any]:
@@ -199,7 +225,8 @@ def _table(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def _summary(table: pd.DataFrame, settings: Settings) -> dict[str, Any]:
     empty, statistics = {}, {}
     for region in settings.regions:
-        rows = table[table["region"] == region]
+        rows = table[table["region"] == region].drop(columns=["fold", "region"])
+        rows = rows.groupby("case", sort=False).mean()  # a case of two folds counts once
         if rows.empty:
             continue
         no_truth, no_prediction = rows["truth_ml"] == 0, rows["volume_ml"] == 0

@@ -177,7 +177,7 @@ def read_comparison(path: Path) -> Comparison:
         content = yaml.safe_load(text)
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file. nnunet-glims compare init {path} writes one") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: this is not YAML: {error}") from None
     comparison = validate(Comparison, content, str(path), lambda keys: line_of(text, keys))
     for number, entry in enumerate(comparison.entries):

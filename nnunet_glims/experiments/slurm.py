@@ -94,7 +94,8 @@ def submit(plan: Plan, tell: Callable[[str], None], chosen: Collection[str] | No
     Raises:
         UsageError: SLURM refuses, or its record is damaged.
     """
-    numbers = {job: number for job, number in submitted(plan).items() if job in (queued := in_queue(plan))}
+    queued = in_queue(plan)
+    numbers = {job: number for job, number in submitted(plan).items() if job in queued}
     for dataset in plan.comparison.datasets:
         for kind in KINDS:
             jobs = [

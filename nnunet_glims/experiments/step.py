@@ -111,10 +111,12 @@ class Step:
         if child is None:
             return
         child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(SECONDS_TO_SAVE)
-        except subprocess.TimeoutExpired:
-            child.kill()
+        # This is called by a signal's handler, which may have interrupted child.wait() while that holds the child's lock.
+        for _ in range(10 * SECONDS_TO_SAVE):
+            if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return
+            time.sleep(0.1)
+        child.kill()
 
     @staticmethod
     def _requeue() -> None:

@@ -77,8 +77,10 @@ class Board:
         return max(known, key=lambda name: known[name]) if known else None
 
     def is_best(self, metric: Metric, region: str, entry: str) -> bool:
-        """Whether no entry has a better mean, to 9 digits."""
+        """Whether no entry has a better mean, to 9 digits, and all of them have as many values."""
         best = self.best(metric, region)
+        if len({described["n"] for described in self.statistics[metric.name, region].values()}) > 1:
+            return False
         return best is not None and abs(self.mean(metric, region, entry) - self.mean(metric, region, best)) < 1e-9
 
     def worse_than_best(self, metric: Metric, region: str, entry: str) -> bool:
@@ -112,6 +114,7 @@ def make_board(title: str, entries: Sequence[Entry], metrics: Sequence[str] = ()
     cases, left_out = _common_cases(entries, intersection)
     table = pd.concat([entry.results.table.assign(entry=entry.name) for entry in entries], ignore_index=True)
     table = table[table["case"].isin(cases)]
+    _check_truths(table)
     regions = list(entries[0].results.summary["regions"])
     measured = [metric for metric in METRICS if metric.name in table.columns]
     shown = _shown(metrics, measured)
@@ -177,6 +180,19 @@ def _common_cases(entries: Sequence[Entry], intersection: bool) -> tuple[list[st
         raise UsageError("the entries have no case in common")
     left_out = {name: sorted(cases - common) for name, cases in cases_of.items() if cases != common}
     return sorted(common), left_out
+
+
+def _check_truths(table: pd.DataFrame) -> None:
+    """Raise `UsageError` where a true region has another volume in one entry than in another."""
+    for region in dict.fromkeys(table["region"]):
+        volumes = wide(table, region, "truth_ml")
+        differ = volumes.max(axis=1) - volumes.min(axis=1) > 1e-6 * volumes.max(axis=1)
+        if differ.any():
+            case = differ.idxmax()
+            shown = ", ".join(f"{entry} {volume:.4g} ml" for entry, volume in volumes.loc[case].items())
+            raise UsageError(
+                f"case {case}: the entries were evaluated against different label maps: the true {region} has {shown}"
+            )
 
 
 def _some(names: set[str], most: int = 5) -> str:

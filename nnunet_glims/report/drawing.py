@@ -17,6 +17,7 @@ ENTRY_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7F7F7F")
 LABEL_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#999999", "#F5C6AA", "#B3E2CD")
 MARKERS = ("o", "s", "^", "D", "v")
 
+_PLAIN: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "nnunet-glims", "text.parse_math": False}
 _COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 THEMES = {"light": "#1b1f24", "dark": "#e6e9ec"}
 """Colour of lines and text where the reader's system is set to light or dark."""
@@ -59,7 +60,7 @@ def svg(draw: Callable[[Figure], None], size: tuple[float, float], alt: str) -> 
     pictures = {}
     for theme, colour in THEMES.items():
         style: dict[Any, Any] = dict.fromkeys(_COLOURED, colour)
-        with matplotlib.rc_context({**style, "svg.fonttype": "none", "svg.hashsalt": "nnunet-glims"}):
+        with matplotlib.rc_context({**style, **_PLAIN}):
             figure = Figure(figsize=size, layout="constrained")
             draw(figure)
             content = io.BytesIO()

@@ -10,8 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.results import SUMMARY, Results, read_results
-from nnunet_glims.files import read_json
+from nnunet_glims.evaluation.results import Results, is_evaluation, read_results
 from nnunet_glims.models import ModelFolder
 from nnunet_glims.validation import validate
 
@@ -82,7 +81,7 @@ def _from_yaml(path: Path) -> BoardFile:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: this is not YAML: {error}") from None
     board = validate(BoardFile, content, str(path))
     for entry in board.entries:
@@ -95,9 +94,14 @@ def _entry(given: EntryFile) -> Entry:
     if not given.path.is_dir():
         raise UsageError(f"{given.name}: {given.path}: there is no such folder")
     inside = given.path / "evaluation"
-    folder = inside if (inside / SUMMARY).exists() else given.path
-    if not (folder / SUMMARY).exists() or "statistics" not in read_json(folder / SUMMARY):
+    folder = inside if is_evaluation(inside) else given.path
+    if not is_evaluation(folder):
         how = f"--model {given.path}" if any(given.path.glob("fold_*")) else f"TRUTH {given.path}"
-        raise UsageError(f"{given.name}: {given.path} is not evaluated: run nnunet-glims evaluate {how}")
-    model = given.model or next((path for path in (given.path, folder.parent) if any(path.glob("fold_*"))), None)
-    return Entry(given.name, read_results(folder), None if model is None else ModelFolder(model), given.seconds_a_case)
+        raise UsageError(f"{given.name}: {given.path} is not evaluated to its end: run nnunet-glims evaluate {how}")
+    results = read_results(folder)
+    model = given.model or _existing(results.summary["model"])
+    return Entry(given.name, results, None if model is None else ModelFolder(model), given.seconds_a_case)
+
+
+def _existing(path: str | None) -> Path | None:
+    return Path(path) if path is not None and Path(path).is_dir() else None

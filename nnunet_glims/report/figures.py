@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nnunet_glims.evaluation.protocol import Metric
@@ -26,6 +28,7 @@ def boxes(board: Board, metric: Metric) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         rng = np.random.default_rng(0)
+        handles: list[Line2D] = []
         for index, entry in enumerate(entries):
             places = np.arange(len(board.regions)) + (index - (len(entries) - 1) / 2) * width
             values = [
@@ -42,11 +45,11 @@ def boxes(board: Board, metric: Metric) -> str:
                     axes.plot(
                         place + jitter, cases, entry_marker(index), color=colour, markersize=2.5, alpha=0.5, linewidth=0
                     )
-            axes.plot([], [], color=colour, linewidth=2, label=entry)
+            handles += axes.plot([], [], color=colour, linewidth=2)
         axes.set_xticks(range(len(board.regions)), [short(region) for region in board.regions])
         axes.set_ylabel(metric.title + (f" [{metric.unit}]" if metric.unit else ""))
         _plain(axes)
-        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(handles, entries, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
 
     wide_inches = min(11.0, 3 + 0.5 * len(entries) * len(board.regions))
     alt = f"{metric.title} of each case by region, as boxes for {listed(entries)}"
@@ -90,11 +93,14 @@ def learning_curves(board: Board) -> str | None:
 
     def draw(figure: Figure) -> None:
         loss, dice = figure.subplots(1, 2)
-        for index, name in enumerate(board.names):
-            for number, log in enumerate(board.costs[name].logs.values()):
+        handles: list[Line2D] = []
+        for name in logged:
+            index = board.names.index(name)
+            style = {"color": entry_colour(index), "linewidth": 1.1, "alpha": 0.9}
+            handles += loss.plot([], [], **style)
+            for log in board.costs[name].logs.values():
                 epochs = range(1, 1 + len(log.curves["pseudo Dice"]))
-                style = {"color": entry_colour(index), "linewidth": 1.1, "alpha": 0.9}
-                loss.plot(epochs, log.curves["training loss"], label=name if number == 0 else None, **style)
+                loss.plot(epochs, log.curves["training loss"], **style)
                 loss.plot(epochs, log.curves["validation loss"], linestyle="--", **style)
                 dice.plot(epochs, log.curves["pseudo Dice"], **style)
         loss.set_ylabel("loss")
@@ -104,7 +110,7 @@ def learning_curves(board: Board) -> str | None:
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             _plain(axes)
-        loss.legend(frameon=False, fontsize=9)
+        loss.legend(handles, logged, frameon=False, fontsize=9)
 
     return svg(draw, (9, 3.4), f"Loss and pseudo Dice over the epochs of every fold, for {listed(logged)}")
 
@@ -114,7 +120,7 @@ def critical_difference(board: Board) -> str | None:
     ranking = board.ranking
     if ranking is None or len(board.entries) < 3 or ranking.critical_difference is None:
         return None
-    mean, width = ranking.mean, ranking.critical_difference
+    mean, width = ranking.placed.mean().sort_values(kind="stable"), ranking.critical_difference
     names = list(mean.index)
 
     def draw(figure: Figure) -> None:
@@ -127,7 +133,7 @@ def critical_difference(board: Board) -> str | None:
             edge = 0.7 if left else count + 0.3
             axes.plot([mean[name], mean[name], edge], [0, height, height], color=entry_colour(board.names.index(name)))
             axes.text(
-                edge, height, f" {name} {mean[name]:.2f} ", ha="right" if left else "left", va="center", fontsize=9
+                edge, height, f"  {name} {mean[name]:.2f}  ", ha="right" if left else "left", va="center", fontsize=9
             )
         level = 0.25
         for first, last in _cliques([mean[name] for name in names], width):
@@ -145,7 +151,7 @@ def critical_difference(board: Board) -> str | None:
         axes.spines["top"].set_bounds(1, count)
         axes.xaxis.tick_top()
 
-    return svg(draw, (8, 1.3 + 0.28 * len(names)), f"Critical difference diagram: mean ranks of {listed(names)}")
+    return svg(draw, (8, 1.3 + 0.28 * len(names)), f"Critical difference diagram: mean places of {listed(names)}")
 
 
 def _cliques(means: Sequence[float], width: float) -> list[tuple[int, int]]:
@@ -160,8 +166,13 @@ def _cliques(means: Sequence[float], width: float) -> list[tuple[int, int]]:
 
 def confusion(board: Board) -> str:
     """A matrix an entry: of the voxels with each true label, which part got which label."""
-    labels = _label_names(board)
-    matrices = [_row_normalised(board, index) for index in range(len(board.entries))]
+    names = _label_names(board)
+    labels = list(names.values())
+    cases = set(board.cases)
+    matrices = [
+        row_normalised((line for line in entry.results.cases if line["case"] in cases), list(names))
+        for entry in board.entries
+    ]
     columns = min(3, len(matrices))
     rows = -(-len(matrices) // columns)
     cell = 0.42 if len(labels) > 5 else 0.62
@@ -183,29 +194,32 @@ def confusion(board: Board) -> str:
             axes.set_xlabel("predicted", fontsize=8)
             axes.set_ylabel("true", fontsize=8)
 
-    size = (columns * (1.3 + cell * len(labels)), rows * (1.3 + cell * len(labels)))
+    size = (columns * (1.3 + cell * len(labels)), rows * (1.9 + cell * len(labels)))
     return svg(draw, size, f"Row-normalised confusion matrices of {listed(board.names)}")
 
 
-def _label_names(board: Board) -> list[str]:
-    """Background, and each label by the regions that are it alone, or by its number."""
-    size = max(len(line["confusion"]) for entry in board.entries for line in entry.results.cases)
-    names = ["background", *(f"label {label}" for label in range(1, size))]
-    for region, labels in board.entries[0].results.summary["regions"].items():
-        if len(labels) == 1:
-            names[labels[0]] = short(region)
-    return names
+def _label_names(board: Board) -> dict[int, str]:
+    """Background and the labels of the regions: the name of a region that is that label alone, or its number."""
+    regions = board.entries[0].results.summary["regions"]
+    names = {
+        0: "background",
+        **{label: f"label {label}" for label in sorted({one for of in regions.values() for one in of})},
+    }
+    return names | {of[0]: short(region) for region, of in regions.items() if len(of) == 1}
 
 
-def _row_normalised(board: Board, index: int) -> np.ndarray:
-    size = len(_label_names(board))
-    total = np.zeros((size, size))
-    for line in board.entries[index].results.cases:
-        if line["case"] in set(board.cases):
-            counts = np.asarray(line["confusion"])
-            total[: len(counts), : len(counts)] += counts
+def row_normalised(lines: Iterable[Mapping[str, Any]], labels: Sequence[int]) -> np.ndarray:
+    """(labels, labels) part of the voxels of each true label (row) that got each label, over cases of cases.jsonl together.
+
+    NaN in rows of labels that no case has.
+    """
+    total = np.zeros((max(labels) + 1,) * 2)
+    for line in lines:
+        counts = np.asarray(line["confusion"])[: len(total), : len(total)]
+        total[: len(counts), : len(counts)] += counts
+    chosen = total[np.ix_(labels, labels)]
     with np.errstate(invalid="ignore"):
-        return total / total.sum(1, keepdims=True)
+        return chosen / chosen.sum(1, keepdims=True)
 
 
 def _plain(axes) -> None:

@@ -5,8 +5,10 @@ const table = document.getElementById("board");
 const headings = [...table.tHead.rows[0].cells];
 for (const [column, heading] of headings.entries()) {
   heading.querySelector("button").addEventListener("click", () => {
-    const direction = heading.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
-    headings.forEach((other) => other.removeAttribute("aria-sort"));
+    const first = heading.dataset.first ?? "ascending";
+    const other = first === "ascending" ? "descending" : "ascending";
+    const direction = heading.getAttribute("aria-sort") === first ? other : first;
+    headings.forEach((one) => one.removeAttribute("aria-sort"));
     heading.setAttribute("aria-sort", direction);
     const sign = direction === "ascending" ? 1 : -1;
     const key = (row) => row.cells[column].dataset.sort;
@@ -48,8 +50,8 @@ function show(viewer) {
     const chosen = viewer.querySelector("input[type=radio]:checked").value;
     const slice = Number(slider.value);
     const layers = [[stack.image, 1]];
-    if (chosen === "") layers.push([stack.truth, 0.55]);
-    else if (chosen !== "none") layers.push([stack.entries[chosen], 0.55], [stack.outline, 1]);
+    if (chosen === "truth") layers.push([stack.truth, 0.55]);
+    else if (chosen !== "nothing") layers.push([stack.entries[Number(chosen)].labels, 0.55], [stack.outline, 1]);
     const pictures = await Promise.all(layers.map(([source]) => picture(source)));
     if (turn !== wanted) return;
     const left = (slice % stack.across) * stack.width;
@@ -60,6 +62,7 @@ function show(viewer) {
       context.drawImage(drawn, left, top, stack.width, stack.height, 0, 0, stack.width, stack.height);
     });
     output.textContent = `slice ${stack.slices[slice]}`;
+    slider.setAttribute("aria-valuetext", output.textContent);
     canvas.dataset.slice = stack.slices[slice];
     canvas.dataset.labels = chosen;
   };

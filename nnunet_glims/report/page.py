@@ -33,6 +33,7 @@ def render(
     folder = files("nnunet_glims.report")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["p"] = _p
+    environment.filters["number"] = tables.number
     template = environment.from_string((folder / "leaderboard.html").read_text(encoding="utf-8"))
     stacks = [stack(case) for case in cases]
     return template.render(
@@ -45,7 +46,10 @@ def render(
         cases=stacks,
         legend=_legend(board),
         columns=[
-            {"metric": metric, "region": region, "heading": tables.heading(metric, region)}
+            {
+                "heading": tables.heading(metric, region),
+                "first": "descending" if metric.higher_is_better else "ascending",
+            }
             for metric, region in tables.headings(board)
         ],
         costs=tables.COSTS,
@@ -62,13 +66,14 @@ def _row(board: Board, entry: str) -> dict[str, Any]:
     for metric, region in tables.headings(board):
         described = board.statistics[metric.name, region][entry]
         spec = f".{tables.digits(metric)}f"
-        low, high = described["ci95"] or (None, None)
+        interval = "" if described["ci95"] is None else "[{}, {}]".format(*(format(x, spec) for x in described["ci95"]))
         cells.append(
             {
                 "sort": described["mean"],
                 "mean": tables.number(described["mean"], spec),
                 "sd": tables.number(described["sd"], spec),
-                "interval": f"{tables.number(low, spec)} to {tables.number(high, spec)}",
+                "interval": interval,
+                "few": tables.few(described),
                 "best": board.is_best(metric, region, entry),
                 "worse": board.worse_than_best(metric, region, entry),
             }

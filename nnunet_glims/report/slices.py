@@ -78,10 +78,10 @@ def stack(case: ShownCase) -> dict[str, Any]:
         "image": _jpeg(_atlas((255 * ground).astype(np.uint8), across)),
         "truth": _label_png(_atlas(truth[part], across)),
         "outline": _outline_png(_atlas(_outlines(truth[part]), across)),
-        "entries": {
-            name: None if labels is None else _label_png(_atlas(labels[part], across))
+        "entries": [
+            {"name": name, "labels": None if labels is None else _label_png(_atlas(labels[part], across))}
             for name, labels in predictions.items()
-        },
+        ],
     }
 
 

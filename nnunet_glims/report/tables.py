@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -62,7 +63,12 @@ def value(board: Board, metric: Metric, region: str, entry: str, interval: bool 
     if interval and described["ci95"] is not None:
         low, high = described["ci95"]
         text += f" [{number(low, spec)}, {number(high, spec)}]"
-    return text
+    return text + few(described)
+
+
+def few(described: Mapping[str, Any]) -> str:
+    """How many cases a mean is of, where not all have a value."""
+    return f" ({described['n']} of {described['n'] + described['undefined']} cases)" if described["undefined"] else ""
 
 
 def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
@@ -98,7 +104,8 @@ def markdown(board: Board) -> str:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    escaped = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def _pairs(board: Board) -> list[str]:
@@ -124,7 +131,11 @@ def _pairs(board: Board) -> list[str]:
     return lines
 
 
-_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--", "{": r"\{", "}": r"\}"}
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--", "{": r"\{", "}": r"\}",
+}  # fmt: skip
 
 
 def latex(board: Board) -> str:
@@ -171,7 +182,7 @@ def _with_unit(metric: Metric) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text.replace("\\", "/"))
+    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def statistics_table(board: Board) -> pd.DataFrame:

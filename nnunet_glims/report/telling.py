@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
+from nnunet_glims.models import checked
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.entries import Entry
 from nnunet_glims.report.slices import ShownCase
@@ -31,16 +31,14 @@ def telling_cases(board: Board, most: int, images: Path | None = None, channel: 
     """
     reasons: dict[str, list[str]] = {}
     sorted_cases = {name: list(board.case_means("dice", name).items()) for name in board.names}
-    for place in range(len(board.cases)):
+    middle = (len(board.cases) - 1) // 2
+    for place in (0, middle, *range(1, len(board.cases))):
         for name, cases in sorted_cases.items():
-            middle = (len(cases) - 1) // 2
-            for chosen in (place, middle) if place == 0 < middle else (place,):
-                case, dice = cases[chosen]
-                kind = "worst" if chosen == 0 else "median" if chosen == middle else f"no. {chosen + 1} from the worst"
-                if case in reasons or len(reasons) < most:
-                    reasons.setdefault(str(case), []).append(f"{name}: {kind} (mean Dice {dice:.3f})")
-        if len(reasons) >= most:
-            break
+            case, dice = cases[place]
+            kind = "worst" if place == 0 else "median" if place == middle else f"no. {place + 1} from the worst"
+            reason = f"{name}: {kind} (mean Dice {dice:.3f})"
+            if (case in reasons or len(reasons) < most) and reason not in reasons.get(case, ()):
+                reasons.setdefault(case, []).append(reason)
     lines = {entry.name: {line["case"]: line for line in entry.results.cases} for entry in board.entries}
     of_images = _Images(board, images, channel)
     found = []
@@ -81,11 +79,10 @@ class _Images:
 def _dataset_json(entry: Entry) -> Mapping[str, Any] | None:
     if entry.model is not None:
         return entry.model.dataset_json
-    for line in entry.results.cases:
+    for line in entry.results.cases[:1]:
         for folder in (Path(line["prediction"] or line["truth"]).parent, Path(line["truth"]).parent.parent):
             if (folder / "dataset.json").exists():
-                return read_json(folder / "dataset.json")
-        break
+                return checked(folder / "dataset.json")
     return None
 
 

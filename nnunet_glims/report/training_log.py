@@ -20,8 +20,8 @@ class TrainingLog:
     """One fold's training.
 
     Attributes:
-        curves: "training loss", "validation loss" and "pseudo Dice" -> one value an epoch. An epoch that was trained
-            twice, after an interruption, counts once.
+        curves: "training loss", "validation loss" and "pseudo Dice" -> one value an epoch. What was trained
+            again, after an interruption or a new start, counts once.
         hours: sum of the epochs' times; None where no epoch has ended.
         device: "cpu", "cuda:0", ...; None where it is not known.
         case_seconds: median time from the start of one validation case to the next; None for fewer than three cases.
@@ -41,7 +41,7 @@ def read_training_log(fold: Path) -> TrainingLog:
     current: dict[str, float] = {}
     seconds: list[float] = []
     peaks = []
-    for path in sorted(fold.glob("training_log_*.txt")):
+    for path in sorted(fold.glob("training_log_*.txt"), key=_time_of):
         started: datetime | None = None
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             match = _LINE.match(line)
@@ -50,7 +50,9 @@ def read_training_log(fold: Path) -> TrainingLog:
             time, text = datetime.fromisoformat(match[1]), match[2].strip()
             name, _, value = text.partition(" ")
             if name == "Epoch" and value.isdigit():
-                current = epochs.setdefault(int(value), {})
+                # From here on it was trained anew.
+                epochs = {number: epoch for number, epoch in epochs.items() if number < int(value)}
+                current = epochs[int(value)] = {}
             elif name in ("train_loss", "val_loss"):
                 current[{"train_loss": "training loss", "val_loss": "validation loss"}[name]] = float(value)
             elif text.startswith("Pseudo dice"):
@@ -78,3 +80,8 @@ def read_training_log(fold: Path) -> TrainingLog:
         median(seconds) if len(seconds) > 1 else None,
         max(peaks, default=None),
     )
+
+
+def _time_of(log: Path) -> list[int]:
+    """Year to second of a log's name, whose month and day nnU-Net writes without leading zeros."""
+    return [int(number) for number in re.findall(r"\d+", log.stem)]

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from nnunet_glims.evaluation.protocol import metric_named
-from nnunet_glims.evaluation.ranking import compare, holm, rank
+from nnunet_glims.evaluation.ranking import compare, holm, permutation_p, rank
 from nnunet_glims.evaluation.statistics import describe
 
 DICE, HD95 = metric_named("dice"), metric_named("hd95")
@@ -93,6 +93,21 @@ def test_permutation_p_is_exact_for_few_cases():
     ranking = rank(table(good=[0.9] * 5, poor=[0.1] * 5), [DICE])
     assert ranking.p.loc["good", "poor"] == pytest.approx(2 / 32)
     assert rank(table(same=[0.9] * 5, again=[0.9] * 5), [DICE]).p.loc["same", "again"] == 1
+
+
+def test_permutation_p_of_many_cases_is_near_that_of_scipy():
+    rng = np.random.default_rng(3)
+    differences = rng.normal(0.2, 1, (40, 3))
+    for ours, column in zip(permutation_p(differences), differences.T):
+        test = stats.permutation_test(
+            (column, np.zeros(40)), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=9999, rng=rng
+        )
+        assert ours == pytest.approx(test.pvalue, abs=0.015)
+
+
+def test_a_clear_difference_is_significant_among_forty_entries():
+    differences = np.ones((100, 40 * 39 // 2))
+    assert max(holm(permutation_p(differences).tolist())) < 0.05
 
 
 def test_friedman_and_the_critical_difference():

@@ -121,6 +121,37 @@ def test_bad_cases_are_named_and_the_others_evaluated(folders, capsys):
     assert len(rows(predicted)) == 8 and not summary(predicted)["failed"]
 
 
+def test_label_maps_of_another_ending_are_not_passed_over(folders, capsys):
+    truth, predicted = folders
+    write(truth / "case_9.nii", labels())
+    assert evaluate(truth, predicted) == 2
+    assert "case_9.nii: this does not end in .nii.gz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"labels": {"0": "background", "1": "organ"}}', "[1]", "{}"])
+def test_a_dataset_json_that_is_none_of_nnunets_is_named(folders, capsys, content):
+    truth, predicted = folders
+    (predicted / "dataset.json").write_text(content)
+    assert evaluate(truth, predicted) == 2
+    assert "dataset.json" in capsys.readouterr().err
+
+
+def test_a_case_that_breaks_costs_no_other_case(folders, monkeypatch, capsys):
+    truth, predicted = folders
+
+    def measure(truth, *others):
+        if not counted:
+            counted.append(1)
+            raise MemoryError("too large")
+        return original(truth, *others)
+
+    counted, original = [], results.measure_case
+    monkeypatch.setattr(results, "measure_case", measure)
+    assert evaluate(truth, predicted) == 1
+    assert "failed case_0: MemoryError: too large" in capsys.readouterr().out
+    assert len(rows(predicted)) == 6
+
+
 def test_regions_and_settings_by_command_line(folders, tmp_path):
     truth, predicted = folders
     (tmp_path / "regions.json").write_text(json.dumps({"all": [1, 2], "vessel": [2]}))

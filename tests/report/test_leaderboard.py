@@ -4,11 +4,13 @@ import csv
 import json
 import re
 import shutil
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
 
 from nnunet_glims.cli import main
+from nnunet_glims.evaluation import results
 from nnunet_glims.report.figures import _cliques
 from nnunet_glims.report.training_log import read_training_log
 
@@ -119,7 +121,7 @@ def test_shown_cases_are_the_worst_and_the_median(board, evaluated):
         summary[case["case"]] = sum(region["dice"] for region in case["regions"].values())
     worst = min(summary, key=lambda case: summary[case])
     assert shown[0]["case"] == worst and "poor: worst" in shown[0]["why"]
-    assert set(shown[0]["entries"]) == set(ENTRIES)
+    assert [entry["name"] for entry in shown[0]["entries"]] == list(ENTRIES)
     assert shown[0]["slices"] == list(range(3, 9))
     assert shown[0]["image"].startswith("data:image/jpeg;base64,")
 
@@ -178,6 +180,52 @@ def test_other_cases_need_intersection(evaluated, tmp_path, capsys):
     assert "6 cases" in text and "all 2" in text
 
 
+def test_an_evaluation_that_was_interrupted_is_refused(evaluated, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "again"
+    shutil.copytree(evaluated / "good", folder)
+    monkeypatch.setattr(results, "measure_case", lambda *arguments: stop())
+    assert main(["evaluate", str(evaluated / "labelsTs"), str(folder), "--tolerance", "5", "--workers", "1"]) == 130
+    assert main(["leaderboard", f"a={evaluated / 'fair'}", f"b={folder}", "-o", str(tmp_path / "out")]) == 2
+    assert "is not evaluated to its end" in capsys.readouterr().err
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+def test_other_label_maps_cannot_be_compared(evaluated, tmp_path, capsys):
+    truths = tmp_path / "labelsTs"
+    shutil.copytree(evaluated / "labelsTs", truths)
+    shutil.copy(truths / "case_1.nii.gz", truths / "case_0.nii.gz")
+    assert (
+        main(["evaluate", str(truths), str(evaluated / "good"), "-o", str(tmp_path / "other"), "--workers", "1"]) == 0
+    )
+    command = ["leaderboard", f"a={evaluated / 'fair'}", f"b={tmp_path / 'other'}", "-o", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "case case_0: the entries were evaluated against different label maps" in capsys.readouterr().err
+
+
+def test_folders_may_be_given_relative_to_any_place(evaluated, tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    shutil.copytree(evaluated, folder)
+    shutil.rmtree(folder / "good/evaluation")
+    monkeypatch.chdir(folder)
+    assert main(["evaluate", "labelsTs", "good", "--workers", "1"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["leaderboard", "good=data/good", "-o", "out", "--cases", "2"]) == 0
+    assert len(stacks(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize("name", ["$\\foo$", "x[/b]y [red]", "_hidden", "nothing", "</script><b>", 'a"b & c'])
+def test_any_name_is_shown_as_it_is(evaluated, tmp_path, capsys, name):
+    entries = [f"{name}={evaluated / 'good'}", f"plain={evaluated / 'fair'}"]
+    assert main(["leaderboard", *entries, "-o", str(tmp_path), "--cases", "1"]) == 0
+    assert f"{name}: Dice" in capsys.readouterr().out
+    text = (tmp_path / "leaderboard.html").read_text()
+    assert escape(name, quote=False) in text.replace("&#34;", '"').replace("&#39;", "'")
+    assert [entry["name"] for entry in stacks(tmp_path)[0]["entries"]] == [name, "plain"]
+
+
 def test_other_settings_cannot_be_compared(evaluated, tmp_path, capsys):
     folder = tmp_path / "voxels"
     shutil.copytree(evaluated / "good", folder)
@@ -192,7 +240,7 @@ def test_other_settings_cannot_be_compared(evaluated, tmp_path, capsys):
         (["good"], "give NAME=PATH"),
         (["a=good", "a=fair"], "several entries named 'a'"),
         (["a=nowhere"], "there is no such folder"),
-        (["a=labelsTs"], "is not evaluated: run nnunet-glims evaluate"),
+        (["a=labelsTs"], "is not evaluated to its end: run nnunet-glims evaluate"),
         (["a=good", "--metrics", "dise"], "did you mean 'dice'"),
         (["a=good", "--metrics", "lesion_dice"], "was not measured"),
         (["a=good", "--published", "GLIM"], "did you mean 'GLIMS'"),
@@ -239,8 +287,8 @@ RESUMED = """
 
 
 def test_training_logs_of_an_interrupted_training(tmp_path):
-    (tmp_path / "training_log_2026_1_01_10_00_00.txt").write_text(LOG)
-    (tmp_path / "training_log_2026_1_02_10_00_00.txt").write_text(RESUMED)
+    (tmp_path / "training_log_2026_1_9_10_00_00.txt").write_text(LOG)
+    (tmp_path / "training_log_2026_1_10_10_00_00.txt").write_text(RESUMED)
     (tmp_path / "debug.json").write_text('{"device": "cuda:0"}')
     log = read_training_log(tmp_path)
     assert log.curves["training loss"] == [0.5, 0.2]
