@@ -1,6 +1,7 @@
 # make install   a virtual environment in .venv with the package and all extras
 # make demo      the whole way from raw data to a report, on a generated data set: demo/report.html
 # make test      the test suite
+# make test-slurm  the tests on a SLURM cluster of one node, which is started here (Debian: apt install slurm-wlm munge, as root)
 # make lint      style and types
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ INSTALLED := .venv/installed
 # Threads that wait actively take the cores from those that still work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-slurm lint clean
 
 install: $(INSTALLED)
 
@@ -24,7 +25,10 @@ demo: $(INSTALLED)
 	$(BIN)/nnunet-glims demo --out demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slurm"
+
+test-slurm: $(INSTALLED)
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

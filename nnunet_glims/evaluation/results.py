@@ -97,6 +97,10 @@ def evaluate(
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: this is a file; the results need a folder")
+    if (out / SUMMARY).exists() and "nnunet_glims" not in read_json(out / SUMMARY):
+        raise UsageError(
+            f"{out / SUMMARY}: this is another program's, and would be overwritten: choose another folder with -o"
+        )
     out.mkdir(parents=True, exist_ok=True)
     done = {line["key"]: line for line in _lines(out / CASES)}
     keys = {_key(case, settings): case for case in files}

@@ -84,6 +84,11 @@ def run_local(
                 if plan.is_done(one.job):
                     done.add(one.job.name)
                     tell(f"{one.job.name}: done")
+                    outdated = [job for job in plan.jobs.values() if job.name in done and one.job.name in job.needs]
+                    for job in outdated:  # made of what was there before
+                        if not plan.is_done(job) and (chosen is None or job.name in chosen):
+                            done.discard(job.name)
+                            waiting.append(job)
                 elif one.handle is None or (_was_killed(plan, one.job) and one.attempt < ATTEMPTS):
                     tell(f"{one.job.name}: was interrupted, goes on")
                     waiting.insert(0, one.job)

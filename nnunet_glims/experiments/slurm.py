@@ -96,6 +96,7 @@ def submit(plan: Plan, tell: Callable[[str], None], chosen: Collection[str] | No
     """
     queued = in_queue(plan)
     numbers = {job: number for job, number in submitted(plan).items() if job in queued}
+    new: set[str] = set()
     for dataset in plan.comparison.datasets:
         for kind in KINDS:
             jobs = [
@@ -104,12 +105,13 @@ def submit(plan: Plan, tell: Callable[[str], None], chosen: Collection[str] | No
                 if (job.dataset, job.kind) == (dataset, kind)
                 and (chosen is None or job.name in chosen)
                 and job.name not in queued
-                and not plan.is_done(job)
+                and (not plan.is_done(job) or new & set(job.needs))  # what it was made of is made anew
             ]
             if jobs:
                 needs = {need for job in jobs for need in job.needs}
                 after = sorted({numbers[need].partition("_")[0] for need in needs if need in numbers}, key=int)
                 numbers |= _submit_array(plan, kind, jobs, after)
+                new |= {job.name for job in jobs}
                 tell(f"{kind} {plan.dataset_names[dataset]}: submitted {len(jobs)}")
 
 

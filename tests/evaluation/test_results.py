@@ -121,6 +121,14 @@ def test_bad_cases_are_named_and_the_others_evaluated(folders, capsys):
     assert len(rows(predicted)) == 8 and not summary(predicted)["failed"]
 
 
+def test_nnunets_own_summary_is_not_overwritten(folders, capsys):
+    truth, predicted = folders
+    (predicted / "summary.json").write_text('{"foreground_mean": {}}')
+    assert evaluate(truth, predicted, "-o", predicted) == 2
+    assert "another program's" in capsys.readouterr().err
+    assert (predicted / "summary.json").read_text() == '{"foreground_mean": {}}'
+
+
 def test_label_maps_of_another_ending_are_not_passed_over(folders, capsys):
     truth, predicted = folders
     write(truth / "case_9.nii", labels())

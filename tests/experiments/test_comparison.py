@@ -1,0 +1,74 @@
+"""The comparison file: what it may say, and what is said where it is wrong."""
+
+import pytest
+
+from nnunet_glims.cli import main
+from nnunet_glims.errors import UsageError
+from nnunet_glims.experiments.comparison import TEMPLATE, read_comparison
+
+
+def read(tmp_path, text):
+    path = tmp_path / "comparison.yaml"
+    path.write_text(text)
+    return read_comparison(path)
+
+
+def test_init_writes_a_file_that_is_valid_and_never_replaces_one(tmp_path, capsys):
+    path = tmp_path / "new.yaml"
+    assert main(["compare", "init", str(path)]) == 0
+    assert [entry.name for entry in read_comparison(path).entries] == ["GLIMS", "LATUP-Net", "nnU-Net"]
+    assert main(["compare", "init", str(path)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_what_the_template_has_as_comments_is_valid_too(tmp_path):
+    lines = []
+    for line in TEMPLATE.splitlines():
+        start, mark, rest = line.partition("# ")
+        is_setting = (
+            mark and not start.strip() and rest.split(":")[0].replace("_", "").strip().isalpha() and ":" in rest
+        )
+        is_nested = mark and not start.strip() and rest.startswith("  ")
+        lines.append(start + rest if is_setting or is_nested else line)
+    text = "\n".join(lines).replace("A comparison: every", "# A comparison: every")
+    text = text.replace("  - name: nnU-Net\n    trainer: nnUNetTrainer\n", "")  # follows no seeds
+    comparison = read(tmp_path, text)
+    assert comparison.seeds == [1, 2, 3] and comparison.parallel == 2
+    assert comparison.ensembles == [["GLIMS", "LATUP-Net"]]
+    assert comparison.slurm.partition == "gpu" and comparison.entries[0].override == "glims_brats"
+
+
+MINIMAL = "datasets: [7]\nentries:\n  - name: GLIMS\n    trainer: nnUNetTrainerGLIMS\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL.replace("datasets: [7]", "datasets: [7, 7]"), ":1: the file: datasets: 7 is there twice"),
+        (MINIMAL + "fold: [0]\n", ":5: fold: unknown key; did you mean 'folds'?"),
+        (MINIMAL.replace("trainer:", "trainr:"), ":4: entries.0.trainr: unknown key; did you mean 'trainer'?"),
+        (MINIMAL + "folds: [0, 5]\n", ":5: folds.1: "),
+        (MINIMAL + "resources:\n  cpus: 4\n  hours: none\n", ":7: resources.hours: "),
+        (MINIMAL + "    override: glims_brat\n", ":3: entry GLIMS: plans override 'glims_brat' is unknown"),
+        (
+            MINIMAL + "    training: {epoch: 3}\n",
+            ":3: entry GLIMS: training: epoch: unknown key; did you mean 'epochs'?",
+        ),
+        (MINIMAL.replace("nnUNetTrainerGLIMS", "nnUNetTrainer") + "seeds: [1]\n", "nnUNetTrainer follows no recipe"),
+        (MINIMAL + "ensembles: [[GLIMS, other]]\n", "there is no entry 'other'"),
+        (MINIMAL + "evaluation: brats2023\n", "preset 'brats2023' is unknown"),
+        ("entries: [\n", "this is not YAML"),
+        ("", "the file: "),
+    ],
+)
+def test_errors_name_line_and_key(tmp_path, text, message):
+    with pytest.raises(UsageError) as error:
+        read(tmp_path, text)
+    assert str(tmp_path / "comparison.yaml") in str(error.value)
+    assert message in str(error.value)
+
+
+def test_all_problems_are_listed(tmp_path):
+    with pytest.raises(UsageError) as error:
+        read(tmp_path, MINIMAL + "folds: [9]\ndevice: gpu\n")
+    assert len(str(error.value).splitlines()) == 2

@@ -1,0 +1,194 @@
+"""Running on one machine: order, failures, interruption, and nothing twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nnunet_glims.cli import main
+from nnunet_glims.experiments.jobs import Plan
+from nnunet_glims.experiments.local import run_local
+from nnunet_glims.experiments.status import status_of
+from nnunet_glims.experiments.step import Step, StepFailed, read_log
+
+GLIMS0 = "train_D007_GLIMS_fold0"
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def states(plan):
+    return {status.job.name: status.state for status in status_of(plan)}
+
+
+def test_all_jobs_are_done_once_and_in_order(plan, stand_ins, started):
+    told = []
+    assert run_local(plan, told.append) == []
+    assert all(plan.is_done(job) for job in plan.jobs.values())
+    assert [line.split(":")[0] for line in told if line.endswith(": done")] == list(plan.jobs)
+    assert len(lines(started)) == len(plan.jobs)
+    assert set(states(plan).values()) == {"done"}
+    assert run_local(plan, told.append) == []
+    assert len(lines(started)) == len(plan.jobs), "a second run does nothing"
+
+
+def test_only_what_is_missing_is_done(plan, stand_ins, started):
+    run_local(plan, str)
+    (plan.fold(plan.jobs[GLIMS0]) / "checkpoint_final.pth").unlink()
+    before = len(lines(started))
+    run_local(plan, str)
+    # the training, and what was made of it
+    assert len(lines(started)) - before == 3
+
+
+def test_several_at_a_time(plan, stand_ins):
+    seconds, _ = stand_ins
+    seconds.update(dict.fromkeys((name for name in plan.jobs if name.startswith("train")), 2))
+    began = time.monotonic()
+    assert run_local(plan, str, parallel=4) == []
+    taken = time.monotonic() - began
+    times = [read_log(plan.log(job)).started for job in plan.jobs.values() if job.kind == "train"]
+    assert max(times) - min(times) <= 3, f"together, in {taken:.0f} s"
+
+
+def test_a_failure_is_told_with_the_last_line_and_stops_only_what_needs_it(plan, stand_ins):
+    _, codes = stand_ins
+    codes[GLIMS0] = 3
+    told = []
+    assert set(run_local(plan, told.append)) == {GLIMS0, "evaluate_D007_GLIMS", "report_D007"}
+    (line,) = [line for line in told if line.startswith(f"{GLIMS0}: failed")]
+    assert "exit code 3: working" in line and str(plan.log(plan.jobs[GLIMS0])) in line
+    assert states(plan) == {
+        **dict.fromkeys(plan.jobs, "done"),
+        GLIMS0: "failed",
+        "evaluate_D007_GLIMS": "waiting",
+        "report_D007": "waiting",
+    }
+    codes.clear()
+    assert main(["compare", "retry", str(plan.path)]) == 0
+    assert set(states(plan).values()) == {"done"}
+
+
+def test_a_killed_command_is_started_again(plan, stand_ins, started):
+    job = plan.jobs[GLIMS0]
+    seconds, _ = stand_ins
+    seconds[GLIMS0] = 3
+    killed = []
+
+    def tell(text):
+        if text == f"{GLIMS0}: started" and not killed:
+            wait_until(lambda: (end := read_log(plan.log(job))) is not None and end.last)
+            killed.append(read_log(plan.log(job)).pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert run_local(plan, tell) == []
+    assert killed and lines(started).count(str(plan.fold(job))) == 2
+
+
+def wait_until(reached, seconds=30):
+    for _ in range(10 * seconds):
+        if reached():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+RUNNER = """
+import sys
+from nnunet_glims.cli import main
+from nnunet_glims.experiments.jobs import Plan
+from tests.experiments.conftest import made
+script, started, slow, path = sys.argv[1:]
+Plan.commands = lambda plan, job: [
+    [sys.executable, script, started, "6" if job.name == slow else "0", "0", *made(plan, job)]
+]
+sys.exit(main(["compare", "run", path]))
+"""
+
+
+@pytest.fixture
+def runner(plan, stand_ins, started, folders):
+    """A run in a process of its own, in the middle of its first training, which takes 6 s."""
+    command = [sys.executable, "-c", RUNNER, str(folders / "stand_in.py"), str(started), GLIMS0, str(plan.path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_until(lambda: (end := read_log(plan.log(plan.jobs[GLIMS0]))) is not None and end.last == "working", 60)
+    yield process
+    process.kill()
+
+
+@pytest.mark.slow
+def test_the_runner_may_be_killed(plan, stand_ins, started, runner):
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    told = []
+    assert run_local(plan, told.append) == []
+    assert f"{GLIMS0}: was started before and is still running" in told
+    assert lines(started).count(str(plan.fold(plan.jobs[GLIMS0]))) == 1, "nothing is trained twice"
+    assert all(plan.is_done(job) for job in plan.jobs.values())
+
+
+@pytest.mark.slow
+def test_a_second_run_attaches_to_the_first(plan, stand_ins, started, runner, capsys):
+    assert main(["compare", "run", str(plan.path)]) == 0
+    out = capsys.readouterr().out
+    assert f"Another run of this comparison is at work (process {runner.pid})" in out
+    assert runner.wait(60) == 0
+    assert len(lines(started)) == len(plan.jobs)
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_the_training_save_and_the_next_run_goes_on(plan, stand_ins, runner):
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(30) == 130
+    end = read_log(plan.log(plan.jobs[GLIMS0]))
+    assert not end.running
+    assert run_local(plan, str) == []
+
+
+@pytest.mark.slow
+def test_cancel(plan, runner, capsys):
+    assert main(["compare", "cancel", str(plan.path), GLIMS0]) == 0
+    assert f"cancelled 1 jobs: {GLIMS0}" in capsys.readouterr().out
+    assert runner.wait(60) == 1
+    assert states(plan)[GLIMS0] == "failed"
+    assert states(plan)["train_D007_nnU-Net_fold0"] == "done"
+
+
+def test_one_job_never_runs_in_two_processes(plan, tmp_path):
+    log = tmp_path / "job.log"
+    first = Step(
+        [[sys.executable, "-c", "import time; print('in', flush=True); time.sleep(3)"]], log, {}, tmp_path / "no"
+    )
+    code = f"import pickle, sys; pickle.load(open({str(tmp_path / 'step.pkl')!r}, 'rb'))()"
+    import pickle
+
+    (tmp_path / "step.pkl").write_bytes(pickle.dumps(first))
+    process = subprocess.Popen([sys.executable, "-c", code])
+    wait_until(lambda: log.exists() and "in" in log.read_text())
+    with pytest.raises(StepFailed, match="another process runs this job"):
+        first()
+    assert process.wait(30) == 0
+    assert read_log(log).failed is None
+
+
+def test_a_folder_that_cannot_be_written_is_named(plan, stand_ins, capsys):
+    plan.state.mkdir()
+    (plan.state / "logs").write_text("a file where the folder should be")
+    assert main(["compare", "run", str(plan.path)]) == 1
+    assert str(plan.state / "logs") in capsys.readouterr().err
+
+
+def test_logs_shows_what_a_job_printed(plan, stand_ins, capsys):
+    run_local(plan, str)
+    assert main(["compare", "logs", str(plan.path), GLIMS0]) == 0
+    assert "working" in capsys.readouterr().out
+    assert main(["compare", "logs", str(plan.path), "train_D007_GLIMS_fold9"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_a_plan_of_its_own_is_made_by_every_command(plan):
+    assert Plan(plan.path).jobs == plan.jobs

@@ -1,0 +1,138 @@
+"""A comparison on a real SLURM: preempted, killed, the controller restarted, and all of it comes to its end, once."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from nnunet_glims.cli import main
+from nnunet_glims.demo.phantom import write_raw_dataset
+from nnunet_glims.experiments import slurm
+from nnunet_glims.experiments.jobs import Plan
+from nnunet_glims.experiments.step import read_log
+from tests.preprocessed import TINY
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+COMPARISON = """\
+title: Tiny
+datasets: [123]
+entries:
+  - name: GLIMS
+    trainer: nnUNetTrainerGLIMS
+    override: GLIMS.json
+  - name: LATUP-Net
+    trainer: nnUNetTrainerLATUPNet
+    override: LATUPNet.json
+folds: [0, 1]
+device: cpu
+resources: {gpus: 0, cpus: 1, memory_gb: 4, hours: 1}
+slurm: {signal_seconds: 30}
+"""
+EPOCHS = 10
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch, cluster):
+    """Two entries and two folds of a generated data set, trained for ten short epochs."""
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    for name, value in {
+        "SLURM_CONF": str(cluster.configuration),
+        "OMP_NUM_THREADS": "1",
+        "nnUNet_def_n_proc": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    write_raw_dataset(tmp_path / "raw", "Dataset123_Mine", cases=6, test_cases=0, shape=(32, 36, 30))
+    training = {"epochs": EPOCHS, "iterations_per_epoch": 10, "validation_iterations": 1, "augmentation": "none"}
+    for network in ("GLIMS", "LATUPNet"):
+        override = {
+            "description": "tiny",
+            "source": "ours",
+            "network": network,
+            "network_arguments": TINY[network],
+            "patch_size": [16, 16, 16],
+            "batch_size": 2,
+            "training": training,
+        }
+        (tmp_path / f"{network}.json").write_text(json.dumps(override))
+    (tmp_path / "tiny.yaml").write_text(COMPARISON)
+    return Plan(tmp_path / "tiny.yaml")
+
+
+def run(plan):
+    return main(["compare", "run", str(plan.path), "--executor", "slurm"])
+
+
+def wait_until(reached, seconds, plan, cluster):
+    for _ in range(2 * seconds):
+        if reached():
+            return
+        time.sleep(0.5)
+    logs = {job.name: plan.log(job).read_text()[-500:] for job in plan.jobs.values() if plan.log(job).exists()}
+    pytest.fail(f"waited in vain: {cluster.run('squeue')}\n{logs}")
+
+
+def epochs(plan, job):
+    """Numbers of the epochs that were trained, in order, over all starts."""
+    text = "".join(path.read_text() for path in sorted(plan.fold(job).glob("training_log*.txt"), key=os.path.getmtime))
+    return [int(number) for number in re.findall(r": Epoch (\d+)", text)]
+
+
+def test_preempted_killed_and_the_controller_restarted(plan, cluster):
+    trainings = [job for job in plan.jobs.values() if job.kind == "train"]
+    assert run(plan) == 0
+    queued = slurm.in_queue(plan)
+    assert set(queued) == set(plan.jobs)
+    assert run(plan) == 0, "a second run submits nothing"
+    assert slurm.in_queue(plan).keys() == queued.keys()
+
+    wait_until(lambda: any(len(epochs(plan, job)) > 2 for job in trainings), 180, plan, cluster)
+    preempted = next(job for job in trainings if len(epochs(plan, job)) > 2)
+    cluster.run("scancel", "--signal=USR1", slurm.submitted(plan)[preempted.name])
+    cluster.stop_one("slurmctld")
+    cluster.start_controller()
+
+    others = [job for job in trainings if job is not preempted]
+    wait_until(lambda: any(len(epochs(plan, job)) > 1 and not plan.is_done(job) for job in others), 180, plan, cluster)
+    killed = next(job for job in others if len(epochs(plan, job)) > 1 and not plan.is_done(job))
+    os.kill(read_log(plan.log(killed)).pid, signal.SIGKILL)
+
+    wait_until(lambda: not slurm.in_queue(plan), 420, plan, cluster)
+    unfinished = {job.name: plan.log(job).read_text()[-800:] for job in plan.jobs.values() if not plan.is_done(job)}
+    assert not unfinished
+    for job in trainings:
+        trained = epochs(plan, job)
+        assert sorted(set(trained)) == list(range(EPOCHS))
+        if job is preempted:
+            assert len(trained) == EPOCHS + 1, "only the epoch that was interrupted is trained again"
+        elif job is not killed:
+            assert trained == list(range(EPOCHS))
+        assert len(list((plan.fold(job) / "validation").glob("*.nii.gz"))) in (1, 2)
+    summary = json.loads(plan._summary(plan.jobs["evaluate_D123_GLIMS"]).read_text())
+    assert summary["cases"] == 4 - len(summary["missing_predictions"]) or summary["cases"] in (3, 4)
+    assert (plan.report(123) / "leaderboard.html").exists()
+    assert run(plan) == 0
+    assert not slurm.in_queue(plan), "nothing is left to do"
+
+
+def test_cancelled_jobs_leave_the_queue_and_a_lost_record_is_noticed(plan, cluster, capsys):
+    assert run(plan) == 0
+    record = plan.state / slurm.RECORD
+    kept = record.read_text()
+    record.write_text("{ damaged\n")
+    assert run(plan) == 2
+    assert "the file was damaged. Cancel them with scancel -n" in " ".join(capsys.readouterr().err.split())
+    record.write_text(kept)
+    assert main(["compare", "cancel", str(plan.path), "--executor", "slurm"]) == 0
+    wait_until(lambda: not slurm.in_queue(plan), 60, plan, cluster)
+
+
+def test_without_a_cluster_it_says_so(plan, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert run(plan) == 2
+    assert "no machine of a SLURM cluster" in capsys.readouterr().err
