@@ -99,7 +99,7 @@ def _entry(given: EntryFile) -> Entry:
         how = f"--model {given.path}" if any(given.path.glob("fold_*")) else f"TRUTH {given.path}"
         raise UsageError(f"{given.name}: {given.path} is not evaluated to its end: run nnunet-glims evaluate {how}")
     results = read_results(folder)
-    model = given.model or _existing(results.summary["model"])
+    model = given.model or _existing(results.summary.get("model"))
     return Entry(given.name, results, None if model is None else ModelFolder(model), given.seconds_a_case)
 
 

@@ -116,6 +116,13 @@ class Cluster:
         done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60)
         return done.stdout + done.stderr
 
+    def signal(self, name, job):
+        """Signal a job as SLURM does before its time is over. scancel itself may wait for long."""
+        process = subprocess.Popen(["scancel", f"--signal={name}", job], env=self.environment)
+        time.sleep(2)
+        process.kill()
+        process.wait()
+
     def log(self):
         logs = [self.folder / name for name in ("slurmctld.log", "slurmd.log", "munged.log")]
         return "\n".join(log.read_text(errors="replace")[-1500:] for log in logs if log.exists())
