@@ -52,3 +52,10 @@ def test_every_recipe_setting_is_in_the_docs():
 
     text = (ROOT / "docs/recipes.md").read_text()
     assert [name for name in Recipe.model_fields if f"`{name}`" not in text] == []
+
+
+def test_every_page_is_in_the_navigation_and_linked_from_the_readme():
+    navigation, readme = (ROOT / "mkdocs.yml").read_text(), (ROOT / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in navigation, page.name
+        assert f"docs/{page.name}" in readme, page.name
