@@ -8,9 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nnunet_glims.evaluation.confusion import counts_of, label_names, row_normalised
 from nnunet_glims.evaluation.protocol import Metric
 from nnunet_glims.evaluation.ranking import wide
 from nnunet_glims.evaluation.regions import short
+from nnunet_glims.report import matrices
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.drawing import entry_colour, entry_marker, listed, svg
 
@@ -159,53 +161,19 @@ def _cliques(means: Sequence[float], width: float) -> list[tuple[int, int]]:
 
 
 def confusion(board: Board) -> str:
-    """A matrix an entry: of the voxels with each true label, which part got which label."""
-    labels = _label_names(board)
-    matrices = [_row_normalised(board, index) for index in range(len(board.entries))]
-    columns = min(3, len(matrices))
-    rows = -(-len(matrices) // columns)
-    cell = 0.42 if len(labels) > 5 else 0.62
-
-    def draw(figure: Figure) -> None:
-        panels = figure.subplots(rows, columns, squeeze=False)
-        for panel in panels.flat[len(matrices) :]:
-            panel.set_axis_off()
-        for axes, entry, matrix in zip(panels.flat, board.names, matrices, strict=False):
-            axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
-            for (row, column), part in np.ndenumerate(matrix):
-                if np.isfinite(part):
-                    colour = "white" if part > 0.5 else "#1b1f24"
-                    text = f"{part:.2f}".removeprefix("0") if len(labels) > 5 else f"{part:.2f}"
-                    axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-            axes.set_title(entry, fontsize=10)
-            axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(labels)), labels, fontsize=7)
-            axes.set_xlabel("predicted", fontsize=8)
-            axes.set_ylabel("true", fontsize=8)
-
-    size = (columns * (1.3 + cell * len(labels)), rows * (1.3 + cell * len(labels)))
-    return svg(draw, size, f"Row-normalised confusion matrices of {listed(board.names)}")
-
-
-def _label_names(board: Board) -> list[str]:
-    """Background, and each label by the regions that are it alone, or by its number."""
-    size = max(len(line["confusion"]) for entry in board.entries for line in entry.results.cases)
-    names = ["background", *(f"label {label}" for label in range(1, size))]
-    for region, labels in board.entries[0].results.summary["regions"].items():
-        if len(labels) == 1:
-            names[labels[0]] = short(region)
-    return names
-
-
-def _row_normalised(board: Board, index: int) -> np.ndarray:
-    size = len(_label_names(board))
-    total = np.zeros((size, size))
-    for line in board.entries[index].results.cases:
-        if line["case"] in set(board.cases):
-            counts = np.asarray(line["confusion"])
-            total[: len(counts), : len(counts)] += counts
-    with np.errstate(invalid="ignore"):
-        return total / total.sum(1, keepdims=True)
+    """A matrix an entry: of all voxels with each true label, which part got which label."""
+    labels = label_names([entry.results for entry in board.entries])
+    found = {
+        entry.name: row_normalised(
+            sum(
+                (counts_of(line, len(labels)) for line in entry.results.cases if line["case"] in set(board.cases)),
+                np.zeros((len(labels), len(labels))),
+            )
+        )
+        for entry in board.entries
+    }
+    alt = f"Row-normalised confusion matrices of {listed(board.names)}"
+    return svg(lambda figure: matrices.draw(figure, found, labels), matrices.size(len(found), len(labels)), alt)
 
 
 def _plain(axes) -> None:
