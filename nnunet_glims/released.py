@@ -192,5 +192,5 @@ def plans(width: int) -> dict[str, Any]:
         "configurations": {CONFIGURATION: complete(configuration, network, {"released": True}, PLANS)},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(len(CHANNELS))},
     }

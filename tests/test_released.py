@@ -178,13 +178,22 @@ def test_stock_nnunet_predicts_with_it(model, tmp_path):
     command = ["nnUNetv2_predict_from_modelfolder", "-i", tmp_path / "images", "-o", tmp_path / "out", "-m", model]
     options = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities"]
     command = [str(Path(sys.executable).with_name(command[0])), *map(str, command[1:]), *options]
-    subprocess.run(command, env=child_environment({}), check=True, capture_output=True, timeout=500)
+    finished = subprocess.run(command, env=child_environment({}), capture_output=True, timeout=500, text=True)
+    assert finished.returncode == 0, finished.stderr[-3000:]
     predicted = nibabel.load(tmp_path / "out/case.nii.gz")
     assert predicted.shape == (100, 96, 90)
     np.testing.assert_allclose(predicted.affine, affine)
     probabilities = np.load(tmp_path / "out/case.npz")["probabilities"]
     assert probabilities.shape == (3, 90, 96, 100)
     assert probabilities.std() > 0.01
-    arguments = ["postprocess", str(tmp_path / "out"), "-o", str(tmp_path / "done"), "--preset", "glims_brats2023"]
-    assert main(arguments) == 0
-    assert nibabel.load(tmp_path / "done/case.nii.gz").shape == predicted.shape
+    # What nnU-Net saves, painted at one half by our rules, is what nnU-Net painted.
+    named = {"whole_tumor": ([1, 2, 3], 2), "tumor_core": ([1, 3], 1), "enhancing_tumor": ([3], 3)}
+    regions = [{"name": name, "labels": labels, "paint": paint} for name, (labels, paint) in named.items()]
+    (tmp_path / "half.json").write_text(json.dumps({"regions": regions}))
+    for preset, done in ((tmp_path / "half.json", "half"), ("glims_brats2023", "challenge")):
+        assert main(["postprocess", str(tmp_path / "out"), "-o", str(tmp_path / done), "--preset", str(preset)]) == 0
+    labels, half = (np.asanyarray(nibabel.load(tmp_path / f"{name}/case.nii.gz").dataobj) for name in ("out", "half"))
+    assert set(np.unique(labels)) > {0}
+    assert np.array_equal(labels, half)
+    np.testing.assert_allclose(nibabel.load(tmp_path / "half/case.nii.gz").affine, affine)
+    assert (tmp_path / "challenge/plans.json").exists()

@@ -191,3 +191,15 @@ def test_an_archive_that_is_there_stays(dataset, prediction, tmp_path, capsys):
     submit(prediction.parent, tmp_path / "out.zip", "--challenge", "brats2021", "--dataset", dataset, code=2)
     assert "is there already" in capsys.readouterr().err
     assert (tmp_path / "out.zip").read_text() == "mine"
+
+
+@pytest.mark.realdata
+def test_real_cases_come_back_as_they_were_released(real_cases, raw, tmp_path):
+    convert("brats", real_cases / "brats2018")
+    cases, listed = labels_as_predictions(raw / "Dataset137_BraTS", tmp_path / "predictions")
+    arguments = ("--challenge", "brats2018", "--cases", listed, "--dataset", raw / "Dataset137_BraTS")
+    submit(tmp_path / "predictions", tmp_path / "out.zip", *arguments)
+    for case, image in zip(cases, submitted(tmp_path / "out.zip").values()):
+        published = nibabel.load(real_cases / f"brats2018/{case}/{case}_seg.nii.gz")
+        assert np.array_equal(np.asanyarray(image.dataobj), np.asanyarray(published.dataobj))
+        assert np.array_equal(image.affine, published.affine)

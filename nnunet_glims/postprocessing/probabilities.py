@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -72,7 +73,12 @@ class Heads:
 
 def shape_of(file: Path) -> tuple[int, ...]:
     """(C, Z, Y, X) of a .npz, read off its header; raises `UsageError` as `read_probabilities`."""
-    return _read(file, header_only=True).shape
+    with _opened(file) as member:
+        major, _ = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(member)
+    _check(file, shape, dtype)
+    return shape
 
 
 def read_probabilities(file: Path) -> np.ndarray:
@@ -81,30 +87,29 @@ def read_probabilities(file: Path) -> np.ndarray:
     Raises:
         UsageError: no such file, damaged, or not nnU-Net's.
     """
-    return _read(file)
+    with _opened(file) as member:
+        values = np.lib.format.read_array(member, allow_pickle=False)
+    _check(file, values.shape, values.dtype)
+    return values
 
 
-def _read(file: Path, header_only: bool = False) -> np.ndarray:
+def _check(file: Path, shape: Sequence[int], dtype: np.dtype) -> None:
+    if dtype.kind != "f" or len(shape) != 4:
+        raise UsageError(
+            f"{file}: holds {dtype} with {len(shape)} axes, not probabilities (channel, z, y, x) of a 3D image"
+        )
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
+    """The array inside of the .npz."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{_KEY}.npy") as member:
-            major, _ = np.lib.format.read_magic(member)
-            read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read_header(member)
-            if dtype.kind != "f" or len(shape) != 4:
-                raise UsageError(
-                    f"{file}: holds {dtype} with {len(shape)} axes, not probabilities (channel, z, y, x) of a 3D image"
-                )
-            if header_only:
-                return np.broadcast_to(np.zeros((), dtype), shape)
-            # Numpy's own reading copies every 256 kB twice.
-            values = np.frombuffer(member.read(), dtype)
-            return values.reshape(shape, order="F" if fortran else "C")
+            yield member
     except FileNotFoundError:
         raise UsageError(f"{file}: there is no such file: predict with --save_probabilities") from None
     except KeyError:
         raise UsageError(f"{file}: has no {_KEY!r}: this was not written by nnU-Net's --save_probabilities") from None
-    except UsageError:
-        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise UsageError(f"{file}: damaged ({error}): predict this case again") from None
 

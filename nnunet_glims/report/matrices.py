@@ -25,6 +25,7 @@ def draw(
     sd: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Draw row-normalised matrices, by entry; with `sd`, the standard deviations below the values."""
+    figure.set_layout_engine("constrained", h_pad=0.1)
     across = min(_MOST_ACROSS, len(matrices))
     panels = figure.subplots(-(-len(matrices) // across), across, squeeze=False)
     for panel in panels.flat[len(matrices) :]:
@@ -36,7 +37,7 @@ def draw(
                 text = _number(part, len(labels))
                 if sd is not None and np.isfinite(sd[entry][row, column]):
                     text += f"\n±{_number(sd[entry][row, column], len(labels))}"
-                colour = "white" if part > 0.5 else "#1b1f24"
+                colour = "white" if part > 0.6 else "#1b1f24"
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
         axes.set_title(entry, fontsize=10)
         axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
