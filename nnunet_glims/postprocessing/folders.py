@@ -45,10 +45,15 @@ class PredictedCase:
 
 def dataset_json_of(folder: Path) -> Mapping[str, Any] | None:
     """Of a folder of predictions, or of a model's fold_K/validation; None where there is none."""
-    for place in (folder, folder.resolve().parent.parent):
+    for place in _places(folder):
         if (place / "dataset.json").exists():
             return read_json(place / "dataset.json")
     return None
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where nnU-Net leaves dataset.json and plans.json."""
+    return [folder, *([folder.resolve().parent.parent] if folder.resolve().name == "validation" else [])]
 
 
 def find_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[PredictedCase], Heads | None]:
@@ -89,7 +94,7 @@ def _heads(folders: Sequence[Path]) -> Heads:
                 raise UsageError(
                     f"{folder}: its dataset.json has other {key} than {folders[0]}: only models of one data set are averaged"
                 )
-        for place in (folder, folder.resolve().parent.parent):
+        for place in _places(folder):
             if (place / "plans.json").exists():
                 reader = read_json(place / "plans.json").get("image_reader_writer")
                 if reader not in _KNOWN_READERS:
