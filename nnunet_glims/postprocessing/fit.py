@@ -134,11 +134,8 @@ def fit(
                 components = list(chosen[index].components)
                 components[step] = components[step].model_copy(update={"smaller_than": best_size})
                 chosen[index] = chosen[index].model_copy(update={"components": components})
-        unchanged = [start] * len(folds)
-        before, after = (
-            scores(partial(_dice, heads, regions, dict(zip(folds, rules, strict=False))), what)
-            for rules, what in ((unchanged, "Before"), (chosen, "After"))
-        )
+        of_fold = dict(zip(folds, chosen, strict=False))
+        before, after = scores(partial(_before_and_after, heads, regions, start, of_fold), "Effect").swapaxes(0, 1)
     effects = {
         region: Effect(
             float(before[:, i].mean()), float(after[:, i].mean()), signed_rank(after[:, i] - before[:, i])[0]
@@ -290,11 +287,15 @@ def _sizes(opened: _Opened, rules: Rules, step: int, regions: Regions) -> np.nda
     return np.array(found)
 
 
-def _dice(heads: Heads, regions: Regions, by_fold: Mapping[int, Rules], case: _Case) -> np.ndarray:
-    """(regions,) of the case, by its fold's rules."""
-    rules = by_fold[case.fold]
-    opened = _opened(case, heads, rules)
-    labels = opened.labels(rules)
-    for rule in rules.components:
-        apply_component_rule(labels, rule, opened.probabilities)
-    return np.array(_dice_of(_confusion(opened, labels, regions), regions))
+def _before_and_after(
+    heads: Heads, regions: Regions, start: Rules, of_fold: Mapping[int, Rules], case: _Case
+) -> np.ndarray:
+    """(2, regions) Dice of the case as it was predicted, and by its fold's rules."""
+    opened = _opened(case, heads, start)
+    found = []
+    for rules in (start, of_fold[case.fold]):
+        labels = opened.labels(rules)
+        for rule in rules.components:
+            apply_component_rule(labels, rule, opened.probabilities)
+        found.append(_dice_of(_confusion(opened, labels, regions), regions))
+    return np.array(found)

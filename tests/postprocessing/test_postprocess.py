@@ -1,6 +1,7 @@
 """`nnunet-glims postprocess` on small predictions, beside plain NumPy and SciPy."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from nnunet_glims.cli import main
+from nnunet_glims.postprocessing.rules import Rules
+from nnunet_glims.validation import validate
 
 from .conftest import BRATS, ORGANS, ORIGIN, SPACING, by_nnunet, read_labels, smooth, write_labels, write_prediction
 
@@ -252,3 +255,9 @@ def test_wrong_rules_are_named(message, predicted, tmp_path, capsys):
 def test_an_unknown_preset_gets_the_nearest(predicted, tmp_path, capsys):
     run(predicted, "-o", tmp_path / "out", "--preset", "glims_brats", code=2)
     assert "did you mean 'glims_brats2023'" in capsys.readouterr().err
+
+
+def test_the_documentations_example_is_valid():
+    text = (Path(__file__).parents[2] / "docs/postprocessing.md").read_text()
+    example = json.loads(text.split("```json\n")[1].split("```")[0])
+    assert len(validate(Rules, example, "docs").components) == 2
