@@ -34,8 +34,14 @@ def quietly(results: Iterable[Any], what: str, count: int) -> Iterable[Any]:
 
 
 @contextmanager
-def processes(workers: int) -> Iterator[Callable[[Callable[[Any], T], Sequence[Any]], Iterable[T]]]:
-    """A function that applies another one to each of some things, in so many processes, and gives results as they come.
+def processes(
+    workers: int, ordered: bool = True
+) -> Iterator[Callable[[Callable[[Any], T], Sequence[Any]], Iterable[T]]]:
+    """A function that applies another one to each of some things, in so many processes.
+
+    Args:
+        workers: how many.
+        ordered: whether results come in the order of the things, or as they are done.
 
     Raises:
         UsageError: one of the processes was killed.
@@ -47,7 +53,8 @@ def processes(workers: int) -> Iterator[Callable[[Callable[[Any], T], Sequence[A
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
 
         def each(function: Callable[[Any], T], things: Sequence[Any]) -> Iterator[T]:
-            for future in as_completed([pool.submit(function, thing) for thing in things]):
+            futures = [pool.submit(function, thing) for thing in things]
+            for future in futures if ordered else as_completed(futures):
                 yield future.result()
 
         try:

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     packed = archive.is_archive(source)
     if packed and options.link:
         raise UsageError(f"{source}: there is nothing to link to in an archive: unpack it first, or leave out --link")
-    console = Console()
+    console = Console(markup=False)
     try:
         folder, files = archive.images_of(source, target.unpacked)
         own_split = None

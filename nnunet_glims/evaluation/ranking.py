@@ -86,7 +86,7 @@ def compare(table: pd.DataFrame, metric: str) -> list[Comparison]:
         for first, second in combinations(values.columns, 2):
             pair = values[[first, second]].dropna()
             differences = (pair[first] - pair[second]).round(9).to_numpy(float)
-            found.append((region, first, second, differences, *_signed_rank(differences)))
+            found.append((region, first, second, differences, *signed_rank(differences)))
     adjusted = holm([p for *_, p, _ in found])
     return [
         Comparison(
@@ -104,7 +104,7 @@ def compare(table: pd.DataFrame, metric: str) -> list[Comparison]:
     ]
 
 
-def _signed_rank(differences: np.ndarray) -> tuple[float, float]:
+def signed_rank(differences: np.ndarray) -> tuple[float, float]:
     """p and rank-biserial correlation."""
     nonzero = differences[differences != 0]
     if not len(nonzero):

@@ -108,7 +108,10 @@ def evaluate(
     waiting = [(key, case) for key, case in keys.items() if key not in done]
     if waiting:
         (out / SUMMARY).unlink(missing_ok=True)  # it would not be that of the cases any more
-    with processes(min(workers, len(waiting))) as each, (out / CASES).open("a", encoding="utf-8") as record:
+    with (
+        processes(min(workers, len(waiting)), ordered=False) as each,
+        (out / CASES).open("a", encoding="utf-8") as record,
+    ):
         results = each(partial(_evaluated, settings), waiting)
         for key, name, result in progress(results, "Evaluating", len(waiting)):
             if isinstance(result, str):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from nnunet_glims.evaluation.confusion import counts_of, label_names, row_normalised
 from nnunet_glims.evaluation.protocol import Metric
 from nnunet_glims.evaluation.ranking import wide
 from nnunet_glims.evaluation.regions import short
+from nnunet_glims.report import matrices
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.drawing import entry_colour, entry_marker, listed, svg
 
@@ -165,61 +166,18 @@ def _cliques(means: Sequence[float], width: float) -> list[tuple[int, int]]:
 
 
 def confusion(board: Board) -> str:
-    """A matrix an entry: of the voxels with each true label, which part got which label."""
-    names = _label_names(board)
-    labels = list(names.values())
+    """A matrix an entry: of all voxels with each true label, which part got which label."""
+    labels = label_names([entry.results for entry in board.entries])
     cases = set(board.cases)
-    matrices = [
-        row_normalised((line for line in entry.results.cases if line["case"] in cases), list(names))
+    empty = np.zeros((len(labels), len(labels)))
+    found = {
+        entry.name: row_normalised(
+            sum((counts_of(line, len(labels)) for line in entry.results.cases if line["case"] in cases), empty)
+        )
         for entry in board.entries
-    ]
-    columns = min(3, len(matrices))
-    rows = -(-len(matrices) // columns)
-    cell = 0.42 if len(labels) > 5 else 0.62
-
-    def draw(figure: Figure) -> None:
-        panels = figure.subplots(rows, columns, squeeze=False)
-        for panel in panels.flat[len(matrices) :]:
-            panel.set_axis_off()
-        for axes, entry, matrix in zip(panels.flat, board.names, matrices, strict=False):
-            axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
-            for (row, column), part in np.ndenumerate(matrix):
-                if np.isfinite(part):
-                    colour = "white" if part > 0.5 else "#1b1f24"
-                    text = f"{part:.2f}".removeprefix("0") if len(labels) > 5 else f"{part:.2f}"
-                    axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-            axes.set_title(entry, fontsize=10)
-            axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(labels)), labels, fontsize=7)
-            axes.set_xlabel("predicted", fontsize=8)
-            axes.set_ylabel("true", fontsize=8)
-
-    size = (columns * (1.3 + cell * len(labels)), rows * (1.9 + cell * len(labels)))
-    return svg(draw, size, f"Row-normalised confusion matrices of {listed(board.names)}")
-
-
-def _label_names(board: Board) -> dict[int, str]:
-    """Background and the labels of the regions: the name of a region that is that label alone, or its number."""
-    regions = board.entries[0].results.summary["regions"]
-    names = {
-        0: "background",
-        **{label: f"label {label}" for label in sorted({one for of in regions.values() for one in of})},
     }
-    return names | {of[0]: short(region) for region, of in regions.items() if len(of) == 1}
-
-
-def row_normalised(lines: Iterable[Mapping[str, Any]], labels: Sequence[int]) -> np.ndarray:
-    """(labels, labels) part of the voxels of each true label (row) that got each label, over cases of cases.jsonl together.
-
-    NaN in rows of labels that no case has.
-    """
-    total = np.zeros((max(labels) + 1,) * 2)
-    for line in lines:
-        counts = np.asarray(line["confusion"])[: len(total), : len(total)]
-        total[: len(counts), : len(counts)] += counts
-    chosen = total[np.ix_(labels, labels)]
-    with np.errstate(invalid="ignore"):
-        return chosen / chosen.sum(1, keepdims=True)
+    alt = f"Row-normalised confusion matrices of {listed(board.names)}"
+    return svg(lambda figure: matrices.draw(figure, found, labels), matrices.size(len(found), len(labels)), alt)
 
 
 def _plain(axes) -> None:

@@ -1,0 +1,60 @@
+"""`nnunet-glims postprocess-fit`: rules from a model's cross-validation."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "choose thresholds and component sizes by cross-validation over a model's folds, for nnunet-glims postprocess"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="nnU-Net's model folder, with validation predictions of its folds (--npz)")
+    parser.add_argument("-o", "--out", required=True, help=".json file for the rules")
+    parser.add_argument("--truth", help="folder of true label maps (default: found in nnU-Net's folders)")
+    parser.add_argument("--workers", type=int, help="processes (default: a core each, at most 8)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from nnunet_glims.errors import UsageError
+    from nnunet_glims.evaluation.regions import short
+    from nnunet_glims.files import write_json
+    from nnunet_glims.postprocessing.fit import fit
+    from nnunet_glims.postprocessing.rules import as_json
+    from nnunet_glims.processes import workers_or_default
+
+    out = Path(options.out)
+    if out.suffix != ".json":
+        raise UsageError(f"{out}: let the name of the rules' file end in .json")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
+    console = Console(markup=False)
+    rules, effects = fit(
+        Path(options.model),
+        Path(options.truth) if options.truth else None,
+        workers_or_default(options.workers),
+        lambda results, what, count: track(results, what, count, console=console),
+    )
+    write_json(out, as_json(rules))
+    assert rules.fitted is not None
+    table = Table("region", "Dice before", "after", "p (Wilcoxon)")
+    for region, effect in effects.items():
+        table.add_row(short(region), f"{effect.before:.4f}", f"{effect.after:.4f}", f"{effect.p:.3g}")
+    console.print(f"{rules.fitted.cases} cases; each fold's by rules chosen on the other folds")
+    console.print(table)
+    for painted in rules.regions:
+        console.print(f"{short(painted.name)}: threshold {painted.threshold:g}")
+    for rule in rules.components:
+        sure = f" and mean probability below {rule.mean_probability_below:g}" if rule.region else ""
+        console.print(
+            f"components of label {rule.label} under {rule.smaller_than} voxels{sure} become {rule.becomes}",
+            highlight=False,
+        )
+    if not rules.components:
+        console.print("No size helps: components are left alone")
+    console.print(f"Wrote {out}, fitted on all cases", soft_wrap=True)

@@ -1,0 +1,301 @@
+"""Rules from a model's own cross-validation: chosen on the other folds' cases, tried on the held-out ones.
+
+What is chosen: a threshold for each region, then for each label the size below which its components become what lies around
+them. Each choice is the one with the highest mean Dice over cases and regions (both empty 1, one empty 0); where several have
+it, the mildest. Nothing is fitted to test cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.folders import CaseFiles, of_model
+from nnunet_glims.evaluation.images import read_label_map
+from nnunet_glims.evaluation.overlap import Overlap, confusion_matrix
+from nnunet_glims.evaluation.ranking import signed_rank
+from nnunet_glims.evaluation.regions import Regions, ignored_label, of_dataset
+from nnunet_glims.models import ModelFolder
+from nnunet_glims.postprocessing.case import apply_component_rule, box_of, components_of, mean_by_component, painted
+from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities
+from nnunet_glims.postprocessing.rules import ComponentRule, Fitted, RegionRule, Rules
+from nnunet_glims.processes import Progress, processes, quietly
+
+THRESHOLDS = (0.5, 0.45, 0.55, 0.4, 0.6, 0.35, 0.65, 0.3, 0.7)
+SIZES = (0, 10, 25, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
+"""Candidates, mildest first."""
+SURE = 0.9
+"""Components of this mean probability or more are left alone, as in GLIMS' rules."""
+_LOWEST = min(THRESHOLDS)
+_EMPTY = (slice(0, 1),) * 3
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the rules do to cases that they were not chosen on, in one region: Dice over cases.
+
+    Attributes:
+        before: mean, as nnU-Net predicts.
+        after: mean, with the rules chosen on the other folds.
+        p: of the two-sided Wilcoxon signed-rank test over cases.
+    """
+
+    before: float
+    after: float
+    p: float
+
+
+@dataclass(frozen=True)
+class _Case:
+    files: CaseFiles
+    probabilities: Path | None
+
+    @property
+    def fold(self) -> int:
+        assert self.files.fold is not None
+        return self.files.fold
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A case inside a box; what is outside has no label in any candidate.
+
+    Attributes:
+        truth: true labels.
+        predicted: as nnU-Net predicted, for rules without regions.
+        probabilities: of each region by name, for rules with regions.
+        missed: (256,) voxels of each true label outside the box.
+    """
+
+    truth: np.ndarray
+    predicted: np.ndarray | None
+    probabilities: Mapping[str, np.ndarray]
+    missed: np.ndarray
+
+    def labels(self, rules: Rules) -> np.ndarray:
+        """Before the rules for components."""
+        return painted(self.probabilities, rules.regions) if self.predicted is None else self.predicted.copy()
+
+
+def fit(
+    model: Path, truths: Path | None = None, workers: int = 1, progress: Progress = quietly
+) -> tuple[Rules, Mapping[str, Effect]]:
+    """Fit rules to the validation predictions of all folds.
+
+    Args:
+        model: nnU-Net's model folder. Region-based models need their validation probabilities (nnUNetv2_train --npz).
+        truths: folder of label maps; None looks for them as `nnunet-glims evaluate` does.
+
+    Returns:
+        Rules fitted on all cases, and region -> their effect as cross-validation sees it.
+
+    Raises:
+        UsageError: fewer than two folds, or predictions, probabilities or label maps that are missing or do not fit.
+    """
+    folder = ModelFolder(model)
+    if ignored_label(folder.dataset_json) is not None:
+        raise UsageError(f"{model}: its data set has an ignore label: rules cannot be fitted to sparse label maps")
+    heads = Heads.of_dataset(folder.dataset_json)
+    regions = of_dataset(folder.dataset_json)
+    start = starting_rules(folder.dataset_json["labels"], heads)
+    cases = _cases(of_model(model, truths).files, bool(start.regions), model)
+    folds = sorted({case.fold for case in cases})
+    if len(folds) < 2:
+        raise UsageError(
+            f"{model}: only fold {folds[0]} has validation predictions: rules are chosen on the other folds"
+        )
+    held_out: list[int | None] = [*folds, None]  # the last choice is on all cases
+    chosen = [start] * len(held_out)
+    in_fold = np.array([case.fold for case in cases])
+    with processes(min(workers, len(cases))) as each:
+
+        def scores(of_case: Callable[[_Case], np.ndarray], what: str) -> np.ndarray:
+            return np.array(list(progress(each(of_case, cases), what, len(cases))))
+
+        if start.regions:
+            found = scores(partial(_threshold_scores, heads, regions, start), "Thresholds")
+            for index, fold in enumerate(held_out):
+                best = found[in_fold != fold].mean(0).argmax(1)  # (regions,)
+                thresholds = [THRESHOLDS[candidate] for candidate in best]
+                changed = [
+                    rule.model_copy(update={"threshold": threshold})
+                    for rule, threshold in zip(start.regions, thresholds, strict=True)
+                ]
+                chosen[index] = start.model_copy(update={"regions": changed})
+        for step in range(len(start.components)):
+            found = scores(partial(_size_scores, heads, regions, tuple(chosen), step), f"Sizes {step + 1}")
+            for index, fold in enumerate(held_out):
+                best_size = SIZES[int(found[in_fold != fold, index].mean(0).argmax())]
+                components = list(chosen[index].components)
+                components[step] = components[step].model_copy(update={"smaller_than": best_size})
+                chosen[index] = chosen[index].model_copy(update={"components": components})
+        of_fold = dict(zip(folds, chosen, strict=False))
+        before, after = scores(partial(_before_and_after, heads, regions, start, of_fold), "Effect").swapaxes(0, 1)
+    effects = {
+        region: Effect(
+            float(before[:, i].mean()), float(after[:, i].mean()), signed_rank(after[:, i] - before[:, i])[0]
+        )
+        for i, region in enumerate(regions)
+    }
+    summary = {
+        region: {"before": round(effect.before, 6), "after": round(effect.after, 6), "p": round(effect.p, 6)}
+        for region, effect in effects.items()
+    }
+    fitted = Fitted(model=folder.path.resolve().name, cases=len(cases), folds=len(folds), dice=summary)
+    kept = [rule for rule in chosen[-1].components if rule.smaller_than > 0]
+    description = f"Fitted to the cross-validation of {folder.dataset}"
+    return chosen[-1].model_copy(update={"components": kept, "description": description, "fitted": fitted}), effects
+
+
+def starting_rules(labels: Mapping[str, object], heads: Heads) -> Rules:
+    """Rules that change nothing yet: nnU-Net's painting, and each label's components to what would lie around them.
+
+    That is what was painted last before, of the regions that enclose the label's; for labels without regions, background.
+    """
+    if heads.exclusive:
+        return Rules(components=[ComponentRule(label=label, smaller_than=0) for label in heads.painted if label])
+    names = [name for name in labels if name not in ("background", "ignore")]
+    regions = [
+        RegionRule(name=name, labels=list(of), paint=paint)
+        for name, of, paint in zip(names, heads.labels, heads.painted, strict=True)
+    ]
+    components = []
+    for number, region in reversed(list(enumerate(regions))):
+        around = [other.paint for other in regions[:number] if set(region.labels) < set(other.labels)]
+        components.append(
+            ComponentRule(
+                label=region.paint,
+                smaller_than=0,
+                becomes=around[-1] if around else 0,
+                region=region.name,
+                mean_probability_below=SURE,
+            )
+        )
+    return Rules(regions=regions, components=components)
+
+
+def _cases(files: Sequence[CaseFiles], need_probabilities: bool, model: Path) -> list[_Case]:
+    cases, problems = [], []
+    for case in files:
+        fold = model / f"fold_{case.fold}"
+        if case.prediction is None:
+            problems.append(f"fold {case.fold}: no validation prediction of case {case.name}")
+            continue
+        probabilities = fold / "validation" / f"{case.name}.npz"
+        if need_probabilities and not probabilities.is_file():
+            problems.append(f"fold {case.fold}: no validation probabilities of case {case.name}")
+        cases.append(_Case(case, probabilities if need_probabilities else None))
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UsageError(f"{model}: {problems[0]}{more}: make them with nnUNetv2_train … --val --npz")
+    return cases
+
+
+def _opened(case: _Case, heads: Heads, rules: Rules) -> _Opened:
+    assert case.files.prediction is not None
+    truth = read_label_map(case.files.truth).labels
+    predicted, probabilities = None, {}
+    if case.probabilities is None:
+        labels = read_label_map(case.files.prediction).labels
+        _check_shape(case.files.prediction, labels.shape, truth.shape, case.files.truth)
+        box = box_of(labels != 0) or _EMPTY
+        predicted = labels[box]
+    else:
+        everything = read_probabilities(case.probabilities)
+        _check_shape(case.probabilities, everything.shape[1:], truth.shape, case.files.truth)
+        possible = [heads.probability(everything, region.labels) > _LOWEST for region in rules.regions]
+        box = box_of(np.logical_or.reduce(possible)) or _EMPTY
+        part = (slice(None), *box)
+        inside = everything[part]
+        probabilities = {region.name: heads.probability(inside, region.labels) for region in rules.regions}
+    seen = truth[box]
+    missed = np.bincount(truth.ravel(), minlength=256) - np.bincount(seen.ravel(), minlength=256)
+    return _Opened(seen, predicted, probabilities, missed)
+
+
+def _check_shape(file: Path, shape: Sequence[int], expected: Sequence[int], truth: Path) -> None:
+    if tuple(shape) != tuple(expected):
+        raise UsageError(f"{file}: has {list(shape)} voxels, not {list(expected)} as {truth}")
+
+
+def _dice_of(confusion: np.ndarray, regions: Regions) -> list[float]:
+    """Of each region."""
+    return [Overlap.of_region(confusion, labels).measures(1.0)["dice"] for labels in regions.values()]
+
+
+def _confusion(opened: _Opened, labels: np.ndarray, regions: Regions) -> np.ndarray:
+    size = 1 + max(int(np.flatnonzero(opened.missed).max(initial=0)), int(opened.truth.max()), int(labels.max()))
+    size = max(size, 1 + max(label for of in regions.values() for label in of))
+    confusion = confusion_matrix(opened.truth, labels, size)
+    confusion[:, 0] += opened.missed[:size]
+    return confusion
+
+
+def _threshold_scores(heads: Heads, regions: Regions, rules: Rules, case: _Case) -> np.ndarray:
+    """(regions, thresholds) Dice of each region by itself."""
+    opened = _opened(case, heads, rules)
+    scores = np.empty((len(rules.regions), len(THRESHOLDS)))
+    for row, region in enumerate(rules.regions):
+        true = np.isin(opened.truth, region.labels)
+        missed = int(opened.missed[region.labels].sum())
+        values = opened.probabilities[region.name]
+        for column, threshold in enumerate(THRESHOLDS):
+            predicted = values > threshold
+            tp = int(np.count_nonzero(predicted & true))
+            fp, fn = int(predicted.sum()) - tp, int(true.sum()) - tp + missed
+            scores[row, column] = Overlap(tp, fp, fn, 0).measures(1.0)["dice"]
+    return scores
+
+
+def _size_scores(heads: Heads, regions: Regions, candidates: Sequence[Rules], step: int, case: _Case) -> np.ndarray:
+    """(candidates, sizes) mean Dice over regions, with the size of one rule changed and the earlier rules applied."""
+    opened = _opened(case, heads, candidates[0])
+    known: dict[str, np.ndarray] = {}  # most choices are the same on the cases of any folds
+    for rules in candidates:
+        if rules.model_dump_json() not in known:
+            known[rules.model_dump_json()] = _sizes(opened, rules, step, regions)
+    return np.array([known[rules.model_dump_json()] for rules in candidates])
+
+
+def _sizes(opened: _Opened, rules: Rules, step: int, regions: Regions) -> np.ndarray:
+    labels = opened.labels(rules)
+    for earlier in rules.components[:step]:
+        apply_component_rule(labels, earlier, opened.probabilities)
+    rule = rules.components[step]
+    confusion = _confusion(opened, labels, regions)
+    mask = labels == rule.label
+    components, sizes = components_of(mask)
+    numbers, true = components[mask], opened.truth[mask]
+    unsure = np.ones(len(sizes), bool)
+    if rule.region is not None and rule.mean_probability_below is not None:
+        values = opened.probabilities[rule.region][mask]
+        unsure = mean_by_component(numbers, values, len(sizes)) < rule.mean_probability_below
+    # Moving a component to another label moves its voxels between two columns of the matrix.
+    found = []
+    for size in SIZES:
+        moved = (sizes < size) & unsure
+        counts = np.bincount(true[moved[numbers]], minlength=len(confusion))
+        changed = confusion.copy()
+        changed[:, rule.label] -= counts
+        changed[:, rule.becomes] += counts
+        found.append(float(np.mean(_dice_of(changed, regions))))
+    return np.array(found)
+
+
+def _before_and_after(
+    heads: Heads, regions: Regions, start: Rules, of_fold: Mapping[int, Rules], case: _Case
+) -> np.ndarray:
+    """(2, regions) Dice of the case as it was predicted, and by its fold's rules."""
+    opened = _opened(case, heads, start)
+    found = []
+    for rules in (start, of_fold[case.fold]):
+        labels = opened.labels(rules)
+        for rule in rules.components:
+            apply_component_rule(labels, rule, opened.probabilities)
+        found.append(_dice_of(_confusion(opened, labels, regions), regions))
+    return np.array(found)

@@ -1,0 +1,220 @@
+"""Folders of predictions to a folder of post-processed label maps."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.folders import ENDINGS
+from nnunet_glims.evaluation.images import read_label_map
+from nnunet_glims.files import read_json, write_json
+from nnunet_glims.geometry import Geometry, times
+from nnunet_glims.postprocessing.case import apply_rules, label_map_of
+from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
+from nnunet_glims.postprocessing.rules import Rules, as_json
+from nnunet_glims.processes import Progress, processes, quietly
+
+RECORD = "postprocessing.json"
+_KNOWN_READERS = ("SimpleITKIO", "NibabelIO")
+"""Of nnU-Net's readers, those whose axes are the file's (z, y, x)."""
+
+
+@dataclass(frozen=True)
+class PredictedCase:
+    """A case's files.
+
+    Attributes:
+        name: of the case.
+        label_map: as nnU-Net wrote it; its geometry is that of the result.
+        probabilities: a file a model; empty where label maps suffice.
+    """
+
+    name: str
+    label_map: Path
+    probabilities: tuple[Path, ...] = ()
+
+
+def dataset_json_of(folder: Path) -> Mapping[str, Any] | None:
+    """Of a folder of predictions, or of a model's fold_K/validation; None where there is none."""
+    for place in _places(folder):
+        if (place / "dataset.json").exists():
+            return read_json(place / "dataset.json")
+    return None
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where nnU-Net leaves dataset.json and plans.json."""
+    return [folder, *([folder.resolve().parent.parent] if folder.resolve().name == "validation" else [])]
+
+
+def find_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[PredictedCase], Heads | None]:
+    """The cases, sorted by name, and what the channels of their probabilities are (None: label maps suffice).
+
+    Raises:
+        UsageError: a folder or file is missing, damaged, or does not belong to the others; all of these in one message.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: there is no such folder")
+    if not rules.need_probabilities and len(folders) == 1:
+        files = _label_maps(folders[0])
+        if not files:
+            raise UsageError(f"{folders[0]}: there are no label maps ({', '.join(ENDINGS)})")
+        return [PredictedCase(name, file) for name, file in files.items()], None
+    heads = _heads(folders)
+    for region in rules.regions:
+        heads.channels(region.labels)
+    cases = _with_probabilities(folders)
+    problems = [problem for case in cases for problem in _problems(case, heads)]
+    if problems:
+        raise UsageError(_listed(problems))
+    return cases, heads
+
+
+def _heads(folders: Sequence[Path]) -> Heads:
+    described = [dataset_json_of(folder) for folder in folders]
+    first = described[0]
+    for folder, dataset_json in zip(folders, described, strict=True):
+        if dataset_json is None:
+            raise UsageError(
+                f"{folder}: has no dataset.json, which says what the probabilities are of: copy it from the model's folder"
+            )
+        assert first is not None
+        for key in ("labels", "regions_class_order"):
+            if dataset_json.get(key) != first.get(key):
+                raise UsageError(
+                    f"{folder}: its dataset.json has other {key} than {folders[0]}: only models of one data set are averaged"
+                )
+        for place in _places(folder):
+            if (place / "plans.json").exists():
+                reader = read_json(place / "plans.json").get("image_reader_writer")
+                if reader not in _KNOWN_READERS:
+                    raise UsageError(
+                        f"{place / 'plans.json'}: nnU-Net read the images with {reader}, which may turn their axes: "
+                        f"this works with {' and '.join(_KNOWN_READERS)}"
+                    )
+    assert first is not None
+    return Heads.of_dataset(first)
+
+
+def _with_probabilities(folders: Sequence[Path]) -> list[PredictedCase]:
+    found = [{file.stem: file for file in folder.glob("*.npz") if not file.name.startswith(".")} for folder in folders]
+    maps = _label_maps(folders[0])
+    if not any(found):
+        raise UsageError(f"{folders[0]}: has no probabilities (*.npz): predict with --save_probabilities")
+    problems = []
+    for name in sorted({name for of in [*found, maps] for name in of}):
+        for folder, of in zip(folders, found, strict=True):
+            if name not in of:
+                there = "which has its label map" if name in maps else "which another folder has"
+                problems.append(
+                    f"{folder}: no probabilities of case {name}, {there}: predict it with --save_probabilities"
+                )
+        if name not in maps:
+            problems.append(f"{folders[0]}: no label map of case {name} beside its probabilities")
+    if problems:
+        raise UsageError(_listed(problems))
+    return [PredictedCase(name, maps[name], tuple(of[name] for of in found)) for name in sorted(found[0])]
+
+
+def _listed(problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return f"{problems[0]}. Nothing was written"
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return f"the predictions have {len(problems)} problems; nothing was written:\n{lines}"
+
+
+def _problems(case: PredictedCase, heads: Heads) -> list[str]:
+    """From the files' headers."""
+    try:
+        size = Geometry.of_file(case.label_map).size
+    except RuntimeError:
+        return [f"{case.label_map}: cannot be read: predict this case again"]
+    problems = []
+    for file in case.probabilities:
+        try:
+            channels, *shape = shape_of(file)
+        except UsageError as error:
+            problems.append(str(error))
+            continue
+        if channels != len(heads.labels):
+            problems.append(f"{file}: has {channels} channels; dataset.json has {len(heads.labels)} regions or labels")
+        if tuple(shape[::-1]) != size:
+            problems.append(f"{file}: has {times(shape[::-1])} voxels, not {times(size)} as {case.label_map}")
+    return problems
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    """Case -> file."""
+    found = {}
+    for file in sorted(folder.iterdir()):
+        ending = next((ending for ending in ENDINGS if file.name.endswith(ending)), None)
+        if ending is not None and not file.name.startswith("."):
+            found[file.name.removesuffix(ending)] = file
+    return found
+
+
+def postprocess(
+    folders: Sequence[Path], rules: Rules, out: Path, workers: int = 1, progress: Progress = quietly
+) -> dict[str, int]:
+    """Apply rules to all cases of one or several models' predictions.
+
+    Args:
+        folders: of nnU-Net's predictions of the same cases, one a model.
+        rules: what to do.
+        out: folder to make, with label maps of the same names and geometry. It is complete or not there.
+        workers: processes.
+        progress: wraps the results of long work.
+
+    Returns:
+        Case -> voxels whose label is another one than in the label map of the first folder.
+
+    Raises:
+        UsageError: `out` is taken, or see `find_cases`.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: is there already: choose another folder, or delete it")
+    cases, heads = find_cases(folders, rules)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
+    unfinished.mkdir(parents=True)
+    try:
+        with processes(min(workers, len(cases))) as each:
+            done = each(partial(_write, heads, rules, unfinished), cases)
+            changed = dict(progress(done, "Post-processing", len(cases)))
+        for name in ("dataset.json", "plans.json"):
+            if (folders[0] / name).exists():
+                shutil.copyfile(folders[0] / name, unfinished / name)
+        record = {
+            "rules": as_json(rules),
+            "predictions": [str(folder) for folder in folders],
+            "changed_voxels": changed,
+        }
+        write_json(unfinished / RECORD, record)
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return changed
+
+
+def _write(heads: Heads | None, rules: Rules, out: Path, case: PredictedCase) -> tuple[str, int]:
+    before = read_label_map(case.label_map)
+    if heads is None:
+        after = before.labels.copy()
+        apply_rules(after, rules)
+    else:
+        after = label_map_of([read_probabilities(file) for file in case.probabilities], heads, rules)
+    image = sitk.GetImageFromArray(after)
+    image.SetSpacing(before.geometry.spacing)
+    image.SetOrigin(before.geometry.origin)
+    image.SetDirection(before.geometry.direction)
+    sitk.WriteImage(image, str(out / case.label_map.name), useCompression=True)
+    return case.name, int(np.count_nonzero(after != before.labels))

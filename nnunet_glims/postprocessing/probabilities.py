@@ -1,0 +1,135 @@
+"""What nnU-Net saves with --save_probabilities, and the mean of several models."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from nnunet_glims.errors import UsageError
+
+_KEY = "probabilities"
+_LIMIT = 1e-7
+"""Closer to 1 single precision saturates. So logits beyond ±16 count as ±16."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What the channels of the probabilities are.
+
+    Attributes:
+        labels: of each channel. With `exclusive` these are single labels, background first.
+        painted: label that nnU-Net gives where a channel's probability is above 0.5, or the highest if `exclusive`.
+        exclusive: probabilities of labels that add up to 1 (softmax), not of regions (sigmoid).
+    """
+
+    labels: tuple[tuple[int, ...], ...]
+    painted: tuple[int, ...]
+    exclusive: bool
+
+    @classmethod
+    def of_dataset(cls, dataset_json: Mapping[str, Any]) -> Heads:
+        """As nnU-Net's own label manager understands dataset.json."""
+        from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+        order = dataset_json.get("regions_class_order", ())
+        manager = LabelManager(dataset_json["labels"], order)
+        if manager.has_regions:
+            regions = [
+                tuple(region) if isinstance(region, tuple) else (region,) for region in manager.foreground_regions
+            ]
+            return cls(tuple(tuple(int(label) for label in region) for region in regions), tuple(order), False)
+        labels = tuple(int(label) for label in manager.all_labels)
+        return cls(tuple((label,) for label in labels), labels, True)
+
+    def channels(self, region: Collection[int]) -> list[int]:
+        """Channels whose probabilities add up to the region's; raises `UsageError` where there are none."""
+        if self.exclusive:
+            found = [channel for channel, (label,) in enumerate(self.labels) if label in region]
+            complete = len(found) == len(set(region))
+        else:
+            found = [channel for channel, labels in enumerate(self.labels) if set(labels) == set(region)]
+            complete = len(found) == 1
+        if not complete:
+            known = ", ".join(str(list(labels)) for labels in self.labels)
+            raise UsageError(
+                f"the models have no probability for the region of labels {sorted(region)}, but for {known}: "
+                "name one of these in the rules"
+            )
+        return found
+
+    def probability(self, probabilities: np.ndarray, region: Collection[int]) -> np.ndarray:
+        """(C, ...) probabilities to the region's (...)."""
+        channels = self.channels(region)
+        return probabilities[channels[0]] if len(channels) == 1 else probabilities[channels].sum(0)
+
+
+def shape_of(file: Path) -> tuple[int, ...]:
+    """(C, Z, Y, X) of a .npz, read off its header; raises `UsageError` as `read_probabilities`."""
+    with _opened(file) as member:
+        major, _ = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(member)
+    _check(file, shape, dtype)
+    return shape
+
+
+def read_probabilities(file: Path) -> np.ndarray:
+    """(C, Z, Y, X) float16 or float32, the axes as SimpleITK gives the label map beside it.
+
+    Raises:
+        UsageError: no such file, damaged, or not nnU-Net's.
+    """
+    with _opened(file) as member:
+        values = np.lib.format.read_array(member, allow_pickle=False)
+    _check(file, values.shape, values.dtype)
+    return values
+
+
+def _check(file: Path, shape: Sequence[int], dtype: np.dtype) -> None:
+    if dtype.kind != "f" or len(shape) != 4:
+        raise UsageError(
+            f"{file}: holds {dtype} with {len(shape)} axes, not probabilities (channel, z, y, x) of a 3D image"
+        )
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
+    """The array inside of the .npz."""
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(f"{_KEY}.npy") as member:
+            yield member
+    except FileNotFoundError:
+        raise UsageError(f"{file}: there is no such file: predict with --save_probabilities") from None
+    except KeyError:
+        raise UsageError(f"{file}: has no {_KEY!r}: this was not written by nnU-Net's --save_probabilities") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        raise UsageError(f"{file}: damaged ({error}): predict this case again") from None
+
+
+def mean(models: Sequence[np.ndarray], exclusive: bool) -> np.ndarray:
+    """Mean of several models' logits, as probabilities again; (C, ...) each.
+
+    With `exclusive`, logits are the logarithms of the probabilities, and the means are scaled to add up to 1.
+    """
+    if len(models) == 1:
+        return models[0]
+    total = reduce(np.add, (_logits(model, exclusive) for model in models))
+    total /= len(models)
+    if not exclusive:
+        return 1 / (1 + np.exp(-total))
+    total -= total.max(0)
+    np.exp(total, out=total)
+    return total / total.sum(0)
+
+
+def _logits(probabilities: np.ndarray, exclusive: bool) -> np.ndarray:
+    clipped = np.clip(probabilities.astype(np.float32), _LIMIT, 1 - _LIMIT)
+    return np.log(clipped) if exclusive else np.log(clipped) - np.log1p(-clipped)

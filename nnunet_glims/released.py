@@ -1,0 +1,196 @@
+"""The GLIMS authors' published weights as a model folder that stock nnU-Net predicts with."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_glims.datasets import brats
+from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.regions import NAMED
+from nnunet_glims.files import read_json, write_json
+from nnunet_glims.networks import network_named
+from nnunet_glims.plans import complete, load_override
+
+TRAINER = "nnUNetTrainerGLIMSReleased"
+PLANS = "nnUNetPlans_glims_released_brats"
+CONFIGURATION = "3d_fullres"
+CHANNELS = ("FLAIR", "T1ce", "T1", "T2")
+"""In the authors' order."""
+AUTHORS_HEADS = ("tumor_core", "whole_tumor", "enhancing_tumor")
+_FIRST_KEY = "stem.conv.weight"
+_SIGNS_OF_CODE = ("GLOBAL", "Unsupported class", "unrecognized function", "Can only")
+"""In torch's messages about what it does not load with weights_only; others are about files that are no pickles."""
+_REGIONS = tuple(NAMED["brats"])
+
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """Parameters under the released names, from a checkpoint with `state_dict` in it or from a bare state dict.
+
+    What a wrapper put in front of every name (`module.`, `backbone.`) is taken off. Only tensors are loaded, no code.
+
+    Raises:
+        UsageError: no such file, no PyTorch file, one that holds more than data, or no parameters of GLIMS.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file") from None
+    except pickle.UnpicklingError as error:
+        lines = [line.strip() for line in str(error).splitlines() if any(sign in line for sign in _SIGNS_OF_CODE)]
+        if not lines:
+            raise UsageError(f"{path}: this is no PyTorch checkpoint, or it is damaged") from None
+        raise UsageError(
+            f"{path}: holds more than tensors, and loading that would run code from the file. {lines[0][:200]}\n"
+            "If you trust where it is from, save its parameters alone, and import that file: python -c "
+            f"\"import torch; torch.save(torch.load('{path}', 'cpu', weights_only=False)['state_dict'], 'weights.pt')\""
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path}: this is no PyTorch checkpoint, or it is damaged: {str(error)[:200]}") from None
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UsageError(f"{path}: holds neither a state dict nor a dict with one as 'state_dict'")
+    prefixes = [name.removesuffix(_FIRST_KEY) for name in state if name.endswith(_FIRST_KEY)]
+    if len(prefixes) != 1:
+        raise UsageError(
+            f"{path}: has {len(prefixes)} parameters named {_FIRST_KEY}; GLIMS has one. Are these the released weights?"
+        )
+    return {name.removeprefix(prefixes[0]): value for name, value in state.items()}
+
+
+def import_released(weights: Path, folder: Path, fold: int = 0) -> int:
+    """Write nnU-Net's model folder, or add a fold to one that this function wrote.
+
+    nnU-Net paints regions in the order of the heads, and the authors' order TC, WT, ET would paint WT over TC. So the
+    heads are put in the order WT, TC, ET; nothing else about the network changes.
+
+    Args:
+        weights: the authors' checkpoint.
+        folder: to make; nnU-Net names such folders TRAINER__PLANS__CONFIGURATION.
+        fold: number of the fold that these weights are.
+
+    Returns:
+        The network's width.
+
+    Raises:
+        UsageError: the file is refused (see `read_state_dict`), its parameters are not those of GLIMS for 4 channels and 3
+            regions, or the folder is taken.
+    """
+    import torch
+
+    from nnunet_glims.architectures import GLIMS
+
+    if fold < 0:
+        raise UsageError(f"--fold {fold}: it must be 0 or more")
+    network = GLIMS.from_released_state_dict(read_state_dict(weights))
+    state = network.state_dict()
+    width, channels = state["encoder.stem.conv.weight"].shape[:2]
+    classes = len(state["decoder.seg_layers.0.weight"])
+    if (channels, classes) != (len(CHANNELS), len(AUTHORS_HEADS)):
+        raise UsageError(
+            f"{weights}: made for {channels} channels and {classes} outputs, not for the {len(CHANNELS)} channels and "
+            f"{len(AUTHORS_HEADS)} regions of the authors' BraTS model"
+        )
+    order = [AUTHORS_HEADS.index(region) for region in _REGIONS]
+    for name in state:
+        if name.startswith("decoder.seg_layers."):
+            state[name] = state[name][order]
+    files = {"plans.json": plans(int(width)), "dataset.json": dataset_json()}
+    _check_target(folder, files, fold)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    try:
+        inside = unfinished / f"fold_{fold}"
+        inside.mkdir(parents=True)
+        checkpoint = {
+            "network_weights": {name: value.contiguous().clone() for name, value in state.items()},
+            "optimizer_state": None,
+            "grad_scaler_state": None,
+            "logging": None,
+            "_best_ema": None,
+            "current_epoch": 0,
+            "init_args": {"configuration": CONFIGURATION, "fold": fold},
+            "trainer_name": TRAINER,
+            "inference_allowed_mirroring_axes": None,  # the authors do not mirror in prediction
+        }
+        torch.save(checkpoint, inside / "checkpoint_final.pth")
+        for name, content in files.items():
+            write_json(unfinished / name, content)
+        if folder.exists():
+            os.replace(inside, folder / inside.name)
+        else:
+            os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return int(width)
+
+
+def _check_target(folder: Path, files: Mapping[str, Any], fold: int) -> None:
+    if not folder.exists():
+        return
+    for name, content in files.items():
+        if not (folder / name).is_file() or read_json(folder / name) != content:
+            raise UsageError(f"{folder}: is there already, and is no folder of such weights: choose another one")
+    if (folder / f"fold_{fold}").exists():
+        raise UsageError(f"{folder}: has fold_{fold} already: give these weights another number with --fold")
+
+
+def dataset_json() -> dict[str, Any]:
+    """Channels in the authors' order; labels and regions as `nnunet-glims convert brats` has them."""
+    return {
+        "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
+        "labels": brats.LABELS,
+        "regions_class_order": list(brats.REGIONS_CLASS_ORDER),
+        "numTraining": 1251,
+        "file_ending": ".nii.gz",
+        "name": "BraTS",
+    }
+
+
+def plans(width: int) -> dict[str, Any]:
+    """nnU-Net's plans for the released model: 96³ patches of 1 mm voxels, z-scores over non-zero voxels."""
+    _, override = load_override("glims_released_brats")
+    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    labels_resampling = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
+    probabilities_resampling = {**resampling, "order": 1}
+    network = network_named("GLIMS")
+    configuration = {
+        "data_identifier": f"{PLANS}_{CONFIGURATION}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": override.batch_size,
+        "patch_size": override.patch_size,
+        "median_image_size_in_voxels": [140.0, 171.0, 136.0],
+        "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"] * len(CHANNELS),
+        "use_mask_for_norm": [True] * len(CHANNELS),
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg_kwargs": labels_resampling,
+        "resampling_fn_probabilities_kwargs": probabilities_resampling,
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": network.path,
+            "arch_kwargs": {**override.network_arguments, "feature_size": width},
+        },
+        "training": override.training,
+    }
+    return {
+        "dataset_name": "Dataset000_BraTS",
+        "plans_name": PLANS,
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "original_median_shape_after_transp": [155, 240, 240],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {CONFIGURATION: complete(configuration, network, {"released": True}, PLANS)},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(len(CHANNELS))},
+    }

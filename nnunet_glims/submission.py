@@ -1,0 +1,232 @@
+"""From predictions to the zip that a challenge takes: checked as a whole first, then written."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from nnunet_glims.datasets import brats, btcv
+from nnunet_glims.datasets.checks import read_voxels
+from nnunet_glims.datasets.conversion import REPORT
+from nnunet_glims.errors import UsageError
+from nnunet_glims.files import read_json
+from nnunet_glims.geometry import Geometry, times
+from nnunet_glims.processes import Progress, quietly
+from nnunet_glims.validation import nearest
+
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, RuntimeError, nibabel.filebasedimages.ImageFileError)
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """What a challenge expects.
+
+    Attributes:
+        label_map: label as `nnunet-glims convert` has it -> label of the challenge.
+        file_name: of a case's segmentation, from the case's name.
+        release: how conversion_report.json names releases of it begin.
+    """
+
+    label_map: Mapping[int, int]
+    file_name: Callable[[str], str]
+    release: str
+
+
+def _brats(release: str) -> Challenge:
+    theirs_to_ours = brats.RELEASES[release][1]
+    return Challenge({ours: theirs for theirs, ours in theirs_to_ours.items()}, "{}.nii.gz".format, f"BraTS {release}")
+
+
+CHALLENGES = {
+    **{f"brats{release}": _brats(release) for release in brats.RELEASES},
+    "btcv": Challenge(
+        {label: label for label in range(len(btcv.ORGANS) + 1)},
+        lambda case: f"{case.replace('img', 'label', 1)}.nii.gz",
+        "BTCV",
+    ),
+}
+
+
+def challenge_named(name: str) -> Challenge:
+    """The challenge of that name; raises `UsageError` with the nearest right one."""
+    if name not in CHALLENGES:
+        raise UsageError(f"challenge {name!r} is unknown: {nearest(name, list(CHALLENGES))}")
+    return CHALLENGES[name]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The cases to submit.
+
+    Attributes:
+        images: case -> an image whose geometry its segmentation must have; None where there is none at hand.
+        label_map: label in the predictions -> label of the challenge.
+    """
+
+    images: Mapping[str, Path | None]
+    label_map: Mapping[int, int]
+
+
+def expected_cases(challenge: Challenge, dataset: Path | None, cases: Path | None) -> Expected:
+    """What to submit.
+
+    Args:
+        challenge: decides about labels where the data set does not say.
+        dataset: folder DatasetNNN_NAME in nnUNet_raw. Its images give the geometry, its conversion_report.json the labels.
+        cases: text file with a case on each line; None for those in the data set's imagesTs.
+
+    Raises:
+        UsageError: there is no such thing, no test case, or the data set is of another challenge.
+    """
+    images: dict[str, Path] = {}
+    label_map = challenge.label_map
+    test: list[str] = []
+    if dataset is not None:
+        if not dataset.is_dir():
+            raise UsageError(f"{dataset}: there is no such folder; nnUNet_raw has the data sets DatasetNNN_NAME")
+        for part in ("imagesTr", "imagesTs"):
+            found = {
+                file.name.removesuffix(ending)[:-5]: file
+                for ending in (".nii.gz", ".nii")
+                for file in sorted((dataset / part).glob(f"*_0000{ending}"))
+            }
+            images |= found
+        test = sorted(found)
+        if (dataset / REPORT).exists():
+            report = read_json(dataset / REPORT)
+            if not report["release"].startswith(challenge.release):
+                raise UsageError(
+                    f"{dataset}: was converted from {report['release']}, which is submitted to another challenge: "
+                    f"{', '.join(CHALLENGES)} are known (--challenge)"
+                )
+            label_map = {int(ours): theirs for ours, theirs in report["label_in_release"].items()}
+    if cases is None:
+        if not test:
+            raise UsageError(
+                f"{dataset}: has no test cases (imagesTs): list the cases in a text file, and give it with --cases"
+            )
+        return Expected({name: images[name] for name in test}, label_map)
+    try:
+        names = [line.strip() for line in cases.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{cases}: cannot be read as a text with a case on each line: {error}") from None
+    names = [name.removesuffix(".gz").removesuffix(".nii") for name in names]
+    if not names:
+        raise UsageError(f"{cases}: lists no case")
+    bad = next((name for name in names if "/" in name or "\\" in name or names.count(name) > 1), None)
+    if bad is not None:
+        raise UsageError(f"{cases}: {bad!r} is there twice or is no case's name: one name a line, without a folder")
+    return Expected({name: images.get(name) for name in names}, label_map)
+
+
+def write_submission(
+    predictions: Path, out: Path, challenge: Challenge, expected: Expected, progress: Progress = quietly
+) -> dict[str, int]:
+    """Check all predictions, then write them to a zip that is complete or not there.
+
+    The segmentations are uint8 NIfTI at the zip's top level. Where the image is at hand they have its header, so that
+    geometry is the release's to the last bit.
+
+    Returns:
+        File name in the zip -> voxels that are not background.
+
+    Raises:
+        UsageError: `out` is taken or no zip, or problems, all of them in one message.
+    """
+    if out.suffix != ".zip":
+        raise UsageError(f"{out}: the submission is a zip: let the name end in .zip")
+    if out.exists():
+        raise UsageError(f"{out}: is there already: choose another name, or delete it")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
+    files = _predictions(predictions)
+    problems = [f"{name}: there is no prediction" for name in sorted(expected.images.keys() - files.keys())]
+    problems += [f"{name}: {files[name]}: no such case is expected" for name in sorted(files.keys() - expected.images)]
+    names = sorted(expected.images.keys() & files.keys())
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    foreground = {}
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            checked = ((name, _segmentation(files[name], expected.images[name], expected.label_map)) for name in names)
+            for name, (segmentation, found) in progress(checked, "Checking", len(names)):
+                problems += [f"{name}: {files[name]}: {problem}" for problem in found]
+                if segmentation is not None and not problems:
+                    inside = challenge.file_name(name)
+                    foreground[inside] = int(np.count_nonzero(np.asanyarray(segmentation.dataobj)))
+                    content = gzip.compress(segmentation.to_bytes(), 6, mtime=0)
+                    archive.writestr(zipfile.ZipInfo(inside), content)  # without a time stamp: same input, same bytes
+        if problems:
+            raise UsageError(_listed(problems))
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return foreground
+
+
+def _listed(problems: Sequence[str]) -> str:
+    lines = [f"  {problem}" for problem in problems[:_LISTED]]
+    if len(problems) > _LISTED:
+        lines.append(f"  … and {len(problems) - _LISTED} more")
+    count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+    return "\n".join([f"the predictions have {count}; nothing was written:", *lines])
+
+
+def _predictions(folder: Path) -> dict[str, Path]:
+    """Case -> file."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder")
+    found = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.endswith((".nii.gz", ".nii")) and not file.name.startswith("."):
+            found[file.name.removesuffix(".gz").removesuffix(".nii")] = file
+    if not found:
+        raise UsageError(f"{folder}: there are no predictions (*.nii.gz, *.nii)")
+    return found
+
+
+def _segmentation(
+    file: Path, image: Path | None, label_map: Mapping[int, int]
+) -> tuple[nibabel.Nifti1Image | None, list[str]]:
+    """What goes into the zip, or what is wrong."""
+    try:
+        geometry = Geometry.of_file(file)
+        voxels = read_voxels(file)
+    except _UNREADABLE as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return None, [f"cannot be read: {lines[-1] if lines else type(error).__name__}"]
+    if voxels.ndim != 3:
+        return None, [f"has {voxels.ndim} axes ({times(voxels.shape)}), not 3"]
+    problems = []
+    if image is not None:
+        try:
+            difference = geometry.difference(Geometry.of_file(image))
+        except RuntimeError:
+            raise UsageError(f"{image}: this image of the data set cannot be read") from None
+        if difference is not None:
+            problems.append(f"{difference} as {image}")
+    unknown = sorted(set(np.unique(voxels).tolist()) - set(label_map))
+    if unknown:
+        shown = ", ".join(f"{label:g}" for label in unknown[:8])
+        problems.append(f"has labels {shown}; only {', '.join(map(str, sorted(label_map)))} may be there")
+    if problems:
+        return None, problems
+    changed = np.zeros(voxels.shape, np.uint8)
+    for ours, theirs in label_map.items():
+        changed[voxels == ours] = theirs
+    header = nibabel.Nifti1Header.from_fileobj(_opened(image or file))
+    header.set_data_dtype(np.uint8)
+    header["cal_min"] = header["cal_max"] = 0  # the image's display range, not the labels'
+    return nibabel.Nifti1Image(changed, None, header), []
+
+
+def _opened(file: Path):
+    return nibabel.openers.ImageOpener(str(file))
