@@ -14,7 +14,7 @@ from importlib import import_module
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 
-COMMANDS = ("convert", "demo", "doctor", "env", "evaluate", "leaderboard", "plans")
+COMMANDS = ("convert", "demo", "doctor", "env", "evaluate", "export", "leaderboard", "plans", "predict-onnx")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        module = import_module(f"nnunet_glims.cli.{name}")
+        module = import_module(f"nnunet_glims.cli.{name.replace('-', '_')}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
