@@ -22,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from nnunet_glims.export.exporting import Request, export
+    from nnunet_glims.errors import UsageError
+
+    try:
+        from nnunet_glims.export.exporting import Request, export
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed: pip install 'nnunet-glims[onnx]' to export models") from None
 
     folds = tuple(part.strip() for part in options.folds.split(",")) if options.folds else ()
     request = Request(folds, options.format, options.precision, options.opset, options.checkpoint, options.trust)

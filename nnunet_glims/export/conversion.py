@@ -120,6 +120,7 @@ def _spell_out_norms(model) -> None:
             "shape": np.array(shape),
             "last": np.array([3]),
             "before": np.array([2]),
+            "columns": np.array(columns, np.float32),
             "epsilon": np.array(epsilon, np.float32),
         }
         graph.initializer.extend(numpy_helper.from_array(value, f"{name}_{key}") for key, value in constants.items())
@@ -128,9 +129,9 @@ def _spell_out_norms(model) -> None:
             ("ReduceMean", ("/x", "/last"), "/row_means"),
             ("ReduceMean", ("/row_means", "/before"), "/mean"),
             ("Sub", ("/x", "/mean"), "/centred"),
-            ("Mul", ("/centred", "/centred"), "/squares"),
-            ("ReduceMean", ("/squares", "/last"), "/row_squares"),
-            ("ReduceMean", ("/row_squares", "/before"), "/variance"),
+            ("ReduceSumSquare", ("/centred", "/last"), "/row_squares"),
+            ("ReduceMean", ("/row_squares", "/before"), "/squares"),
+            ("Div", ("/squares", "/columns"), "/variance"),
             ("Add", ("/variance", "/epsilon"), "/positive"),
             ("Sqrt", ("/positive",), "/deviation"),
             ("Reshape", (gain, "/channel"), "/gain"),

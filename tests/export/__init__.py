@@ -45,7 +45,7 @@ def write_model_folder(
     network: a class of ours; None for nnU-Net's own U-Net.
     settings: of the configuration in the plans, to change.
     """
-    plans = make_plans(network, patch_size=(32, 32, 32) if network else (16, 16, 16))
+    plans = make_plans(network, patch_size=(32, 32, 32) if network else (16, 16, 16), warmup_epochs=0)
     configuration = plans["configurations"]["3d_fullres"]
     if network is None:
         configuration["architecture"] = PLAIN

@@ -1,5 +1,5 @@
-import copy
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -81,8 +81,9 @@ def test_predictions_are_nnunets_on_the_images_grid(trained, exported, images, t
             assert getattr(found, what)() == getattr(reference, what)()
         found, reference = sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(reference)
         assert set(np.unique(reference)) == {0, 1, 2}
-        # Random weights draw ragged borders, on which nnU-Net's half-precision sums decide; trained ones agree in 99.99 %.
+        # In the image's corners nnU-Net's half-precision sums end in zero; trained networks see background there anyway.
         assert (found == reference).mean() > 0.995
+        assert (found == reference)[2:-2, 2:-2, 2:-2].mean() > 0.9995
 
 
 def test_channel_files_of_one_case_and_going_on(exported, images, tmp_path, capsys):
@@ -147,15 +148,16 @@ def test_our_networks_survive(network, tmp_path):
     if network == "SwinUNETR":
         pytest.importorskip("monai")
     folder = write_model_folder(tmp_path, network)
-    before = copy.deepcopy(dict(export.__globals__["os"].environ))
+    before = dict(os.environ)
     written = export(folder, tmp_path / "out")
     assert written.folds[0].parity[0]["relative_error"] < 1e-3
     assert "Apache-2.0" in written.licence
-    assert dict(export.__globals__["os"].environ) == before
+    assert dict(os.environ) == before
     script = export(folder, tmp_path / "script", Request(format="torchscript"))
     assert script.folds[0].parity[0]["relative_error"] < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "part"), [("fp16", 0.6), ("int8", 0.4)])
 def test_smaller_files(trained, exported, tmp_path, monkeypatch, precision, part):
     monkeypatch.setattr(exporting.conversion, "WORTHWHILE", 10)  # these networks are tiny
@@ -192,6 +194,7 @@ def test_a_real_patch_is_compared_where_the_data_is_found(trained, tmp_path, mon
     assert [entry["patch"] for entry in written.folds[0].parity] == ["random", "raw case"]
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_fails_and_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
     load = exporting.load_networks
     monkeypatch.setattr(
@@ -270,6 +273,7 @@ def test_plans_the_runner_cannot_follow_are_refused(tmp_path, capsys, key, value
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_an_export(copied, trained):
     export(trained, copied, Request(folds=("1",)), overwrite=True)
     assert sorted(path.name for path in copied.iterdir()) == ["fold_1.onnx", "model.json"]
