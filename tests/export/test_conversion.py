@@ -1,11 +1,13 @@
 import numpy as np
 import onnxruntime
+import pytest
 import torch
 from torch import nn
 
 from nnunet_glims.export import conversion
 
 
+@pytest.mark.slow
 def test_norms_of_large_volumes_are_exact(tmp_path):
     """onnxruntime's own instance norm is not, and dozens of them one after the other make logits wrong."""
     norm = nn.InstanceNorm3d(1, affine=True).eval()
