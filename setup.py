@@ -18,6 +18,8 @@ STARTUP_LINE = (
     "import os; exec('try:\\n from nnunet_glims.discovery import announce; announce()\\nexcept Exception: pass')\n"
 )
 
+ONNX = ["onnx>=1.16", "onnxscript", "onnxruntime>=1.17"]
+
 FOLDERS = {
     "nnunet_glims": "nnunet_glims",
     "nnunet_glims.trainers": "trainers",
@@ -108,7 +110,8 @@ setup(
     ],
     extras_require={
         "swinunetr": ["monai>=1.3"],
-        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "build", "surface-distance", "medpy"],
+        "onnx": ONNX,
+        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "build", "surface-distance", "medpy", *ONNX],
         "lint": ["ruff", "mypy"],
     },
     entry_points={"console_scripts": ["nnunet-glims = nnunet_glims.cli:main"]},

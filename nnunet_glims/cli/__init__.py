@@ -22,11 +22,13 @@ COMMANDS = (
     "doctor",
     "env",
     "evaluate",
+    "export",
     "import-released",
     "leaderboard",
     "plans",
     "postprocess",
     "postprocess-fit",
+    "predict-onnx",
     "submit",
 )
 

@@ -1,0 +1,199 @@
+"""nnU-Net's folder of a trained model -> a folder that runs without torch and nnU-Net."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nnunet_glims import __version__
+from nnunet_glims.errors import UsageError
+from nnunet_glims.export import conversion, parity
+from nnunet_glims.export.checkpoints import load_checkpoint
+from nnunet_glims.export.description import describe
+from nnunet_glims.export.exported import MODEL_JSON, ExportedModel, FoldFile, checksum
+from nnunet_glims.export.runner import load_networks
+from nnunet_glims.models import ModelFolder
+
+ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
+CHECKPOINT = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export and how.
+
+    Attributes:
+        folds: such as ("0", "1") or ("all",); empty for every numbered fold that has the checkpoint.
+        format: a key of `ENDINGS`.
+        precision: a key of `parity.TOLERANCES`.
+        opset: of ONNX.
+        checkpoint: name of the file in each fold's folder.
+        trust: load checkpoints that hold more than numbers.
+
+    Raises:
+        UsageError: when it is made, where settings are unknown or do not go together.
+    """
+
+    folds: tuple[str, ...] = ()
+    format: str = "onnx"
+    precision: str = "fp32"
+    opset: int = conversion.OPSETS[0]
+    checkpoint: str = CHECKPOINT
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        for option, choices in (("format", tuple(ENDINGS)), ("precision", tuple(parity.TOLERANCES))):
+            if getattr(self, option) not in choices:
+                raise UsageError(f"--{option} {getattr(self, option)} is unknown: choose {', '.join(choices)}")
+        if self.format == "torchscript" and self.precision != "fp32":
+            raise UsageError(f"--precision {self.precision}: TorchScript is exported in fp32 alone; use --format onnx")
+        if self.opset not in conversion.OPSETS:
+            raise UsageError(f"--opset {self.opset}: choose {', '.join(map(str, conversion.OPSETS))}")
+
+
+def export(
+    source: Path,
+    out: Path,
+    request: Request = Request(),
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> ExportedModel:
+    """Write an export, or nothing.
+
+    Args:
+        source: nnU-Net's model folder.
+        out: folder to write; made by a rename when all is done.
+        overwrite: replace an export that is there.
+        say: told what is done.
+
+    Raises:
+        UsageError: no model folder, folds or checkpoints that are not there, plans the runner cannot follow, `out` exists.
+        parity.ParityError: an exported network differs from PyTorch.
+    """
+    model = ModelFolder(source)
+    _check_tools(request)
+    if out.exists() and not (overwrite and (out / MODEL_JSON).is_file()):
+        way_out = "choose another folder, or replace the export with --overwrite"
+        raise UsageError(
+            f"{out}: this exists already: {way_out if (out / MODEL_JSON).is_file() else 'choose another folder'}"
+        )
+    folds = _folds(model, request)
+    checkpoints = {fold: source / f"fold_{fold}" / request.checkpoint for fold in folds}
+    first = load_checkpoint(checkpoints[folds[0]], request.trust)
+    exported = ExportedModel(
+        format=request.format,
+        precision=request.precision,
+        opset=request.opset if request.format == "onnx" else None,
+        versions={"nnunet_glims": __version__, "nnunetv2": version("nnunetv2"), "torch": torch.__version__},
+        folds=[],
+        **describe(model, first),
+    )
+    network = model.network()[0].eval()
+    if hasattr(network, "precision"):  # ours may carry its own autocast
+        network.precision = None
+    patches = parity.patches(model, exported)
+    if len(patches) == 1:
+        say(
+            "no image of the data set was found (nnUNet_preprocessed, nnUNet_raw): parity is checked on random numbers only"
+        )
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        files = []
+        for fold in folds:
+            checkpoint = first if fold == folds[0] else load_checkpoint(checkpoints[fold], request.trust)
+            _load_weights(network, checkpoint, checkpoints[fold])
+            files.append(_export_fold(network, fold, temporary, exported, patches, say))
+        exported = replace(exported, folds=files)
+        exported.write(temporary)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return exported
+
+
+def _check_tools(request: Request) -> None:
+    if request.format == "onnx":
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise UsageError(f"{error.name} is not installed: pip install 'nnunet-glims[onnx]'") from None
+
+
+def _folds(model: ModelFolder, request: Request) -> Sequence[str]:
+    there = sorted(path.parent.name.removeprefix("fold_") for path in model.path.glob(f"fold_*/{request.checkpoint}"))
+    if not there:
+        raise UsageError(f"{model.path}: no fold has a {request.checkpoint}: train one first")
+    missing = [fold for fold in request.folds if fold not in there]
+    if missing:
+        raise UsageError(f"{model.path}: fold {missing[0]} has no {request.checkpoint}; there are {', '.join(there)}")
+    return request.folds or [fold for fold in there if fold.isdigit()] or there
+
+
+def _load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    try:
+        network.load_state_dict(checkpoint["network_weights"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{path}: these weights are not of the network the plans describe: {reason}") from None
+
+
+def _export_fold(
+    network: nn.Module,
+    fold: str,
+    folder: Path,
+    exported: ExportedModel,
+    patches: dict[str, np.ndarray],
+    say: Callable[[str], None],
+) -> FoldFile:
+    path = folder / f"fold_{fold}{ENDINGS[exported.format]}"
+    example = torch.from_numpy(patches["random"])[None]
+    if exported.format == "onnx":
+        assert exported.opset is not None
+        conversion.write_onnx(network, example, path, exported.precision, exported.opset)
+    else:
+        conversion.write_torchscript(network, example, path)
+    file = FoldFile(fold, path.name, checksum(path), [])
+    compute = _loaded(folder, replace(exported, folds=[file]))
+    figures = []
+    for name, patch in patches.items():
+        with conversion.plain_operators(), torch.inference_mode():
+            reference = network(torch.from_numpy(patch)[None])[0].numpy()
+        figures.append(
+            parity.compare(name, reference, compute(patch[None])[0], exported.regions_class_order is not None)
+        )
+    parity.check(fold, exported.precision, figures)
+    last = figures[-1]
+    say(
+        f"fold {fold}: {path.stat().st_size / 1e6:.1f} MB; differs from PyTorch by {last['relative_error']:.1g} of the logits' "
+        f"standard deviation, same label in {last['agreement']:.3%} of voxels ({last['patch']})"
+    )
+    return replace(file, parity=figures)
+
+
+def _loaded(folder: Path, exported: ExportedModel) -> Callable[[np.ndarray], np.ndarray]:
+    """The written file as a function, loaded as its users load it."""
+    if exported.format == "onnx":
+        return load_networks(folder, exported, device="cpu")[0]
+    script = torch.jit.load(str(folder / exported.folds[0].file))
+
+    def compute(patch: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return script(torch.from_numpy(patch)).numpy()
+
+    return compute
