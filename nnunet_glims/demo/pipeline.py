@@ -150,7 +150,6 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
         )  # fmt: skip
 
     entries = []
-    images, truths = _unseen_cases(workspace)
     settings = Settings(of_dataset(read_json(raw / "dataset.json")), PRESETS["default"])
     for name, override in OVERRIDES.items():
         plans_name = apply_override(workspace.preprocessed, override, CONFIGURATION, overwrite=True).plans_name
@@ -165,6 +164,7 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
                     "-device", device, "--c",
                 ],
             )  # fmt: skip
+        images, truths = _unseen_cases(workspace)  # nnU-Net makes splits when it trains
         predictions = folder / "predictions" / name
         if not _is_newer(predictions / PREDICTED, model / "fold_0/checkpoint_final.pth"):
             steps.run(

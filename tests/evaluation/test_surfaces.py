@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from nnunet_glims.evaluation.images import read_label_map
 from nnunet_glims.evaluation.surfaces import DEFINITIONS, SurfaceDistances, corner_areas, surface_of
 
 WAYS = (("gt_to_pred", "gt"), ("pred_to_gt", "pred"))
@@ -108,3 +109,26 @@ def test_areas_do_not_depend_on_which_side_is_inside():
 def test_an_empty_mask_has_no_surface():
     for definition in DEFINITIONS:
         assert len(surface_of(np.zeros((4, 5, 6), bool), (1, 1, 1), definition)) == 0
+
+
+@pytest.mark.realdata
+def test_definitions_equal_their_libraries_on_real_organs(real_cases):
+    library = pytest.importorskip("surface_distance")
+    medpy = pytest.importorskip("medpy.metric.binary")
+    metrics = pytest.importorskip("monai.metrics")
+    import torch
+
+    truth = read_label_map(real_cases / "chaos_mr/label_1.nii.gz")
+    assert max(truth.spacing) > 2 * min(truth.spacing)
+    for organ in np.unique(truth.labels)[1:]:
+        mask = truth.labels == organ
+        moved = np.roll(mask, (1, -3, 2), (0, 1, 2))
+        surfels = library.compute_surface_distances(mask, moved, truth.spacing)
+        masks = [torch.tensor(one)[None, None] for one in (moved, mask)]
+        expected = {
+            "surfels": library.compute_robust_hausdorff(surfels, 95),
+            "voxels": float(metrics.compute_hausdorff_distance(*masks, True, percentile=95, spacing=truth.spacing)),
+            "pooled": medpy.hd95(moved, mask, truth.spacing),
+        }
+        for definition, value in expected.items():
+            assert distances(mask, moved, truth.spacing, definition).hausdorff(95) == pytest.approx(value, abs=1e-4)
