@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -99,6 +100,9 @@ class Step:
         )
         self._mark(log, f"started {self._child.pid} {time.time():.0f} {' '.join(command)}")
         code = self._child.wait()
+        if code < 0:  # its data loading processes would wait for it forever
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
         self._child = None
         return code
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -156,6 +157,26 @@ def test_cancel(plan, runner, capsys):
     assert runner.wait(60) == 1
     assert states(plan)[GLIMS0] == "failed"
     assert states(plan)["train_D007_nnU-Net_fold0"] == "done"
+
+
+def test_what_a_killed_command_started_is_ended_with_it(tmp_path):
+    worker = "import time; time.sleep(60)"
+    start = f"print(subprocess.Popen([sys.executable, '-c', {worker!r}]).pid, flush=True)"
+    code = f"import os, subprocess, sys; {start}; os.abort()"
+    log = tmp_path / "job.log"
+    with pytest.raises(StepFailed):
+        Step([[sys.executable, "-c", code]], log, {}, tmp_path / "no")()
+    started = [int(line) for line in log.read_text().splitlines() if line.isdigit()]
+    assert len(started) == 3, "one for each start"
+    wait_until(lambda: not any(is_running(pid) for pid in started))
+
+
+def is_running(pid):
+    """Whether the process is there and not just waiting to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_one_job_never_runs_in_two_processes(plan, tmp_path):
