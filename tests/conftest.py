@@ -13,6 +13,15 @@ def real_cases():
     return Path(folder)
 
 
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """An empty folder that nnUNet_raw names."""
+    folder = tmp_path / "nnUNet_raw"
+    folder.mkdir()
+    monkeypatch.setenv("nnUNet_raw", str(folder))
+    return folder
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
     """With several processes, tests that share what took long to make stay in one of them."""

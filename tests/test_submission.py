@@ -15,14 +15,6 @@ from tests.datasets import releases
 GEOMETRY = ("srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "quatern_d", "pixdim", "qform_code", "sform_code")
 
 
-@pytest.fixture
-def raw(tmp_path, monkeypatch):
-    folder = tmp_path / "nnUNet_raw"
-    folder.mkdir()
-    monkeypatch.setenv("nnUNet_raw", str(folder))
-    return folder
-
-
 def convert(kind, source, *options):
     assert main(["convert", kind, str(source), "-d", "137", "--workers", "1", *options]) == 0
 

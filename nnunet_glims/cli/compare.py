@@ -197,9 +197,7 @@ def _cancel(plan, options, console) -> int:
         from nnunet_glims.experiments.local import stop
 
         for job in jobs:
-            marker = plan.state / "cancelled" / job.name
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
+            plan.mark_cancelled(job)
         stop(jobs, plan)
     console.print(f"cancelled {len(jobs)} jobs" + (f": {', '.join(job.name for job in jobs[:10])}" if jobs else ""))
     return 0

@@ -50,7 +50,7 @@ def of_folders(truths: Path, predictions: Path) -> Cases:
     for folder in (truths, predictions):
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
-    dataset_json = _dataset_json(predictions, truths, truths.parent)
+    dataset_json = find_dataset_json(predictions, truths, truths.parent)
     ending = _ending(truths, dataset_json)
     true_files = _images(truths, ending)
     if not true_files:
@@ -122,7 +122,8 @@ def _images(folder: Path, ending: str) -> dict[str, Path]:
     return {file.name.removesuffix(ending): file for file in files if file.name.endswith(ending)}
 
 
-def _dataset_json(*folders: Path) -> Mapping[str, Any] | None:
+def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
+    """The first dataset.json in the folders; None where there is none."""
     for folder in folders:
         if (folder / "dataset.json").exists():
             return checked(folder / "dataset.json")

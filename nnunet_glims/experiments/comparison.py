@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
-from nnunet_glims.networks import NETWORKS
+from nnunet_glims.networks import NETWORKS, Network
 from nnunet_glims.plans import load_override
 from nnunet_glims.recipes import Positive, Recipe
 from nnunet_glims.validation import validate
@@ -81,9 +81,9 @@ class Entry(BaseModel):
     training: dict[str, Any] = {}
 
     @property
-    def is_ours(self) -> bool:
-        """Whether its trainer follows recipes."""
-        return any(self.trainer.startswith(network.trainer) for network in NETWORKS)
+    def network(self) -> Network | None:
+        """What its trainer trains, where that is one of ours, which follow recipes."""
+        return next((network for network in NETWORKS if self.trainer.startswith(network.trainer)), None)
 
 
 class Resources(BaseModel):
@@ -147,7 +147,7 @@ class Comparison(BaseModel):
         _check_once("seeds", self.seeds)
         _check_once("entries", names)
         for entry in self.entries:
-            if not entry.is_ours and (entry.training or self.seeds != [None]):
+            if entry.network is None and (entry.training or self.seeds != [None]):
                 raise ValueError(
                     f"entry {entry.name}: {entry.trainer} follows no recipe: training settings and seeds are for "
                     f"{', '.join(network.trainer for network in NETWORKS)}"

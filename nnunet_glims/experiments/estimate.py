@@ -11,9 +11,7 @@ from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.jobs import Plan
 from nnunet_glims.experiments.local import free_bytes
 from nnunet_glims.files import read_json
-from nnunet_glims.networks import NETWORKS
 from nnunet_glims.plans import BASE_PLANS, load_override
-from nnunet_glims.recipes import Recipe
 
 NNUNET_STEPS = (1000, 250, 50)
 """Epochs, training and validation steps an epoch of nnU-Net's own trainer."""
@@ -51,9 +49,9 @@ def estimate(plan: Plan, timing: bool) -> Iterator[str]:
 
 
 def _length(entry: Entry) -> tuple[int, int, int]:
-    if not entry.is_ours:
+    if entry.network is None:
         return NNUNET_STEPS
-    recipe: Recipe = next(network.recipe for network in NETWORKS if entry.trainer.startswith(network.trainer))
+    recipe = entry.network.recipe
     if entry.override is not None:
         recipe = recipe.changed(load_override(entry.override)[1].training, entry.override)
     recipe = recipe.changed(entry.training, entry.name)

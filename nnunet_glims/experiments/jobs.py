@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.comparison import Comparison, Entry, file_name, read_comparison
+from nnunet_glims.experiments.step import Step
 from nnunet_glims.files import read_json, write_json
-from nnunet_glims.networks import NETWORKS
 from nnunet_glims.plans import BASE_PLANS, load_override
 
 Kind = Literal["prepare", "train", "evaluate", "ensemble", "report"]
@@ -130,6 +130,16 @@ class Plan:
         """What the job's commands print."""
         return self.state / "logs" / f"{job.name}.log"
 
+    def cancelled(self, job: Job) -> Path:
+        """The file that says that the job is not to go on."""
+        return self.state / "cancelled" / job.name
+
+    def mark_cancelled(self, job: Job) -> None:
+        """Write that file."""
+        marker = self.cancelled(job)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+
     def model(self, number: int, entry: Entry, seed: int | None) -> Path:
         """The model folder of an entry."""
         name = f"{entry.trainer}__{self.plans_name(entry, seed)}__{entry.configuration}"
@@ -202,6 +212,11 @@ class Plan:
 
     # ---- commands
 
+    def step(self, job: Job, commands: Sequence[Sequence[str]] | None = None, **environment: str) -> Step:
+        """What an executor runs for the job: its commands, or others, with more variables."""
+        chosen = self.commands(job) if commands is None else commands
+        return Step(chosen, self.log(job), {**self.environment(job), **environment}, self.cancelled(job))
+
     def environment(self, job: Job) -> dict[str, str]:
         """Variables to set for the job's commands."""
         if job.kind == "prepare" and os.environ.get("nnUNet_n_proc_DA") == "0":
@@ -248,8 +263,8 @@ class Plan:
                     content = load_override(entry.override)[1].model_dump(exclude_defaults=True)
                 else:
                     content = {"description": entry.name, "source": str(self.path)}
-                network = next(network for network in NETWORKS if entry.trainer.startswith(network.trainer))
-                content.setdefault("network", network.name)
+                assert entry.network is not None, "checked with the file"
+                content.setdefault("network", entry.network.name)
                 content["training"] = {**content.get("training", {}), **entry.training}
                 if seed is not None:
                     content["training"]["seed"] = seed

@@ -14,7 +14,7 @@ from pathlib import Path
 import submitit
 
 from nnunet_glims.experiments.jobs import Job, Plan
-from nnunet_glims.experiments.step import ATTEMPTS, STOPPED, Step, read_log
+from nnunet_glims.experiments.step import ATTEMPTS, read_log
 
 POLL_SECONDS = 0.5
 YEARS_IN_MINUTES = 10 * 365 * 24 * 60
@@ -61,10 +61,7 @@ def run_local(
             running.append(_Running(job, None, slot, 1))
             return
         attempts[job.name] = attempts.get(job.name, 0) + 1
-        environment = plan.environment(job)
-        if devices:
-            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-        step = Step(plan.commands(job), plan.log(job), environment, plan.state / "cancelled" / job.name)
+        step = plan.step(job, **({"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}))
         step.cancelled.unlink(missing_ok=True)
         with _without_interrupts():
             handle = executor.submit(step)
@@ -129,12 +126,12 @@ def stop(jobs: list[Job], plan: Plan) -> None:
 
 def _was_killed(plan: Plan, job: Job) -> bool:
     """By a signal, with whatever commands were running, and not because someone cancelled it."""
-    if (plan.state / "cancelled" / job.name).exists():
+    if plan.cancelled(job).exists():
         return False
     end = read_log(plan.log(job))
     if end is None or end.failed is None:
         return False
-    return end.failed == "interrupted" or end.failed.endswith(f" {STOPPED}")
+    return end.failed == "interrupted" or end.stopped
 
 
 def _reason(plan: Plan, job: Job) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 class Busy(RuntimeError):
@@ -20,11 +21,16 @@ class Busy(RuntimeError):
     def is_over(self) -> bool:
         """Whether it has ended."""
         with self.path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return False
+            return not is_held(file)
+
+
+def is_held(file: IO) -> bool:
+    """Whether another process holds the lock of an open file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
         return True
+    return False
 
 
 @contextmanager

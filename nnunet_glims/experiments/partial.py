@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.jobs import Plan
-from nnunet_glims.experiments.step import Step
 
 
 def report(plan: Plan, tell: Callable[[str], None]) -> list[Path]:
@@ -26,14 +25,13 @@ def report(plan: Plan, tell: Callable[[str], None]) -> list[Path]:
             if all(plan.is_done(plan.jobs[need]) for need in evaluation.needs):
                 if not plan.is_done(evaluation):
                     tell(f"{name}: started")
-                    Step(plan.commands(evaluation), plan.log(evaluation), {}, plan.state / "cancelled" / name)()
+                    plan.step(evaluation)()
                 usable.append(name)
             else:
                 missing = [need for need in evaluation.needs if not plan.is_done(plan.jobs[need])]
                 tell(f"{name}: left out, {len(missing)} of {len(evaluation.needs)} trainings are not done")
         if usable:
-            commands = plan.report_commands(job, usable)
-            Step(commands, plan.log(job), {}, plan.state / "cancelled" / job.name)()
+            plan.step(job, plan.report_commands(job, usable))()
             pages.append(plan.report(number) / "leaderboard.html")
     if not pages:
         raise UsageError(f"{plan.path}: no entry has all its trainings yet: nnunet-glims compare run {plan.path}")

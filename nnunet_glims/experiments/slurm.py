@@ -15,7 +15,6 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.jobs import KINDS, Job, Plan
-from nnunet_glims.experiments.step import Step
 from nnunet_glims.files import write_text
 
 os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # before submitit looks, here and in the jobs
@@ -120,7 +119,7 @@ def _submit_array(plan: Plan, kind: str, jobs: Sequence[Job], after: Sequence[st
     executor.update_parameters(**_parameters(plan, kind, after))
     steps = []
     for job in jobs:
-        step = Step(plan.commands(job), plan.log(job), plan.environment(job), plan.state / "cancelled" / job.name)
+        step = plan.step(job)
         step.cancelled.unlink(missing_ok=True)
         steps.append(step)
     try:
@@ -165,7 +164,5 @@ def cancel(plan: Plan, jobs: Sequence[Job]) -> None:
     queued = in_queue(plan)
     for job in jobs:
         if job.name in queued:
-            marker = plan.state / "cancelled" / job.name
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
+            plan.mark_cancelled(job)
             subprocess.run(["scancel", numbers[job.name]], check=True, timeout=60)

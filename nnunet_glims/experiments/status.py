@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from nnunet_glims.experiments.jobs import Job, Plan
-from nnunet_glims.experiments.step import STOPPED, read_log
+from nnunet_glims.experiments.step import read_log
 from nnunet_glims.report.training_log import read_training_log
 
 State = Literal["waiting", "queued", "running", "done", "failed"]
@@ -54,7 +54,7 @@ def _status(plan: Plan, job: Job, has_log: bool, in_queue: str | None) -> Status
         return Status(job, "running", _progress(plan, job))
     if in_queue is not None:
         return Status(job, "queued", in_queue.lower())
-    if end is not None and end.failed is not None and end.failed.endswith(f" {STOPPED}"):
+    if end is not None and end.stopped:
         return Status(job, "waiting", "stopped; the next run goes on from there")
     if end is not None and end.failed is not None:
         return Status(job, "failed", f"{end.failed}: {end.last}" if end.last else end.failed)

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_glims.experiments.lock import is_held
+
 STOPPED = 75
 """Exit code of our trainers after a signal: they saved, and go on with --c."""
 SECONDS_TO_SAVE = 600
@@ -149,16 +151,17 @@ class LogEnd:
     failed: str | None = None
     last: str = ""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended since a trainer was told to save."""
+        return self.failed is not None and self.failed.endswith(f" {STOPPED}")
+
 
 def read_log(path: Path) -> LogEnd | None:
     """The end of a job's log; None where it was never started."""
     try:
         with path.open("rb") as log:
-            try:
-                fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                running = False
-            except OSError:
-                running = True
+            running = is_held(log)
             size = log.seek(0, os.SEEK_END)
             log.seek(max(0, size - 65536))
             lines = log.read().decode(errors="replace").splitlines()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.models import checked
+from nnunet_glims.evaluation.folders import find_dataset_json
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.entries import Entry
 from nnunet_glims.report.slices import ShownCase
@@ -80,9 +80,8 @@ def _dataset_json(entry: Entry) -> Mapping[str, Any] | None:
     if entry.model is not None:
         return entry.model.dataset_json
     for line in entry.results.cases[:1]:
-        for folder in (Path(line["prediction"] or line["truth"]).parent, Path(line["truth"]).parent.parent):
-            if (folder / "dataset.json").exists():
-                return checked(folder / "dataset.json")
+        truth = Path(line["truth"])
+        return find_dataset_json(Path(line["prediction"] or truth).parent, truth.parent.parent)
     return None
 
 

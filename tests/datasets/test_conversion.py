@@ -21,14 +21,6 @@ from nnunet_glims.datasets import conversion, splits
 from tests.datasets import releases
 
 
-@pytest.fixture
-def raw(tmp_path, monkeypatch):
-    folder = tmp_path / "nnUNet_raw"
-    folder.mkdir()
-    monkeypatch.setenv("nnUNet_raw", str(folder))
-    return folder
-
-
 def convert(kind, source, *options, code=0):
     assert main(["convert", kind, str(source), "-d", "137", "--workers", "1", *options]) == code
 
