@@ -2,6 +2,7 @@
 # make demo      the whole way from raw data to a report, on a generated data set: demo/report.html
 # make test      the test suite
 # make test-slurm  the tests on a SLURM cluster of one node, which is started here (Debian: apt install slurm-wlm munge, as root)
+# make bench     seconds of every network on this machine's CPU, and ratios: under 10 minutes
 # make lint      style and types
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ INSTALLED := .venv/installed
 # Threads that wait actively take the cores from those that still work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slurm lint clean
+.PHONY: install demo test test-slurm bench lint clean
 
 install: $(INSTALLED)
 
@@ -29,6 +30,9 @@ test: $(INSTALLED)
 
 test-slurm: $(INSTALLED)
 	$(BIN)/python -m pytest -m slurm
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.cpu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ from nnunet_glims.architectures import glims_released
 from nnunet_glims.architectures.base import SegmentationNetwork, check_names, check_shape
 from nnunet_glims.architectures.dilated import DilatedAggregator
 from nnunet_glims.architectures.gates import SkipGate
-from nnunet_glims.architectures.layers import ConvNormAct, Recomputing
+from nnunet_glims.architectures.layers import CellConv3d, ConvNormAct, Recomputing
 from nnunet_glims.architectures.window_attention import SwinStage, channel_norm
 from nnunet_glims.errors import UsageError
 from nnunet_glims.topology import Triple, check_patch_size, check_strides, stage_sizes, stage_strides, total_stride
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         self.swin_d = SwinStage(widths[4], sizes[4], depths[3], num_heads[3], released)
         self.stages = nn.ModuleList(DecoderStage(widths[i + 1], widths[i], strides[i + 1]) for i in range(4))
         self.swin_e = SwinStage(widths[3], sizes[3], depths[4], num_heads[4], released)
-        self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in widths[:4])
+        self.seg_layers = nn.ModuleList(CellConv3d(width, num_classes) for width in widths[:4])
         self.deep_supervision = True
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> list[Tensor]:

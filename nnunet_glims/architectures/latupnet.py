@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nnunet_glims.architectures.base import SegmentationNetwork, check_names, check_shape
 from nnunet_glims.architectures.latupnet_attention import ATTENTION
-from nnunet_glims.architectures.layers import InstanceNorm
+from nnunet_glims.architectures.layers import CellConv3d, InstanceNorm
 from nnunet_glims.errors import UsageError
 from nnunet_glims.topology import Triple, check_patch_size, check_strides, stage_sizes, stage_strides, total_stride
 
@@ -64,22 +64,49 @@ class EncoderStage(nn.Module):
         return skip, F.max_pool3d(self.dropout(skip), self.stride)
 
 
+class UpsampleConvolution(nn.Conv3d):
+    """Nearest upsampling by `scale`, then a 2³ convolution padded by one voxel behind: (N, C, D, H, W) -> (N, C', s·D, …).
+
+    Computed on the coarse grid, where the upsampled volume need not be made. Along an axis both taps read the same coarse
+    voxel, but for the last place of a cell, whose second tap reads the next voxel. So there are two kernels an axis: the
+    sum of the taps for the inner places, both taps for the last.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, scale: Triple):
+        super().__init__(in_channels, out_channels, 2)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._along(x, self.weight, [])
+
+    def _along(self, x: Tensor, weight: Tensor, lasts: list[bool]) -> Tensor:
+        """Places of the next axis side by side; `lasts`: whether the axes so far are at their last places."""
+        axis = len(lasts)
+        if axis == 3:
+            behind = [size for last in reversed(lasts) for size in (0, int(last))]
+            return F.conv3d(F.pad(x, behind), weight, self.bias)
+        last = self._along(x, weight, [*lasts, True])
+        step = self.scale[axis]
+        if step == 1:
+            return last
+        inner = self._along(x, weight.sum(2 + axis, keepdim=True), [*lasts, False])
+        return torch.stack([*[inner] * (step - 1), last], dim=3 + axis).flatten(2 + axis, 3 + axis)
+
+
 class DecoderStage(nn.Module):
     """Nearest upsampling, 2³ convolution, norm; with the skip: convolution, attention, dropout, convolution."""
 
     def __init__(self, in_channels: int, channels: int, stride: Triple, attention: str, dropout: float):
         super().__init__()
-        self.conv1 = nn.Conv3d(in_channels, channels, 2)
+        self.conv1 = UpsampleConvolution(in_channels, channels, stride)
         self.norm = InstanceNorm(channels, eps=1e-3)
         self.conv2 = _convolution(2 * channels, channels, 3)
         self.attention = ATTENTION[attention](channels)
         self.dropout = nn.Dropout(dropout)
         self.conv3 = _convolution(self.attention.out_channels, channels, 3)
-        self.scale = tuple(float(step) for step in stride)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
-        x = self.norm(_activate(self.conv1(F.pad(x, (0, 1, 0, 1, 0, 1)))))
+        x = self.norm(_activate(self.conv1(x)))
         x = _activate(self.conv2(torch.cat([x, skip], dim=1)))
         return _activate(self.conv3(self.dropout(self.attention(x))))
 
@@ -129,7 +156,7 @@ class Decoder(nn.Module):
             DecoderStage(incoming[i], widths[i], strides[i + 1], attention, dropout) for i in range(3)
         )
         supervised = widths if deep_supervision else widths[:1]
-        self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in supervised)
+        self.seg_layers = nn.ModuleList(CellConv3d(width, num_classes) for width in supervised)
         self.deep_supervision = deep_supervision
         self.register_load_state_dict_pre_hook(_drop_auxiliary_heads)
 

@@ -43,6 +43,26 @@ class Recomputing(nn.Module):
         return self.compute(*inputs)
 
 
+class CellConv3d(nn.Conv3d):
+    """Convolution with bias whose kernel is its stride, 1³ by default."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int] = (1, 1, 1)):
+        super().__init__(in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.cells(x, self.weight, self.bias, self.stride)
+
+
+class CellConvTranspose3d(nn.ConvTranspose3d):
+    """Transposed convolution with bias whose kernel is its stride."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]):
+        super().__init__(in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.cells(x, self.weight, self.bias, self.stride, up=True)
+
+
 class ConvNormAct(nn.Module):
     """Convolution with bias, instance norm, PReLU with one slope; kernel size equals stride."""
 
@@ -50,9 +70,7 @@ class ConvNormAct(nn.Module):
         self, in_channels: int, out_channels: int, stride: Sequence[int] = (1, 1, 1), transposed: bool = False
     ):
         super().__init__()
-        convolution = nn.ConvTranspose3d if transposed else nn.Conv3d
-        size = tuple(stride)
-        self.conv = convolution(in_channels, out_channels, kernel_size=size, stride=size)
+        self.conv = (CellConvTranspose3d if transposed else CellConv3d)(in_channels, out_channels, stride)
         self.act = nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:

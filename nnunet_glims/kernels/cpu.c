@@ -1,8 +1,9 @@
 /* Float32 kernels for CPUs, compiled on the user's machine and called through ctypes (cpu.py).
  *
- * Tensors are contiguous (N, C, D, H, W). A task is one channel of one case: it is read into a zero-padded copy that stays
- * in cache while everything that needs it is computed. Threads call the same function with the same arguments and take
- * tasks from `next` until none is left. Every function returns 0, or 1 where memory ran out.
+ * Tensors are contiguous (N, C, D, H, W). Work is shared out in tasks: for norms and depthwise convolutions one channel of
+ * one case, which is read into a zero-padded copy that stays in cache while everything that needs it is computed. Threads
+ * call the same function with the same arguments and take tasks from `next` until none is left, so that results do not
+ * depend on their number. Every function returns 0, or 1 where memory ran out.
  */
 #include <math.h>
 #include <stdint.h>
@@ -13,6 +14,8 @@
 #define HALO 3 /* the largest dilation */
 #define DILATIONS 3
 #define TAPS 27
+
+#define INLINE static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
@@ -273,5 +276,265 @@ int norm_act_backward(const Shape *s, const float *x, const float *gain, const f
         gslope[task] = sums.slope;
         input_gradient(&f, &sums, voxels, from, g, gx + task * voxels, voxels);
     }
+    return 0;
+}
+
+/* ---- Convolutions whose kernel is their stride (1x1x1 among them), and their transposes ----
+ *
+ * Matrix products of few rows with very many voxels of the coarser side. A row is a channel, or on the finer side a channel
+ * at one place of the cells, in the order of torch's weights. Channels lie a power of two times an odd number of pages
+ * apart, so that their same voxels compete for the same places of the caches: a chunk of all rows is copied side by side
+ * first, and ROW keeps the copies out of step. */
+#define CHUNK 1024
+#define ROW (CHUNK + LANES)
+#ifdef __AVX512F__
+#define ACROSS 4 /* vectors of voxels times rows that stay in registers together */
+#define DOWN 6
+#else
+#define ACROSS 1
+#define DOWN 4
+#endif
+#define BLOCK (ACROSS * LANES)
+#define SLICE 32
+#define CACHE (1 << 19) /* bytes of a chunk that stay near */
+
+typedef struct {
+    int64_t n, in, out, d, h, w; /* channels, and size of the coarser side */
+    int64_t sd, sh, sw, up;      /* cells of the input or, with up, of the output */
+    int64_t parts;               /* that the voxels of a case are shared out in */
+} Cells;
+
+/* One side of the convolution: channels of cells. */
+typedef struct {
+    int64_t channels, sd, sh, sw, rows;
+} Side;
+
+static Side side(const Cells *s, int64_t channels, int64_t fine) {
+    return fine ? (Side){channels, s->sd, s->sh, s->sw, channels * s->sd * s->sh * s->sw} : (Side){channels, 1, 1, 1, channels};
+}
+
+INLINE void copy_cells(const int to_chunk, const Cells *s, const Side *f, float *x, int64_t first, int64_t count, float *chunk) {
+    const int64_t height = s->h * f->sh, width = s->w * f->sw, voxels = s->d * f->sd * height * width;
+    for (int64_t done = 0, length; done < count; done += length) {
+        const int64_t row = (first + done) / s->w, begin = (first + done) % s->w, z = row / s->h, y = row % s->h;
+        length = s->w - begin < count - done ? s->w - begin : count - done;
+        float *place = chunk + done;
+        for (int64_t c = 0; c < f->channels; c++)
+            for (int64_t dz = 0; dz < f->sd; dz++)
+                for (int64_t dy = 0; dy < f->sh; dy++, place += f->sw * ROW) {
+                    float *at = x + c * voxels + ((z * f->sd + dz) * height + y * f->sh + dy) * width + begin * f->sw;
+                    if (f->sw == 2)
+                        for (int64_t i = 0; i < length; i++) {
+                            if (to_chunk) place[i] = at[2 * i], place[ROW + i] = at[2 * i + 1];
+                            else at[2 * i] = place[i], at[2 * i + 1] = place[ROW + i];
+                        }
+                    else
+                        for (int64_t dx = 0; dx < f->sw; dx++)
+                            for (int64_t i = 0; i < length; i++) {
+                                if (to_chunk) place[dx * ROW + i] = at[i * f->sw + dx];
+                                else at[i * f->sw + dx] = place[dx * ROW + i];
+                            }
+                }
+    }
+}
+
+static void gather(const Cells *s, const Side *f, const float *x, int64_t first, int64_t count, float *chunk) {
+    const int64_t voxels = s->d * s->h * s->w, rounded = (count + BLOCK - 1) / BLOCK * BLOCK;
+    if (f->rows != f->channels) copy_cells(1, s, f, (float *)x, first, count, chunk);
+    else
+        for (int64_t c = 0; c < f->channels; c++) memcpy(chunk + c * ROW, x + c * voxels + first, count * sizeof(float));
+    if (rounded > count)
+        for (int64_t r = 0; r < f->rows; r++) memset(chunk + r * ROW + count, 0, (rounded - count) * sizeof(float));
+}
+
+static void scatter(const Cells *s, const Side *f, float *chunk, int64_t first, int64_t count, float *y) {
+    const int64_t voxels = s->d * s->h * s->w;
+    if (f->rows != f->channels) copy_cells(0, s, f, y, first, count, chunk);
+    else
+        for (int64_t c = 0; c < f->channels; c++) memcpy(y + c * voxels + first, chunk + c * ROW, count * sizeof(float));
+}
+
+/* Sums of SLICE products are added up, not single ones: less rounding. */
+INLINE void product_tile(const int down, const float *x, int64_t in, const float *weight, const float *bias, float *y) {
+    for (int64_t first = 0; first < in; first += SLICE) {
+        const int64_t last = first + SLICE < in ? first + SLICE : in;
+        lanes sums[DOWN][ACROSS] = {{{0}}};
+        for (int64_t i = first; i < last; i++)
+            for (int o = 0; o < down; o++)
+                for (int v = 0; v < ACROSS; v++) sums[o][v] += weight[o * in + i] * *(const lanes *)(x + i * ROW + v * LANES);
+        for (int o = 0; o < down; o++)
+            for (int v = 0; v < ACROSS; v++) {
+                lanes *at = (lanes *)(y + o * ROW + v * LANES);
+                *at = sums[o][v] + (first ? *at : (lanes){0} + (bias ? bias[o] : 0.0f));
+            }
+    }
+}
+
+/* y (out, ROW) = weight (out, in) times x (in, ROW), plus bias (out) or nothing. */
+static void product(const float *x, int64_t in, const float *weight, const float *bias, int64_t out, int64_t count, float *y) {
+    for (int64_t v = 0; v < count; v += BLOCK) {
+        int64_t o = 0;
+        for (; o + DOWN <= out; o += DOWN)
+            product_tile(DOWN, x + v, in, weight + o * in, bias ? bias + o : NULL, y + o * ROW + v);
+        for (; o < out; o++) product_tile(1, x + v, in, weight + o * in, bias ? bias + o : NULL, y + o * ROW + v);
+    }
+}
+
+INLINE void outer_tile(const int down, const int across, const float *g, const float *x, int64_t count, int64_t in, double *sums) {
+    lanes totals[DOWN][ACROSS] = {{{0}}};
+    for (int64_t v = 0; v < count; v += LANES)
+        for (int o = 0; o < down; o++)
+            for (int i = 0; i < across; i++)
+                totals[o][i] += *(const lanes *)(g + o * ROW + v) * *(const lanes *)(x + i * ROW + v);
+    for (int o = 0; o < down; o++)
+        for (int i = 0; i < across; i++) sums[o * in + i] += sum_lanes(totals[o][i]);
+}
+
+/* sums (out, in) += g (out, ROW) times x (in, ROW) transposed. */
+static void outer(const float *g, const float *x, int64_t out, int64_t in, int64_t count, double *sums) {
+    for (int64_t o = 0, down; o < out; o += down) {
+        down = o + DOWN <= out ? DOWN : 1;
+        for (int64_t i = 0, across; i < in; i += across) {
+            across = i + ACROSS <= in ? ACROSS : 1;
+            const float *go = g + o * ROW, *xi = x + i * ROW;
+            double *at = sums + o * in + i;
+            if (down == DOWN && across == ACROSS) outer_tile(DOWN, ACROSS, go, xi, count, in, at);
+            else if (down == DOWN) outer_tile(DOWN, 1, go, xi, count, in, at);
+            else if (across == ACROSS) outer_tile(1, ACROSS, go, xi, count, in, at);
+            else outer_tile(1, 1, go, xi, count, in, at);
+        }
+    }
+}
+
+/* The chunks of one part of a case's voxels; the last of a case is shorter. */
+typedef struct {
+    int64_t first, last, length;
+} Part;
+
+static Part part(const Cells *s, int64_t index, int64_t rows) {
+    const int64_t voxels = s->d * s->h * s->w, blocks = (voxels + BLOCK - 1) / BLOCK;
+    int64_t length = CACHE / sizeof(float) / rows / BLOCK * BLOCK;
+    length = length > CHUNK ? CHUNK : length < CHUNK / 4 ? CHUNK / 4 : length;
+    const int64_t last = (index + 1) * blocks / s->parts * BLOCK;
+    return (Part){index * blocks / s->parts * BLOCK, last < voxels ? last : voxels, length};
+}
+
+/* weight: (rows of y, rows of x), bias: (rows of y). */
+int cells_forward(const Cells *s, const float *x, const float *weight, const float *bias, float *y, int64_t *next) {
+    const Side from = side(s, s->in, !s->up), to = side(s, s->out, s->up);
+    const int64_t voxels = s->d * s->h * s->w;
+    float *chunk = malloc((from.rows + to.rows) * ROW * sizeof(float)), *result = chunk + from.rows * ROW;
+    if (!chunk) return 1;
+    for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->parts;) {
+        const int64_t n = task / s->parts;
+        const Part p = part(s, task % s->parts, from.rows + to.rows);
+        for (int64_t v = p.first; v < p.last; v += p.length) {
+            const int64_t count = p.last - v < p.length ? p.last - v : p.length;
+            gather(s, &from, x + n * from.rows * voxels, v, count, chunk);
+            product(chunk, from.rows, weight, bias, to.rows, count, result);
+            scatter(s, &to, result, v, count, y + n * to.rows * voxels);
+        }
+    }
+    free(chunk);
+    return 0;
+}
+
+/* Gradients of cells_forward. transposed: (rows of x, rows of y). gx like x; gweight (N, parts, rows of y, rows of x) and
+ * gbias (N, parts, rows of y) in double precision, zero before, which the caller sums over cases and parts. */
+int cells_backward(const Cells *s, const float *x, const float *transposed, const float *gy, float *gx, double *gweight,
+                   double *gbias, int64_t *next) {
+    const Side from = side(s, s->in, !s->up), to = side(s, s->out, s->up);
+    const int64_t voxels = s->d * s->h * s->w;
+    float *chunk = malloc((2 * from.rows + to.rows) * ROW * sizeof(float));
+    float *result = chunk + from.rows * ROW, *g = result + from.rows * ROW;
+    if (!chunk) return 1;
+    for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->parts;) {
+        const int64_t n = task / s->parts;
+        double *of_weight = gweight + task * to.rows * from.rows, *of_bias = gbias + task * to.rows;
+        const Part p = part(s, task % s->parts, 2 * from.rows + to.rows);
+        for (int64_t v = p.first; v < p.last; v += p.length) {
+            const int64_t count = p.last - v < p.length ? p.last - v : p.length;
+            gather(s, &from, x + n * from.rows * voxels, v, count, chunk);
+            gather(s, &to, gy + n * to.rows * voxels, v, count, g);
+            product(g, to.rows, transposed, NULL, from.rows, count, result);
+            scatter(s, &from, result, v, count, gx + n * from.rows * voxels);
+            outer(g, chunk, to.rows, from.rows, count, of_weight);
+            for (int64_t o = 0; o < to.rows; o++) {
+                lanes total = {0};
+                for (int64_t i = 0; i < count; i += LANES) total += *(const lanes *)(g + o * ROW + i);
+                of_bias[o] += sum_lanes(total);
+            }
+        }
+    }
+    free(chunk);
+    return 0;
+}
+
+/* ---- 7x7x7 convolution of several maps to a single one, zero-padded ----
+ *
+ * A task is a plane; the volumes, (N, maps) or (N) of them, were padded by `pad_volumes`, `padded_floats` each. */
+#define WIDE 7
+
+int64_t padded_floats(const Shape *s) { return padded_shape(s).total; }
+
+/* volumes: zero before. */
+int pad_volumes(const Shape *s, const float *x, float *volumes, int64_t *next) {
+    const Padded p = padded_shape(s);
+    for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->c;)
+        pad(x + task * s->d * s->h * s->w, volumes + task * p.total, &p);
+    return 0;
+}
+
+/* sums += the cross-correlation with one map's kernel around `centre`, for `across` vectors of a row. */
+INLINE void wide_tile(const int across, const float *centre, const Padded *p, const float *weight, lanes *sums) {
+    for (int z = 0; z < WIDE; z++)
+        for (int y = 0; y < WIDE; y++) {
+            const float *row = centre + (z - HALO) * p->plane + (y - HALO) * p->row - HALO;
+            for (int x = 0; x < WIDE; x++)
+                for (int v = 0; v < across; v++)
+                    sums[v] += weight[(z * WIDE + y) * WIDE + x] * *(const lanes *)(row + x + v * LANES);
+        }
+}
+
+/* weight: (C, 343). y: (N, D, H, W). */
+int wide_forward(const Shape *s, float *volumes, const float *weight, float *y, int64_t *next) {
+    const Padded p = padded_shape(s);
+    float *line = malloc(p.rounded * sizeof(float));
+    if (!line) return 1;
+    for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->d;)
+        for (int64_t r = 0; r < s->h; r++) {
+            for (int64_t x = 0, across; x < p.rounded; x += across * LANES) {
+                across = x + ACROSS * LANES <= p.rounded ? ACROSS : 1;
+                lanes sums[ACROSS] = {{0}};
+                for (int64_t c = 0; c < s->c; c++) {
+                    float *volume = volumes + (task / s->d * s->c + c) * p.total;
+                    const float *centre = row_at(volume, &p, task % s->d, r) + x, *kernel = weight + c * WIDE * WIDE * WIDE;
+                    if (across == ACROSS) wide_tile(ACROSS, centre, &p, kernel, sums);
+                    else wide_tile(1, centre, &p, kernel, sums);
+                }
+                memcpy(line + x, sums, across * LANES * sizeof(float));
+            }
+            memcpy(y + (task * s->h + r) * s->w, line, s->w * sizeof(float));
+        }
+    free(line);
+    return 0;
+}
+
+/* gradients: of y, padded. gweight: (N, D, C, 343), a plane's part of each tap's sum. */
+int wide_weight_gradient(const Shape *s, float *volumes, float *gradients, float *gweight, int64_t *next) {
+    const Padded p = padded_shape(s);
+    for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->d;)
+        for (int64_t i = 0; i < s->c * WIDE * WIDE; i++) {
+            const int64_t c = i / (WIDE * WIDE), z = task % s->d + i / WIDE % WIDE - HALO, y = i % WIDE - HALO;
+            float *volume = volumes + (task / s->d * s->c + c) * p.total;
+            lanes totals[WIDE] = {{0}};
+            for (int64_t r = 0; r < s->h; r++) {
+                const float *g = row_at(gradients + task / s->d * p.total, &p, task % s->d, r);
+                const float *row = row_at(volume, &p, z, r + y) - HALO;
+                for (int64_t x = 0; x < p.rounded; x += LANES)
+                    for (int t = 0; t < WIDE; t++) totals[t] += *(const lanes *)(g + x) * *(const lanes *)(row + x + t);
+            }
+            for (int t = 0; t < WIDE; t++) gweight[(task * s->c * WIDE * WIDE + i) * WIDE + t] = sum_lanes(totals[t]);
+        }
     return 0;
 }

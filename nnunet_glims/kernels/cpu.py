@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
+from math import prod
 from pathlib import Path
 
 import torch
@@ -24,6 +25,10 @@ OPTIONS = ("-O3", "-march=native", "-fopenmp-simd", "-ffp-contract=fast", "-shar
 
 class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in "ncdhw"] + [("eps", ctypes.c_float)]
+
+
+class _Cells(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("n", "in", "out", "d", "h", "w", "sd", "sh", "sw", "up", "parts")]
 
 
 def compiler() -> list[str] | None:
@@ -111,28 +116,31 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def _call(name: str, x: Tensor, tensors: Sequence[Tensor], eps: float) -> None:
+def _run(name: str, shape: ctypes.Structure, tasks: int, *tensors: Tensor) -> None:
     """Run one function of the library on as many threads as torch uses."""
     function = getattr(library(), name)
-    shape = _Shape(*x.shape, eps)
     following = ctypes.c_int64(0)
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, *tensors)]
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
     arguments = (ctypes.byref(shape), *pointers, ctypes.byref(following))
-    helpers = min(torch.get_num_threads(), x.shape[0] * x.shape[1]) - 1
+    helpers = min(torch.get_num_threads(), tasks) - 1
     started = []
     if helpers > 0:
         pool = _pool(helpers, os.getpid())  # a forked process has no threads of its parent's pool
         started = [pool.submit(function, *arguments) for _ in range(helpers)]
     codes = [function(*arguments), *(future.result() for future in started)]
     if any(codes):
-        raise MemoryError(f"not enough memory for {name} on {tuple(x.shape)}")
+        raise MemoryError(f"not enough memory for {name} on {tuple(tensors[0].shape)}")
+
+
+def _run_by_channel(name: str, eps: float, x: Tensor, *tensors: Tensor) -> None:
+    _run(name, _Shape(*x.shape, eps), x.shape[0] * x.shape[1], x, *tensors)
 
 
 def branches(x, weight, bias, gain, shift, slope, eps: float) -> Tensor:
     """`formulas.branches`."""
     batch, channels, *size = x.shape
     y = x.new_empty(batch, 3 * channels, *size)
-    _call("branches_forward", x, (weight, bias, gain, shift, slope, y), eps)
+    _run_by_channel("branches_forward", eps, x, weight, bias, gain, shift, slope, y)
     return y
 
 
@@ -141,7 +149,7 @@ def branches_backward(x, weight, bias, gain, shift, slope, gradient, eps: float)
     batch, channels = x.shape[:2]
     of_x, of_weight = torch.empty_like(x), x.new_empty(batch, *weight.shape)
     others = [x.new_empty(batch, 3, channels) for _ in range(4)]
-    _call("branches_backward", x, (weight, bias, gain, shift, slope, gradient, of_x, of_weight, *others), eps)
+    _run_by_channel("branches_backward", eps, x, weight, bias, gain, shift, slope, gradient, of_x, of_weight, *others)
     of_bias, of_gain, of_shift, of_slope = (other.sum(0) for other in others)
     return of_x, of_weight.sum(0), of_bias, of_gain, of_shift, of_slope.sum(1)
 
@@ -149,7 +157,7 @@ def branches_backward(x, weight, bias, gain, shift, slope, gradient, eps: float)
 def norm_act(x, gain, shift, slope, eps: float) -> Tensor:
     """`formulas.norm_act`."""
     y = torch.empty_like(x)
-    _call("norm_act_forward", x, (gain, shift, slope, y), eps)
+    _run_by_channel("norm_act_forward", eps, x, gain, shift, slope, y)
     return y
 
 
@@ -157,6 +165,90 @@ def norm_act_backward(x, gain, shift, slope, gradient, eps: float) -> tuple[Tens
     """Gradients of x, gain, shift, slope."""
     of_x = torch.empty_like(x)
     others = [x.new_empty(x.shape[:2]) for _ in range(3)]
-    _call("norm_act_backward", x, (gain, shift, slope, gradient, of_x, *others), eps)
+    _run_by_channel("norm_act_backward", eps, x, gain, shift, slope, gradient, of_x, *others)
     of_gain, of_shift, of_slope = (other.sum(0) for other in others)
     return of_x, of_gain, of_shift, of_slope.sum(0, keepdim=True)
+
+
+WORTHWHILE_VOXELS = 2**13
+WORTHWHILE_ROWS = 2**8
+"""Fewer voxels or more channels are left to torch: such products are bound by arithmetic, which its libraries do best."""
+
+PARTS = 64
+
+
+def _coarse(x: Tensor, stride: Sequence[int], up: bool) -> list[int]:
+    return [size if up else size // step for size, step in zip(x.shape[2:], stride, strict=True)]
+
+
+def cells_worthwhile(x: Tensor, weight: Tensor, stride: Sequence[int], up: bool) -> bool:
+    """Whether `cells` beats torch's convolution here."""
+    divisible = up or not any(size % step for size, step in zip(x.shape[2:], stride, strict=True))
+    return divisible and prod(_coarse(x, stride, up)) >= WORTHWHILE_VOXELS and max(weight.shape[:2]) <= WORTHWHILE_ROWS
+
+
+def _cells_shape(x: Tensor, out: int, stride: Sequence[int], up: bool) -> _Cells:
+    coarse = _coarse(x, stride, up)
+    parts = max(1, min(PARTS, prod(coarse) // WORTHWHILE_VOXELS))
+    return _Cells(x.shape[0], x.shape[1], out, *coarse, *stride, up, parts)
+
+
+def _matrix(weight: Tensor, up: bool) -> Tensor:
+    """torch's weight as (rows of the result, rows of the input)."""
+    return weight.flatten(1).T if up else weight.flatten(1)
+
+
+def cells(x, weight, bias, stride: Sequence[int], up: bool) -> Tensor:
+    """`formulas.cells`."""
+    out = len(bias)
+    shape = _cells_shape(x, out, stride, up)
+    size = [axis * step if up else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
+    y = x.new_empty(x.shape[0], out, *size)
+    biases = bias.repeat_interleave(prod(stride)) if up else bias
+    _run("cells_forward", shape, shape.n * shape.parts, x, _matrix(weight, up).contiguous(), biases.contiguous(), y)
+    return y
+
+
+def cells_backward(x, weight, gradient, stride: Sequence[int], up: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias."""
+    shape = _cells_shape(x, gradient.shape[1], stride, up)
+    matrix, of_x = _matrix(weight, up), torch.empty_like(x)
+    of_matrix = x.new_zeros(shape.n * shape.parts, *matrix.shape, dtype=torch.float64)
+    of_bias = x.new_zeros(shape.n * shape.parts, len(matrix), dtype=torch.float64)
+    transposed = matrix.T.contiguous()
+    _run("cells_backward", shape, shape.n * shape.parts, x, transposed, gradient, of_x, of_matrix, of_bias)
+    of_weight = of_matrix.sum(0).T if up else of_matrix.sum(0)
+    of_bias = of_bias.sum(0).view(gradient.shape[1], -1).sum(1)
+    return of_x, of_weight.reshape(weight.shape).to(x.dtype), of_bias.to(x.dtype)
+
+
+def _padded(x: Tensor) -> Tensor:
+    shape = _Shape(*x.shape, 0)
+    kernels = library()
+    assert kernels is not None
+    kernels.padded_floats.restype = ctypes.c_int64
+    volumes = x.new_zeros(x.shape[0], x.shape[1], kernels.padded_floats(ctypes.byref(shape)))
+    _run("pad_volumes", shape, x.shape[0] * x.shape[1], x, volumes)
+    return volumes
+
+
+def _wide(volumes: Tensor, size: Sequence[int], weight: Tensor) -> Tensor:
+    batch, maps = volumes.shape[:2]
+    y = volumes.new_empty(batch, 1, *size)
+    _run("wide_forward", _Shape(batch, maps, *size, 0), batch * size[0], volumes, weight, y)
+    return y
+
+
+def wide(x, weight) -> Tensor:
+    """`formulas.wide`."""
+    return _wide(_padded(x), x.shape[2:], weight)
+
+
+def wide_backward(x, weight, gradient) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight."""
+    batch, maps, *size = x.shape
+    gradients, mirrored = _padded(gradient), weight.flip(2, 3, 4)
+    of_x = [_wide(gradients, size, mirrored[:, index].contiguous()) for index in range(maps)]
+    of_weight = x.new_empty(batch, size[0], *weight.shape)
+    _run("wide_weight_gradient", _Shape(*x.shape, 0), batch * size[0], _padded(x), gradients, of_weight)
+    return torch.cat(of_x, dim=1), of_weight.sum((0, 1))

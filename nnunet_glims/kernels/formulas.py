@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +25,20 @@ def instance_norm(x: Tensor, gain: Tensor | None = None, shift: Tensor | None = 
 def norm_act(x: Tensor, gain: Tensor | None, shift: Tensor | None, slope: Tensor, eps: float = 1e-5) -> Tensor:
     """Instance norm with gain and shift (C) or without, then PReLU with one slope (1): (N, C, D, H, W) -> the same."""
     return F.prelu(instance_norm(x, gain, shift, eps), slope)
+
+
+def cells(x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], up: bool = False) -> Tensor:
+    """Convolution whose kernel is its stride (1³ or cells of the stride), or with `up` its transpose.
+
+    (N, C, D, H, W), weight (C', C, *stride) or with `up` (C, C', *stride), bias (C') -> (N, C', D/s, …) or (N, C', D·s, …).
+    """
+    convolution = F.conv_transpose3d if up else F.conv3d
+    return convolution(x, weight, bias, stride=tuple(stride))
+
+
+def wide(x: Tensor, weight: Tensor) -> Tensor:
+    """Zero-padded 7³ convolution to a single map: (N, C, D, H, W), weight (1, C, 7, 7, 7) -> (N, 1, D, H, W)."""
+    return F.conv3d(x, weight, padding=3)
 
 
 def branches(

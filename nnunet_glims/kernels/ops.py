@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -54,6 +54,18 @@ def norm_act(x: Tensor, slope: Tensor, gain: Tensor | None = None, shift: Tensor
     return _norm_act(x, gain, shift, slope, 1e-5)
 
 
+def cells(x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], up: bool = False) -> Tensor:
+    """See `formulas.cells`."""
+    if _accelerated(x.device.type, x.dtype) and cpu.cells_worthwhile(x, weight, stride, up):
+        return _cells(x, weight, bias, list(stride), up)
+    return formulas.cells(x, weight, bias, stride, up)
+
+
+def wide(x: Tensor, weight: Tensor) -> Tensor:
+    """See `formulas.wide`."""
+    return (_wide if _accelerated(x.device.type, x.dtype) else formulas.wide)(x, weight)
+
+
 @torch.library.custom_op("nnunet_glims::branches", mutates_args=())
 def _branches(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, eps: float
@@ -80,6 +92,28 @@ def _norm_act_backward(
     return cpu.norm_act_backward(x.contiguous(), gain, shift, slope, gradient.contiguous(), eps)
 
 
+@torch.library.custom_op("nnunet_glims::cells", mutates_args=())
+def _cells(x: Tensor, weight: Tensor, bias: Tensor, stride: list[int], up: bool) -> Tensor:
+    return cpu.cells(x.contiguous(), weight, bias, stride, up)
+
+
+@torch.library.custom_op("nnunet_glims::cells_backward", mutates_args=())
+def _cells_backward(
+    x: Tensor, weight: Tensor, gradient: Tensor, stride: list[int], up: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return cpu.cells_backward(x.contiguous(), weight, gradient.contiguous(), stride, up)
+
+
+@torch.library.custom_op("nnunet_glims::wide", mutates_args=())
+def _wide(x: Tensor, weight: Tensor) -> Tensor:
+    return cpu.wide(x.contiguous(), weight.contiguous())
+
+
+@torch.library.custom_op("nnunet_glims::wide_backward", mutates_args=())
+def _wide_backward(x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return cpu.wide_backward(x.contiguous(), weight, gradient.contiguous())
+
+
 @_branches.register_fake
 def _(x, weight, *_):
     batch, channels, *size = x.shape
@@ -89,6 +123,26 @@ def _(x, weight, *_):
 @_norm_act.register_fake
 def _(x, *_):
     return x.new_empty(x.shape)
+
+
+@_cells.register_fake
+def _(x, weight, bias, stride, up):
+    return formulas.cells(x, weight, bias, stride, up).contiguous()
+
+
+@_cells_backward.register_fake
+def _(x, weight, gradient, stride, up):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(gradient.shape[1])
+
+
+@_wide.register_fake
+def _(x, weight):
+    return x.new_empty(x.shape[0], 1, *x.shape[2:])
+
+
+@_wide_backward.register_fake
+def _(x, weight, gradient):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 @_branches_backward.register_fake
@@ -111,4 +165,19 @@ _branches.register_autograd(
 )
 _norm_act.register_autograd(
     lambda ctx, gradient: (*_norm_act_backward(*ctx.saved_tensors, gradient, ctx.eps), None), setup_context=_save
+)
+
+
+def _save_cells(ctx, inputs, output):
+    x, weight, _, ctx.stride, ctx.up = inputs
+    ctx.save_for_backward(x, weight)
+
+
+_cells.register_autograd(
+    lambda ctx, gradient: (*_cells_backward(*ctx.saved_tensors, gradient, ctx.stride, ctx.up), None, None),
+    setup_context=_save_cells,
+)
+_wide.register_autograd(
+    lambda ctx, gradient: _wide_backward(*ctx.saved_tensors, gradient),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
 )

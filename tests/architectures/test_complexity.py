@@ -17,7 +17,16 @@ def test_frozen_parameters_count():
     assert count_parameters(network) == 8
 
 
-def test_networks_need_what_was_counted_on_the_released_models():
-    # 57.0 GMAC for GLIMS at 96³ and 788.7 for LATUP-Net at 128³ with three channels, counted on the released models.
+def test_glims_needs_what_was_counted_on_the_released_model():
     assert count_gmac(GLIMS(4, 3, (96, 96, 96)), 4, (96, 96, 96)) == pytest.approx(57.0, abs=0.05)
-    assert count_gmac(LATUPNet(3, 4), 3, (128, 128, 128)) == pytest.approx(788.7, abs=0.1)
+
+
+def test_latupnet_needs_what_was_counted_on_the_released_model_less_what_upsampling_saves():
+    released = 788.7  # 10⁹ at 128³ with three channels
+    upsampling = sum(
+        8 * wide * narrow * size**3 for wide, narrow, size in ((64, 32, 128), (128, 64, 64), (128, 128, 32))
+    )
+    saved = (
+        (1 - (3 / 4) ** 3) * upsampling / 1e9
+    )  # of the taps of two neighbours an axis, three products are left of four
+    assert count_gmac(LATUPNet(3, 4), 3, (128, 128, 128)) == pytest.approx(released - saved, abs=0.1)

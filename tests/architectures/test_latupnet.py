@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from nnunet_glims.architectures import LATUPNet
+from nnunet_glims.architectures.latupnet import UpsampleConvolution
 from nnunet_glims.architectures.latupnet_attention import ATTENTION
 from nnunet_glims.errors import UsageError
 from tests import golden
@@ -117,6 +119,17 @@ def test_released_multimodal_attention_does_nothing_and_the_fixed_one_weighs_vox
     weights = (ATTENTION["multimodal_fixed"](32)(x) / x)[:, 0]
     assert weights.std() > 1e-3
     assert weights.flatten(1).mean(1).tolist() == pytest.approx([1, 1], rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [(2, 2, 2), (1, 2, 2), (3, 1, 2), (1, 1, 1)], ids=str)
+def test_upsampling_on_the_coarse_grid_is_the_same_convolution(scale):
+    x = torch.randn(2, 5, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    module = UpsampleConvolution(5, 4, scale).double()
+    fine = F.pad(F.interpolate(x, scale_factor=[float(step) for step in scale]), (0, 1) * 3)
+    outputs = module(x), F.conv3d(fine, module.weight, module.bias)
+    torch.testing.assert_close(*outputs)
+    given = (x, module.weight, module.bias)
+    torch.testing.assert_close(*(torch.autograd.grad(output.square().sum(), given) for output in outputs))
 
 
 def test_the_l2_penalty_falls_on_the_kernels_the_paper_names():

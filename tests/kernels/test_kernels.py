@@ -63,6 +63,48 @@ def test_norm_act_computes_the_formula_and_its_gradients(shape):
     expect_formula(ops.norm_act, lambda x, slope: formulas.norm_act(x, None, None, slope), (torch.randn(shape), slope))
 
 
+@pytest.fixture
+def any_size(monkeypatch):
+    monkeypatch.setattr(cpu, "WORTHWHILE_VOXELS", 1)
+
+
+def cells_inputs(shape, out, stride, up):
+    weight = (shape[1], out) if up else (out, shape[1])
+    return torch.randn(shape), torch.randn(*weight, *stride), torch.randn(out)
+
+
+@needs_compiler
+@pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "out"), [((2, 5, 6, 12, 18), 7), ((1, 24, 12, 24, 36), 13), ((1, 1, 2, 2, 3), 1)], ids=str
+)
+def test_cells_compute_the_formula_and_its_gradients(shape, out, stride, up, any_size):
+    torch.manual_seed(0)
+    expect_formula(
+        lambda *inputs: ops.cells(*inputs, stride, up),
+        lambda *inputs: formulas.cells(*inputs, stride, up),
+        cells_inputs(shape, out, stride, up),
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize(("voxels", "kernels"), [((32, 16, 16), True), ((8, 16, 16), False), ((33, 16, 16), False)])
+def test_products_that_torch_does_best_are_left_to_it(voxels, kernels):
+    stride = (1, 1, 1) if voxels[0] < 33 else (2, 2, 2)
+    x, weight, bias = cells_inputs((1, 2, *voxels), 3, stride, False)
+    with torch.profiler.profile() as profile:
+        ops.cells(x, weight, bias, stride)
+    assert kernels == any(event.name == "nnunet_glims::cells" for event in profile.events())
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(1, 2, 9, 10, 11), (2, 2, 3, 5, 70), (1, 3, 12, 5, 16), (1, 1, 1, 1, 1)], ids=str)
+def test_wide_convolutions_compute_the_formula_and_its_gradients(shape):
+    torch.manual_seed(0)
+    expect_formula(ops.wide, formulas.wide, (torch.randn(shape), torch.randn(1, shape[1], 7, 7, 7)))
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     "layout",
@@ -73,13 +115,19 @@ def test_norm_act_computes_the_formula_and_its_gradients(shape):
     ],
     ids=["channels-last", "transposed", "sliced"],
 )
-def test_inputs_may_lie_in_memory_in_any_way(layout):
+def test_inputs_may_lie_in_memory_in_any_way(layout, any_size):
     x = layout(torch.randn(2, 4, 9, 10, 11))
     assert not x.is_contiguous()
     parameters = branch_parameters(4)
     torch.testing.assert_close(ops.branches(x, *parameters), formulas.branches(x, *parameters), rtol=1e-4, atol=1e-5)
     slope = torch.rand(1)
     torch.testing.assert_close(ops.norm_act(x, slope), formulas.norm_act(x, None, None, slope), rtol=1e-4, atol=1e-5)
+    _, weight, bias = cells_inputs(x.shape, 3, (1, 1, 1), False)
+    weight = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    expected = formulas.cells(x, weight, bias, (1, 1, 1))
+    torch.testing.assert_close(ops.cells(x, weight, bias, (1, 1, 1)), expected, rtol=1e-4, atol=1e-5)
+    kernel = torch.randn(1, 4, 7, 7, 7)
+    torch.testing.assert_close(ops.wide(x, kernel), formulas.wide(x, kernel), rtol=1e-4, atol=1e-4)
 
 
 @needs_compiler
@@ -103,10 +151,17 @@ def test_non_finite_values_are_passed_on():
 def test_the_result_does_not_depend_on_the_number_of_threads(threads):
     torch.manual_seed(0)
     x, parameters = torch.randn(2, 6, 9, 10, 11), branch_parameters(6)
-    before, expected = torch.get_num_threads(), ops.branches(x, *parameters)
+    fine = torch.randn(1, 6, 32, 32, 40)
+    weight, bias = torch.randn(5, 6, 1, 1, 1, requires_grad=True), torch.randn(5)
+
+    def results():
+        y = ops.cells(fine, weight, bias, (1, 1, 1))
+        return ops.branches(x, *parameters), y, torch.autograd.grad(y.square().sum(), weight)[0]
+
+    before, expected = torch.get_num_threads(), results()
     torch.set_num_threads(threads)
     try:
-        assert torch.equal(ops.branches(x, *parameters), expected)
+        assert all(map(torch.equal, results(), expected))
     finally:
         torch.set_num_threads(before)
 
@@ -116,6 +171,10 @@ def test_torch_accepts_the_operators():
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(ops._branches, (x, *branch_parameters(2), 1e-5), test_utils=tests)
     torch.library.opcheck(ops._norm_act, (x, torch.ones(2), torch.zeros(2), slope, 1e-5), test_utils=tests)
+    for up in (False, True):
+        inputs = cells_inputs((1, 2, 4, 6, 8), 3, (2, 2, 1), up)
+        torch.library.opcheck(ops._cells, (*inputs, [2, 2, 1], up), test_utils=tests)
+    torch.library.opcheck(ops._wide, (x, torch.randn(1, 2, 7, 7, 7)), test_utils=tests)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
