@@ -104,6 +104,8 @@ def window_layout(size: Triple, shifted: bool, released: bool) -> WindowLayout:
 class WindowAttention(nn.Module):
     """Multi-head attention inside windows with a learned bias for each offset between two voxels."""
 
+    _kept: tuple[Tensor, Tensor, Tensor | None, Tensor] | None = None
+
     def __init__(self, dim: int, heads: int):
         super().__init__()
         if dim % heads:
@@ -133,10 +135,23 @@ class WindowAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(batch, count, voxels, dim))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias_index: Tensor, mask: Tensor | None) -> Tensor:
-        bias = self.bias_table[bias_index].permute(2, 0, 1).to(q.dtype)[None]
+        bias = self._bias(bias_index, mask).to(q.dtype)
+        repeats = 1 if mask is None else q.shape[0] // len(mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.repeat(repeats, 1, 1, 1) if repeats > 1 else bias)
+
+    def _bias(self, bias_index: Tensor, mask: Tensor | None) -> Tensor:
+        """(1 or windows, heads, n, n), what is added to the scores. In prediction the last one is kept: patches are alike."""
+        table = self.bias_table
+        keep = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or table.device.type == "meta")
+        if keep and self._kept is not None:
+            of_table, index, given, bias = self._kept
+            if index is bias_index and given is mask and torch.equal(of_table, table):
+                return bias
+        bias = table.t().contiguous()[:, bias_index][None]
         if mask is not None:
-            bias = (bias + mask[:, None].to(q.dtype)).repeat(q.shape[0] // len(mask), 1, 1, 1)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            bias = bias + mask[:, None].to(bias.dtype)
+        self._kept = (table.detach().clone(), bias_index, mask, bias) if keep else None
+        return bias
 
 
 class Mlp(nn.Module):

@@ -165,3 +165,17 @@ def test_bias_rows_come_from_the_real_offsets_of_a_clipped_window():
         offset = [a - b for a, b in zip(voxels[i], voxels[j], strict=True)]
         row = (offset[0] + 6) * 169 + (offset[1] + 6) * 13 + offset[2] + 6
         assert layout.bias_index[i, j] == row
+
+
+@torch.no_grad()
+def test_what_attention_keeps_between_patches_follows_weights_and_sizes():
+    network = GLIMS(1, 2, (32, 32, 32), feature_size=6, num_heads=(3,) * 5, deep_supervision=False).eval()
+    patches = torch.randn(1, 1, 32, 32, 32), torch.randn(2, 1, 32, 48, 32)
+    first = [network(x) for x in patches]
+    assert all(map(torch.equal, first, [network(x) for x in patches]))
+    for parameter in network.parameters():
+        parameter.data.mul_(1.1)
+    fresh = GLIMS(1, 2, (32, 32, 32), feature_size=6, num_heads=(3,) * 5, deep_supervision=False).eval()
+    fresh.load_state_dict(network.state_dict())
+    for x, before in zip(patches, first, strict=True):
+        assert torch.equal(network(x), fresh(x)) and not torch.equal(network(x), before)
