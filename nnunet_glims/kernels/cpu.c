@@ -11,10 +11,9 @@
 #include <string.h>
 
 #define LANES 16
-#define HALO 3 /* the largest dilation */
+#define HALO 3 /* the largest dilation, and half of the widest kernel */
 #define DILATIONS 3
 #define TAPS 27
-
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -24,25 +23,33 @@ typedef struct {
     float eps;
 } Shape;
 
+/* A volume with zeros around it. Rows begin LANES values after a multiple of LANES. */
 typedef struct {
     int64_t d, h, w, rounded, row, plane, total;
 } Padded;
 
 static Padded padded_shape(const Shape *s) {
     Padded p = {s->d, s->h, s->w, (s->w + LANES - 1) / LANES * LANES, 0, 0, 0};
-    p.row = p.rounded + 2 * HALO;
+    p.row = p.rounded + 2 * LANES;
     p.plane = p.row * (s->h + 2 * HALO);
-    p.total = p.plane * (s->d + 2 * HALO) + LANES;
+    p.total = p.plane * (s->d + 2 * HALO);
     return p;
 }
 
 static inline float *row_at(float *volume, const Padded *p, int64_t z, int64_t y) {
-    return volume + (z + HALO) * p->plane + (y + HALO) * p->row + HALO;
+    return volume + (z + HALO) * p->plane + (y + HALO) * p->row + LANES;
 }
 
 static void pad(const float *x, float *volume, const Padded *p) {
     for (int64_t z = 0; z < p->d; z++)
         for (int64_t y = 0; y < p->h; y++, x += p->w) memcpy(row_at(volume, p, z, y), x, p->w * sizeof(float));
+}
+
+/* Zeros, at the start of a line of the cache; NULL where memory ran out. */
+static float *zeros(int64_t count) {
+    const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
+    float *memory = aligned_alloc(64, bytes);
+    return memory ? memset(memory, 0, bytes) : NULL;
 }
 
 static inline float sum_lanes(lanes v) {
@@ -51,42 +58,123 @@ static inline float sum_lanes(lanes v) {
     return total;
 }
 
-/* out[0..rounded) = start + 3x3x3 cross-correlation around `centre`; start is a row or, where NULL, the constant bias. */
-static void convolve_row(
-    const float *centre, const Padded *p, int64_t k, const float *weight, float bias, const float *start, float *out) {
-    const float *rows[9];
-    for (int i = 0; i < 9; i++) rows[i] = centre + (i / 3 - 1) * k * p->plane + (i % 3 - 1) * k * p->row;
+/* The values k before and k behind those at `at`. */
+typedef struct {
+    lanes before, here, after;
+} Three;
+
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define SHIFTED(a, b, k) \
+    __builtin_shufflevector(a, b, k, k + 1, k + 2, k + 3, k + 4, k + 5, k + 6, k + 7, k + 8, k + 9, k + 10, k + 11, k + 12, \
+                            k + 13, k + 14, k + 15)
+#endif
+#endif
+
+INLINE Three three(const int k, const float *at) {
+#ifdef SHIFTED /* two shuffles cost less than loads that straddle two lines of the cache */
+    const lanes left = *(const lanes *)(at - LANES), here = *(const lanes *)at, right = *(const lanes *)(at + LANES);
+    switch (k) {
+    case 1: return (Three){SHIFTED(left, here, 15), here, SHIFTED(here, right, 1)};
+    case 2: return (Three){SHIFTED(left, here, 14), here, SHIFTED(here, right, 2)};
+    default: return (Three){SHIFTED(left, here, 13), here, SHIFTED(here, right, 3)};
+    }
+#else
+    return (Three){*(const lanes *)(at - k), *(const lanes *)at, *(const lanes *)(at + k)};
+#endif
+}
+
+/* Rows that are convolved together, k apart, because they read the same rows. */
+#ifdef __AVX512F__
+#define TOGETHER 4
+#else
+#define TOGETHER 2
+#endif
+
+/* lines (rows, rounded) = bias + 3x3x3 cross-correlation around `centre` and the rows k, 2k, ... below it. */
+INLINE void convolve(
+    const int rows, const int k, const float *centre, const Padded *p, const float *weight, float bias, float *lines) {
     for (int64_t x = 0; x < p->rounded; x += LANES) {
-        lanes sum = start ? *(const lanes *)(start + x) : (lanes){0} + bias;
-        for (int i = 0; i < 9; i++) {
-            sum += *(const lanes *)(rows[i] + x - k) * weight[3 * i];
-            sum += *(const lanes *)(rows[i] + x) * weight[3 * i + 1];
-            sum += *(const lanes *)(rows[i] + x + k) * weight[3 * i + 2];
-        }
-        *(lanes *)(out + x) = sum;
+        lanes sums[TOGETHER];
+        for (int r = 0; r < rows; r++) sums[r] = (lanes){0} + bias;
+#pragma GCC unroll 3
+        for (int z = 0; z < 3; z++)
+#pragma GCC unroll 6
+            for (int y = 0; y < rows + 2; y++) {
+                const Three t = three(k, centre + (z - 1) * k * p->plane + (y - 1) * k * p->row + x);
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++) {
+                    if (y < r || y > r + 2) continue;
+                    const float *w = weight + 9 * z + 3 * (y - r);
+                    sums[r] += t.before * w[0];
+                    sums[r] += t.here * w[1];
+                    sums[r] += t.after * w[2];
+                }
+            }
+        for (int r = 0; r < rows; r++) *(lanes *)(lines + r * p->rounded + x) = sums[r];
     }
 }
 
-/* Mean and sum of squared deviations, a row at a time (Chan's formula), so that no large sums cancel. */
+/* Convolves row r of plane z and, where they exist, those k apart below it; how many. */
+static int convolve_rows(
+    float *volume, const Padded *p, int64_t z, int64_t r, int64_t k, const float *weight, float bias, float *lines) {
+    const float *centre = row_at(volume, p, z, r);
+    if (r + (TOGETHER - 1) * k < p->h) {
+        if (k == 1) convolve(TOGETHER, 1, centre, p, weight, bias, lines);
+        else if (k == 2) convolve(TOGETHER, 2, centre, p, weight, bias, lines);
+        else convolve(TOGETHER, 3, centre, p, weight, bias, lines);
+        return TOGETHER;
+    }
+    if (k == 1) convolve(1, 1, centre, p, weight, bias, lines);
+    else if (k == 2) convolve(1, 2, centre, p, weight, bias, lines);
+    else convolve(1, 3, centre, p, weight, bias, lines);
+    return 1;
+}
+
+/* The row to go on with after `done` from r on: first all that are k apart, then those between. p->h ends. */
+static int64_t following_row(const Padded *p, int64_t r, int64_t k, int64_t done) {
+    const int64_t below = r + done * k, between = r % k + 1;
+    return below < p->h ? below : between < k && between < p->h ? between : p->h;
+}
+
+/* Mean and sum of squared deviations. Values are summed as differences from one of them, and parts are put together by
+ * Chan's formula, so that no large sums cancel. */
 typedef struct {
     double count, mean, m2;
 } Moments;
 
-static void add_row(Moments *m, const float *row, int64_t w) {
-    lanes sums = {0}, squares = {0};
-    int64_t x = 0;
-    float sum = 0, square = 0;
-    for (; x + LANES <= w; x += LANES) sums += *(const lanes *)(row + x);
-    for (int64_t i = x; i < w; i++) sum += row[i];
-    float mean = (sum + sum_lanes(sums)) / w;
-    for (int64_t i = 0; i + LANES <= w; i += LANES) {
-        lanes difference = *(const lanes *)(row + i) - mean;
-        squares += difference * difference;
+typedef struct {
+    lanes sums, squares;
+    float sum, square, about;
+    int64_t count;
+} Part;
+
+static inline void add_row(Part *p, const float *row, int64_t w) {
+    if (!p->count) {
+        lanes total = {0};
+        int64_t x = 0;
+        for (; x + LANES <= w; x += LANES) total += *(const lanes *)(row + x);
+        p->about = x ? sum_lanes(total) / x : row[0];
     }
-    for (int64_t i = x; i < w; i++) square += (row[i] - mean) * (row[i] - mean);
-    double delta = mean - m->mean, total = m->count + w;
-    m->mean += delta * w / total;
-    m->m2 += square + sum_lanes(squares) + delta * delta * m->count * w / total;
+    int64_t x = 0;
+    for (; x + LANES <= w; x += LANES) {
+        const lanes difference = *(const lanes *)(row + x) - p->about;
+        p->sums += difference;
+        p->squares += difference * difference;
+    }
+    for (; x < w; x++) {
+        const float difference = row[x] - p->about;
+        p->sum += difference;
+        p->square += difference * difference;
+    }
+    p->count += w;
+}
+
+static void add_part(Moments *m, const Part *p) {
+    const double count = p->count, sum = p->sum + sum_lanes(p->sums), square = p->square + sum_lanes(p->squares);
+    const double delta = p->about + sum / count - m->mean, total = m->count + count;
+    m->mean += delta * count / total;
+    m->m2 += square - sum * sum / count + delta * delta * m->count * count / total;
     m->count = total;
 }
 
@@ -140,12 +228,30 @@ static void input_gradient(const Norm *f, const Sums *s, double voxels, const fl
     }
 }
 
+/* raw = depthwise convolution of a padded channel with dilation k; its moments. */
+static Moments branch(
+    const Shape *s, float *volume, const Padded *p, int64_t k, const float *weight, float bias, float *lines, float *raw) {
+    Moments m = {0, 0, 0};
+    for (int64_t z = 0; z < s->d; z++) {
+        Part part = {0};
+        for (int64_t r = 0, rows; r < s->h; r = following_row(p, r, k, rows)) {
+            rows = convolve_rows(volume, p, z, r, k, weight, bias, lines);
+            for (int64_t i = 0; i < rows; i++) {
+                add_row(&part, lines + i * p->rounded, s->w);
+                memcpy(raw + (z * s->h + r + i * k) * s->w, lines + i * p->rounded, s->w * sizeof(float));
+            }
+        }
+        add_part(&m, &part);
+    }
+    return m;
+}
+
 /* weight: (3, C, 27), bias, gain, shift: (3, C), slope: (3). y: (N, 3C, D, H, W). */
 int branches_forward(const Shape *s, const float *x, const float *weight, const float *bias, const float *gain,
                      const float *shift, const float *slope, float *y, int64_t *next) {
     const Padded p = padded_shape(s);
     const int64_t voxels = s->d * s->h * s->w;
-    float *volume = calloc(p.total + p.rounded, sizeof(float)), *line = volume + p.total;
+    float *volume = zeros(p.total + TOGETHER * p.rounded), *lines = volume + p.total;
     if (!volume) return 1;
     for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->c;) {
         const int64_t n = task / s->c, c = task % s->c;
@@ -153,13 +259,7 @@ int branches_forward(const Shape *s, const float *x, const float *weight, const 
         for (int64_t k = 0; k < DILATIONS; k++) {
             const int64_t channel = k * s->c + c;
             float *out = y + (n * DILATIONS * s->c + channel) * voxels;
-            Moments m = {0, 0, 0};
-            for (int64_t z = 0; z < s->d; z++)
-                for (int64_t r = 0; r < s->h; r++) {
-                    convolve_row(row_at(volume, &p, z, r), &p, k + 1, weight + channel * TAPS, bias[channel], NULL, line);
-                    add_row(&m, line, s->w);
-                    memcpy(out + (z * s->h + r) * s->w, line, s->w * sizeof(float));
-                }
+            const Moments m = branch(s, volume, &p, k + 1, weight + channel * TAPS, bias[channel], lines, out);
             const Norm f = make_norm(&m, s->eps, gain[channel], shift[channel], slope[k]);
             apply(&f, out, out, voxels);
         }
@@ -169,74 +269,66 @@ int branches_forward(const Shape *s, const float *x, const float *weight, const 
 }
 
 /* sums[tap] += gradient * x shifted by the tap, over one plane. */
-static void add_weight_gradient(double *sums, float *volume, float *gradient, const Padded *p, int64_t k, int64_t z) {
+INLINE void add_weight_gradient(const int k, double *sums, float *volume, float *gradient, const Padded *p, int64_t z) {
     lanes total[TAPS] = {{0}};
     for (int64_t r = 0; r < p->h; r++) {
-        const float *g = row_at(gradient, p, z, r), *centre = row_at(volume, p, z, r), *rows[9];
-        for (int i = 0; i < 9; i++) rows[i] = centre + (i / 3 - 1) * k * p->plane + (i % 3 - 1) * k * p->row;
+        const float *g = row_at(gradient, p, z, r), *centre = row_at(volume, p, z, r);
         for (int64_t x = 0; x < p->rounded; x += LANES) {
             const lanes here = *(const lanes *)(g + x);
+#pragma GCC unroll 9
             for (int i = 0; i < 9; i++) {
-                total[3 * i] += here * *(const lanes *)(rows[i] + x - k);
-                total[3 * i + 1] += here * *(const lanes *)(rows[i] + x);
-                total[3 * i + 2] += here * *(const lanes *)(rows[i] + x + k);
+                const Three t = three(k, centre + (i / 3 - 1) * k * p->plane + (i % 3 - 1) * k * p->row + x);
+                total[3 * i] += here * t.before;
+                total[3 * i + 1] += here * t.here;
+                total[3 * i + 2] += here * t.after;
             }
         }
     }
     for (int i = 0; i < TAPS; i++) sums[i] += sum_lanes(total[i]);
 }
 
-/* Gradients of branches_forward. gy: (N, 3C, D, H, W). gx like x; gweight (N, 3, C, 27); gbias, ggain, gshift, gslope
- * (N, 3, C): the caller sums over N, and the slope's over C. */
+/* Gradients of branches_forward. gy: (N, 3C, D, H, W). gx like x; gweight (N, 3, C, 27); ggain, gshift, gslope (N, 3, C): the
+ * caller sums over N, and the slope's over C. The norm takes a constant away again, so the bias has no gradient. */
 int branches_backward(const Shape *s, const float *x, const float *weight, const float *bias, const float *gain,
-                      const float *shift, const float *slope, const float *gy, float *gx, float *gweight, float *gbias,
-                      float *ggain, float *gshift, float *gslope, int64_t *next) {
+                      const float *shift, const float *slope, const float *gy, float *gx, float *gweight, float *ggain,
+                      float *gshift, float *gslope, int64_t *next) {
     const Padded p = padded_shape(s);
-    const int64_t voxels = s->d * s->h * s->w;
-    float *volume = calloc(2 * p.total + 2 * p.rounded, sizeof(float)), *gradient = volume + p.total;
-    float *line = gradient + p.total, *start = line + p.rounded;
+    const int64_t voxels = s->d * s->h * s->w, area = s->h * s->w;
+    float *volume = zeros(2 * p.total + TOGETHER * p.rounded + voxels), *gradient = volume + p.total;
+    float *lines = gradient + p.total, *raw = lines + TOGETHER * p.rounded;
     if (!volume) return 1;
     for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->c;) {
         const int64_t n = task / s->c, c = task % s->c;
         float *to = gx + task * voxels;
         pad(x + task * voxels, volume, &p);
-        for (int64_t k = 0; k < DILATIONS; k++) {
-            const int64_t channel = k * s->c + c, place = n * DILATIONS * s->c + channel;
+        for (int64_t k = 1; k <= DILATIONS; k++) {
+            const int64_t channel = (k - 1) * s->c + c, place = n * DILATIONS * s->c + channel;
             const float *w = weight + channel * TAPS, *g = gy + place * voxels;
-            Moments m = {0, 0, 0};
-            for (int64_t z = 0; z < s->d; z++)
-                for (int64_t r = 0; r < s->h; r++) {
-                    convolve_row(row_at(volume, &p, z, r), &p, k + 1, w, bias[channel], NULL, line);
-                    add_row(&m, line, s->w);
-                    memcpy(row_at(gradient, &p, z, r), line, s->w * sizeof(float));
-                }
-            const Norm f = make_norm(&m, s->eps, gain[channel], shift[channel], slope[k]);
+            const Moments m = branch(s, volume, &p, k, w, bias[channel], lines, raw);
+            const Norm f = make_norm(&m, s->eps, gain[channel], shift[channel], slope[k - 1]);
             Sums sums = {0, 0, 0};
-            for (int64_t z = 0; z < s->d; z++)
-                for (int64_t r = 0; r < s->h; r++)
-                    add_gradient(&sums, &f, row_at(gradient, &p, z, r), g + (z * s->h + r) * s->w, s->w);
+            for (int64_t z = 0; z < s->d; z++) add_gradient(&sums, &f, raw + z * area, g + z * area, area);
             ggain[place] = sums.projected;
             gshift[place] = sums.gradient;
             gslope[place] = sums.slope;
-            double of_bias = 0, of_weight[TAPS] = {0};
-            for (int64_t z = 0; z < s->d; z++)
-                for (int64_t r = 0; r < s->h; r++) {
-                    float *row = row_at(gradient, &p, z, r);
-                    input_gradient(&f, &sums, voxels, row, g + (z * s->h + r) * s->w, row, s->w);
-                    float row_sum = 0;
-                    for (int64_t i = 0; i < s->w; i++) row_sum += row[i];
-                    of_bias += row_sum;
-                }
-            gbias[place] = of_bias;
+            for (int64_t r = 0; r < s->d * s->h; r++)
+                input_gradient(&f, &sums, voxels, raw + r * s->w, g + r * s->w, row_at(gradient, &p, r / s->h, r % s->h), s->w);
+            double of_weight[TAPS] = {0};
             float flipped[TAPS];
             for (int i = 0; i < TAPS; i++) flipped[i] = w[TAPS - 1 - i];
             for (int64_t z = 0; z < s->d; z++) {
-                add_weight_gradient(of_weight, volume, gradient, &p, k + 1, z);
-                for (int64_t r = 0; r < s->h; r++) {
-                    float *row = to + (z * s->h + r) * s->w;
-                    if (k) memcpy(start, row, s->w * sizeof(float));
-                    convolve_row(row_at(gradient, &p, z, r), &p, k + 1, flipped, 0, k ? start : NULL, line);
-                    memcpy(row, line, s->w * sizeof(float));
+                if (k == 1) add_weight_gradient(1, of_weight, volume, gradient, &p, z);
+                else if (k == 2) add_weight_gradient(2, of_weight, volume, gradient, &p, z);
+                else add_weight_gradient(3, of_weight, volume, gradient, &p, z);
+                for (int64_t r = 0, rows; r < s->h; r = following_row(&p, r, k, rows)) {
+                    rows = convolve_rows(gradient, &p, z, r, k, flipped, 0, lines);
+                    for (int64_t i = 0; i < rows; i++) {
+                        float *row = to + (z * s->h + r + i * k) * s->w;
+                        const float *line = lines + i * p.rounded;
+                        if (k == 1) memcpy(row, line, s->w * sizeof(float));
+                        else
+                            for (int64_t j = 0; j < s->w; j++) row[j] += line[j];
+                    }
                 }
             }
             for (int i = 0; i < TAPS; i++) gweight[place * TAPS + i] = of_weight[i];
@@ -246,14 +338,24 @@ int branches_backward(const Shape *s, const float *x, const float *weight, const
     return 0;
 }
 
+/* Moments of a channel, a plane at a time. */
+static Moments moments(const float *x, int64_t planes, int64_t area) {
+    Moments m = {0, 0, 0};
+    for (int64_t z = 0; z < planes; z++) {
+        Part part = {0};
+        add_row(&part, x + z * area, area);
+        add_part(&m, &part);
+    }
+    return m;
+}
+
 /* Instance norm and PReLU of (N, C, voxels); gain and shift (C), slope (1). */
 int norm_act_forward(const Shape *s, const float *x, const float *gain, const float *shift, const float *slope, float *y,
                      int64_t *next) {
     const int64_t voxels = s->d * s->h * s->w, row = s->h * s->w;
     for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->c;) {
         const float *from = x + task * voxels;
-        Moments m = {0, 0, 0};
-        for (int64_t z = 0; z < s->d; z++) add_row(&m, from + z * row, row);
+        const Moments m = moments(from, s->d, row);
         const Norm f = make_norm(&m, s->eps, gain[task % s->c], shift[task % s->c], slope[0]);
         apply(&f, from, y + task * voxels, voxels);
     }
@@ -266,8 +368,7 @@ int norm_act_backward(const Shape *s, const float *x, const float *gain, const f
     const int64_t voxels = s->d * s->h * s->w, row = s->h * s->w;
     for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->c;) {
         const float *from = x + task * voxels, *g = gy + task * voxels;
-        Moments m = {0, 0, 0};
-        for (int64_t z = 0; z < s->d; z++) add_row(&m, from + z * row, row);
+        const Moments m = moments(from, s->d, row);
         const Norm f = make_norm(&m, s->eps, gain[task % s->c], shift[task % s->c], slope[0]);
         Sums sums = {0, 0, 0};
         for (int64_t z = 0; z < s->d; z++) add_gradient(&sums, &f, from + z * row, g + z * row, row);
@@ -406,17 +507,17 @@ static void outer(const float *g, const float *x, int64_t out, int64_t in, int64
     }
 }
 
-/* The chunks of one part of a case's voxels; the last of a case is shorter. */
+/* Voxels first to last-1 of a case, in chunks of `length`. */
 typedef struct {
     int64_t first, last, length;
-} Part;
+} Range;
 
-static Part part(const Cells *s, int64_t index, int64_t rows) {
+static Range range(const Cells *s, int64_t index, int64_t rows) {
     const int64_t voxels = s->d * s->h * s->w, blocks = (voxels + BLOCK - 1) / BLOCK;
     int64_t length = CACHE / sizeof(float) / rows / BLOCK * BLOCK;
     length = length > CHUNK ? CHUNK : length < CHUNK / 4 ? CHUNK / 4 : length;
     const int64_t last = (index + 1) * blocks / s->parts * BLOCK;
-    return (Part){index * blocks / s->parts * BLOCK, last < voxels ? last : voxels, length};
+    return (Range){index * blocks / s->parts * BLOCK, last < voxels ? last : voxels, length};
 }
 
 /* weight: (rows of y, rows of x), bias: (rows of y). */
@@ -427,7 +528,7 @@ int cells_forward(const Cells *s, const float *x, const float *weight, const flo
     if (!chunk) return 1;
     for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->parts;) {
         const int64_t n = task / s->parts;
-        const Part p = part(s, task % s->parts, from.rows + to.rows);
+        const Range p = range(s, task % s->parts, from.rows + to.rows);
         for (int64_t v = p.first; v < p.last; v += p.length) {
             const int64_t count = p.last - v < p.length ? p.last - v : p.length;
             gather(s, &from, x + n * from.rows * voxels, v, count, chunk);
@@ -451,7 +552,7 @@ int cells_backward(const Cells *s, const float *x, const float *transposed, cons
     for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < s->n * s->parts;) {
         const int64_t n = task / s->parts;
         double *of_weight = gweight + task * to.rows * from.rows, *of_bias = gbias + task * to.rows;
-        const Part p = part(s, task % s->parts, 2 * from.rows + to.rows);
+        const Range p = range(s, task % s->parts, 2 * from.rows + to.rows);
         for (int64_t v = p.first; v < p.last; v += p.length) {
             const int64_t count = p.last - v < p.length ? p.last - v : p.length;
             gather(s, &from, x + n * from.rows * voxels, v, count, chunk);

@@ -148,10 +148,10 @@ def branches_backward(x, weight, bias, gain, shift, slope, gradient, eps: float)
     """Gradients of x, weight, bias, gain, shift, slope."""
     batch, channels = x.shape[:2]
     of_x, of_weight = torch.empty_like(x), x.new_empty(batch, *weight.shape)
-    others = [x.new_empty(batch, 3, channels) for _ in range(4)]
+    others = [x.new_empty(batch, 3, channels) for _ in range(3)]
     _run_by_channel("branches_backward", eps, x, weight, bias, gain, shift, slope, gradient, of_x, of_weight, *others)
-    of_bias, of_gain, of_shift, of_slope = (other.sum(0) for other in others)
-    return of_x, of_weight.sum(0), of_bias, of_gain, of_shift, of_slope.sum(1)
+    of_gain, of_shift, of_slope = (other.sum(0) for other in others)
+    return of_x, of_weight.sum(0), torch.zeros_like(bias), of_gain, of_shift, of_slope.sum(1)
 
 
 def norm_act(x, gain, shift, slope, eps: float) -> Tensor:
