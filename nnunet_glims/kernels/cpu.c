@@ -52,17 +52,6 @@ static float *zeros(int64_t count) {
     return memory ? memset(memory, 0, bytes) : NULL;
 }
 
-static inline float sum_lanes(lanes v) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
-}
-
-/* The values k before and k behind those at `at`. */
-typedef struct {
-    lanes before, here, after;
-} Three;
-
 #ifdef __has_builtin
 #if __has_builtin(__builtin_shufflevector)
 #define SHIFTED(a, b, k) \
@@ -70,6 +59,24 @@ typedef struct {
                             k + 13, k + 14, k + 15)
 #endif
 #endif
+
+static inline float sum_lanes(lanes v) {
+#ifdef SHIFTED
+    v += SHIFTED(v, v, 8);
+    v += SHIFTED(v, v, 4);
+    v += SHIFTED(v, v, 2);
+    return v[0] + v[1];
+#else
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+#endif
+}
+
+/* The values k before and k behind those at `at`. */
+typedef struct {
+    lanes before, here, after;
+} Three;
 
 INLINE Three three(const int k, const float *at) {
 #ifdef SHIFTED /* two shuffles cost less than loads that straddle two lines of the cache */
@@ -144,37 +151,44 @@ typedef struct {
 } Moments;
 
 typedef struct {
-    lanes sums, squares;
-    float sum, square, about;
+    double sum, square;
+    float about;
     int64_t count;
 } Part;
+
+#define RUN 512 /* values that are summed in single precision */
 
 static inline void add_row(Part *p, const float *row, int64_t w) {
     if (!p->count) {
         lanes total = {0};
         int64_t x = 0;
-        for (; x + LANES <= w; x += LANES) total += *(const lanes *)(row + x);
+        for (; x + LANES <= w && x < RUN; x += LANES) total += *(const lanes *)(row + x);
         p->about = x ? sum_lanes(total) / x : row[0];
     }
-    int64_t x = 0;
-    for (; x + LANES <= w; x += LANES) {
-        const lanes difference = *(const lanes *)(row + x) - p->about;
-        p->sums += difference;
-        p->squares += difference * difference;
-    }
-    for (; x < w; x++) {
-        const float difference = row[x] - p->about;
-        p->sum += difference;
-        p->square += difference * difference;
+    for (int64_t first = 0; first < w; first += RUN) {
+        const int64_t last = first + RUN < w ? first + RUN : w;
+        lanes sums = {0}, squares = {0};
+        int64_t x = first;
+        for (; x + LANES <= last; x += LANES) {
+            const lanes difference = *(const lanes *)(row + x) - p->about;
+            sums += difference;
+            squares += difference * difference;
+        }
+        p->sum += sum_lanes(sums);
+        p->square += sum_lanes(squares);
+        for (; x < last; x++) {
+            const float difference = row[x] - p->about;
+            p->sum += difference;
+            p->square += difference * difference;
+        }
     }
     p->count += w;
 }
 
 static void add_part(Moments *m, const Part *p) {
-    const double count = p->count, sum = p->sum + sum_lanes(p->sums), square = p->square + sum_lanes(p->squares);
-    const double delta = p->about + sum / count - m->mean, total = m->count + count;
+    const double count = p->count, delta = p->about + p->sum / count - m->mean, total = m->count + count;
     m->mean += delta * count / total;
-    m->m2 += square - sum * sum / count + delta * delta * m->count * count / total;
+    m->m2 += p->square - p->sum * p->sum / count + delta * delta * m->count * count / total;
     m->count = total;
 }
 
