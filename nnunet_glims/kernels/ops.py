@@ -38,47 +38,51 @@ def _setting() -> str:
 
 
 @torch.compiler.assume_constant_result
-def _accelerated(device: str, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for such tensors here."""
+def _kernels_for(device: str, dtype: torch.dtype) -> str | None:
+    """The language of the kernels for such tensors, or None where the formulas are to do."""
     setting = _setting()
     if device == "meta":
         device = _meta_stands_for
     elif setting == "triton":
         gpu.demand(device)
-    if setting == "eager":
-        return False
     if device == "cuda" or (setting == "triton" and device != "meta"):
-        return gpu.usable(dtype)
-    return device == "cpu" and dtype == torch.float32 and cpu.library() is not None
+        return "triton" if setting != "eager" and gpu.usable(dtype) else None
+    return "c" if setting == "auto" and device == "cpu" and dtype == torch.float32 and cpu.library() else None
 
 
-def _kernels(x: Tensor) -> ModuleType:
-    """The module with the kernels for this tensor."""
+def _module(x: Tensor) -> ModuleType:
+    """The kernels for a tensor, when operators run."""
     return gpu if x.is_cuda or _setting() == "triton" else cpu
 
 
 def _in_autocast_precision(x: Tensor) -> Tensor:
-    """As autocast has convolutions computed on GPUs, norms and PReLUs after them; parameters stay as they are."""
+    """As autocast has convolutions and PReLUs computed on GPUs. Parameters stay as they are."""
     device = x.device.type
-    if device == "cpu" and _setting() != "triton" or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device)) if x.dtype == torch.float32 else x
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
 
 
 def branches(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor) -> Tensor:
     """See `formulas.branches`."""
-    if not _accelerated(x.device.type, x.dtype):
+    kernels = _kernels_for(x.device.type, x.dtype)
+    if kernels is None:
         return formulas.branches(x, weight, bias, gain, shift, slope)
-    return _branches(_in_autocast_precision(x), weight, bias, gain, shift, slope, 1e-5)
+    if kernels == "triton":
+        x = _in_autocast_precision(x)
+    return _branches(x, weight, bias, gain, shift, slope, 1e-5)
 
 
 def norm_act(x: Tensor, slope: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """See `formulas.norm_act`."""
-    if not _accelerated(x.device.type, x.dtype):
+    kernels = _kernels_for(x.device.type, x.dtype)
+    if kernels is None:
         return formulas.norm_act(x, gain, shift, slope)
+    if kernels == "triton":
+        x = _in_autocast_precision(x)
     if gain is None or shift is None:
         gain, shift = slope.new_ones(x.shape[1]), slope.new_zeros(x.shape[1])
-    return _norm_act(_in_autocast_precision(x), gain, shift, slope, 1e-5)
+    return _norm_act(x, gain, shift, slope, 1e-5)
 
 
 def cells(x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], up: bool = False) -> Tensor:
@@ -97,26 +101,26 @@ def wide(x: Tensor, weight: Tensor) -> Tensor:
 def _branches(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, eps: float
 ) -> Tensor:
-    return _kernels(x).branches(x.contiguous(), weight, bias, gain, shift, slope, eps)
+    return _module(x).branches(x.contiguous(), weight, bias, gain, shift, slope, eps)
 
 
 @torch.library.custom_op("nnunet_glims::branches_backward", mutates_args=())
 def _branches_backward(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, gradient: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _kernels(x).branches_backward(x.contiguous(), weight, bias, gain, shift, slope, gradient.contiguous(), eps)
+    return _module(x).branches_backward(x.contiguous(), weight, bias, gain, shift, slope, gradient.contiguous(), eps)
 
 
 @torch.library.custom_op("nnunet_glims::norm_act", mutates_args=())
 def _norm_act(x: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, eps: float) -> Tensor:
-    return _kernels(x).norm_act(x.contiguous(), gain, shift, slope, eps)
+    return _module(x).norm_act(x.contiguous(), gain, shift, slope, eps)
 
 
 @torch.library.custom_op("nnunet_glims::norm_act_backward", mutates_args=())
 def _norm_act_backward(
     x: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, gradient: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _kernels(x).norm_act_backward(x.contiguous(), gain, shift, slope, gradient.contiguous(), eps)
+    return _module(x).norm_act_backward(x.contiguous(), gain, shift, slope, gradient.contiguous(), eps)
 
 
 @torch.library.custom_op("nnunet_glims::cells", mutates_args=())

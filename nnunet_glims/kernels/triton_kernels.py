@@ -20,12 +20,15 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Python on the CPU. Triton looks at the variable when it is imported."""
 
-SPAN_BLOCK, SPAN = (64, 256) if INTERPRETED else (1024, 8192)
+SPAN_BLOCK, SPAN = (64, 256) if INTERPRETED else (2048, 8192)
 """Voxels that kernels without neighbours take at a time, and those one program takes in all."""
 
 
 def _marching(*choices: tuple[int, int, int]):
-    """Tune (voxels of a plane, planes, warps) of a program for each size, once a process."""
+    """Tune (voxels of a plane, planes, warps) of a program for each size, once a process.
+
+    Two to four voxels a thread: with one, loading the 81 taps takes as long as the voxels, with eight, registers run out.
+    """
     if INTERPRETED:
         choices = ((64, 4, 1),)
     configs = [
@@ -35,8 +38,8 @@ def _marching(*choices: tuple[int, int, int]):
     return triton.autotune(configs, key=["rows", "depth", "height", "width"])
 
 
-SIZES = ["rows", "channels", "depth", "height", "width"]
-"""Not looked at by the compiler: shifted rows are aligned to nothing, and a kernel serves every size."""
+SIZES = ["rows", "parts", "channels", "sharing", "depth", "height", "width"]
+"""Arguments the compiler makes no variants for: shifted rows are aligned to nothing. It does for the number of voxels."""
 
 
 # ---- instance norm and PReLU
@@ -60,7 +63,7 @@ def _store_moments(partial, place, places, count, pivot, sums, squares):
     tl.store(partial + 2 * places + place, tl.maximum(tl.sum(squares, 0) - shift * shift * count, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _moments(x, partial, rows, voxels, parts, BLOCK: tl.constexpr, SPAN: tl.constexpr):
     """Moments of a span around the mean of its first block, which is at most a few standard deviations off its mean."""
     row, start, count = _span(voxels, parts, SPAN)
@@ -79,7 +82,7 @@ def _moments(x, partial, rows, voxels, parts, BLOCK: tl.constexpr, SPAN: tl.cons
     _store_moments(partial, tl.program_id(0), rows * parts, count.to(tl.float32), pivot, sums, squares)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _combine(partial, stats, rows, parts, eps, BLOCK: tl.constexpr):
     """Mean and 1 / standard deviation of a row from the moments of its parts (Chan's formula)."""
     row = tl.program_id(0)
@@ -120,7 +123,7 @@ def _norm(stats, gain, shift, slope, rows, row, channels, sharing):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _apply(
     x, stats, gain, shift, slope, y, rows, voxels, parts, channels, sharing, BLOCK: tl.constexpr, SPAN: tl.constexpr
 ):
@@ -137,7 +140,7 @@ def _apply(
         tl.store(y + begin + lanes, tl.where(u > 0, u, slope_ * u).to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _add_gradients(
     x, gradient, stats, gain, shift, slope, partial, rows, voxels, parts, channels, sharing,
     BLOCK: tl.constexpr, SPAN: tl.constexpr,
@@ -166,7 +169,7 @@ def _add_gradients(
     tl.store(partial + 2 * rows * parts + place, tl.sum(of_slope, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _input_gradient(
     x, gradient, stats, gain, shift, slope, sums, of_x, rows, voxels, parts, channels, sharing,
     BLOCK: tl.constexpr, SPAN: tl.constexpr,
@@ -231,10 +234,10 @@ def _unless(outside, low, high):
 
 @triton.jit
 def _products(
-    centre, weight, lanes, outside, width, DILATION: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr
+    centre, weight, lanes, outside, width, zero, DILATION: tl.constexpr, STEP: tl.constexpr
 ):
     """An input plane times each of a kernel's three planes; STEP leads from one tap to the next."""
-    first, second, third = _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK)
+    first, second, third = zero, zero, zero
     for i in tl.static_range(3):
         row = centre + (i - 1) * DILATION * width
         for j in tl.static_range(3):
@@ -259,7 +262,7 @@ def _emit(to, lanes, value, mask, is_first, count, pivot, sums, squares):
     return pivot, sums + distance, squares + distance * distance
 
 
-@_marching((256, 32, 2), (512, 32, 4), (1024, 32, 4), (1024, 64, 8))
+@_marching((128, 16, 2), (256, 32, 4), (512, 32, 4), (512, 64, 8))
 @triton.jit(do_not_specialize=SIZES)
 def _convolve(
     x, weight, bias, y, partial, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr
@@ -291,11 +294,12 @@ def _convolve(
     a0, a1 = _zeros(BLOCK), _zeros(BLOCK)
     b0, b1, b2, b3 = _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK)
     c0, c1, c2, c3, c4, c5 = _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK)
+    zero = _zeros(BLOCK)
     for z in range(first - 3, last + 3):
         here = _unless(outside, z, depth - 1 - z)
-        before_1, at_1, after_1 = _products(x, weight_1, lanes, here, width, 1, 1, BLOCK)
-        before_2, at_2, after_2 = _products(x, weight_2, lanes, here, width, 2, 1, BLOCK)
-        before_3, at_3, after_3 = _products(x, weight_3, lanes, here, width, 3, 1, BLOCK)
+        before_1, at_1, after_1 = _products(x, weight_1, lanes, here, width, zero, 1, 1)
+        before_2, at_2, after_2 = _products(x, weight_2, lanes, here, width, zero, 2, 1)
+        before_3, at_3, after_3 = _products(x, weight_3, lanes, here, width, zero, 3, 1)
         pivot_1, sums_1, squares_1 = _emit(
             y_1, lanes, a0 + after_1 + bias_1, _unless(outside, z - 1 - first, last - 1 - (z - 1)) >= 0, first == z - 1,
             count, pivot_1, sums_1, squares_1,
@@ -322,7 +326,7 @@ def _convolve(
     _store_moments(partial, row_3 * parts + part, 3 * rows * parts, total, pivot_3, sums_3, squares_3)
 
 
-@_marching((256, 32, 2), (512, 32, 4), (1024, 32, 4), (1024, 64, 8))
+@_marching((128, 16, 2), (256, 32, 4), (512, 32, 4), (512, 64, 8))
 @triton.jit(do_not_specialize=SIZES)
 def _convolve_back(
     y, weight, x, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr
@@ -341,11 +345,12 @@ def _convolve_back(
     y_3 = y_2 + channels * (depth * plane)
     x += (row.to(tl.int64) * depth + first - 6) * plane + begin
     s0, s1, s2, s3, s4, s5 = _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK), _zeros(BLOCK)
+    zero = _zeros(BLOCK)
     for z in range(first - 3, last + 3):
         here = _unless(outside, z, depth - 1 - z)
-        before_1, at_1, after_1 = _products(y_1, weight_1, lanes, here, width, 1, -1, BLOCK)
-        before_2, at_2, after_2 = _products(y_2, weight_2, lanes, here, width, 2, -1, BLOCK)
-        before_3, at_3, after_3 = _products(y_3, weight_3, lanes, here, width, 3, -1, BLOCK)
+        before_1, at_1, after_1 = _products(y_1, weight_1, lanes, here, width, zero, 1, -1)
+        before_2, at_2, after_2 = _products(y_2, weight_2, lanes, here, width, zero, 2, -1)
+        before_3, at_3, after_3 = _products(y_3, weight_3, lanes, here, width, zero, 3, -1)
         tl.store(x + lanes, (s0 + after_3).to(x.dtype.element_ty), mask=_unless(outside, z - 3 - first, 0) >= 0)
         s0, s1, s2 = s1 + after_2, s2 + after_1, s3 + at_1 + at_2 + at_3
         s3, s4, s5 = s4 + before_1, s5 + before_2, before_3
@@ -355,7 +360,7 @@ def _convolve_back(
         x += plane
 
 
-@_marching((64, 64, 2), (128, 32, 4), (128, 128, 4), (256, 64, 8))
+@_marching((64, 32, 2), (128, 32, 4), (128, 128, 4), (256, 64, 8))
 @triton.jit(do_not_specialize=SIZES)
 def _correlate(
     x, y, partial, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr
