@@ -83,7 +83,14 @@ def norm_act_backward(
 
 
 def branches_backward(
-    x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, gradient: Tensor, eps: float = 1e-5
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    slope: Tensor,
+    gradient: Tensor,
+    eps: float = 1e-5,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, weight, bias, gain, shift and slope of `branches`."""
     channels = x.shape[1]

@@ -33,7 +33,9 @@ def meta_stands_for(device: str) -> Iterator[None]:
 def _setting() -> str:
     setting = os.environ.get("NNUNET_GLIMS_KERNELS", "auto")
     if setting not in SETTINGS:
-        raise UsageError(f"NNUNET_GLIMS_KERNELS={setting!r} is unknown: set {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}")
+        raise UsageError(
+            f"NNUNET_GLIMS_KERNELS={setting!r} is unknown: set {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}"
+        )
     return setting
 
 

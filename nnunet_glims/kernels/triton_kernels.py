@@ -66,7 +66,7 @@ def _store_moments(partial, place, places, count, pivot, sums, squares):
 @triton.jit(do_not_specialize=SIZES)
 def _moments(x, partial, rows, voxels, parts, BLOCK: tl.constexpr, SPAN: tl.constexpr):
     """Moments of a span around the mean of its first block, which is at most a few standard deviations off its mean."""
-    row, start, count = _span(voxels, parts, SPAN)
+    _, start, count = _span(voxels, parts, SPAN)
     lanes = tl.arange(0, BLOCK)
     x += start
     value = tl.load(x + lanes, mask=lanes < count, other=0.0).to(tl.float32)
@@ -233,9 +233,7 @@ def _unless(outside, low, high):
 
 
 @triton.jit
-def _products(
-    centre, weight, lanes, outside, width, zero, DILATION: tl.constexpr, STEP: tl.constexpr
-):
+def _products(centre, weight, lanes, outside, width, zero, DILATION: tl.constexpr, STEP: tl.constexpr):
     """An input plane times each of a kernel's three planes; STEP leads from one tap to the next."""
     first, second, third = zero, zero, zero
     for i in tl.static_range(3):
@@ -328,9 +326,7 @@ def _convolve(
 
 @_marching((128, 16, 2), (256, 32, 4), (512, 32, 4), (512, 64, 8))
 @triton.jit(do_not_specialize=SIZES)
-def _convolve_back(
-    y, weight, x, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr
-):
+def _convolve_back(y, weight, x, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr):
     """Gradient of the input (N, C, …) from that of the convolutions (N, 3C, …): mirrored kernels, one sum."""
     row, _, begin, first, last = _tile(depth, height, width, BLOCK, PLANES)
     lanes = tl.arange(0, BLOCK)
@@ -362,9 +358,7 @@ def _convolve_back(
 
 @_marching((64, 32, 2), (128, 32, 4), (128, 128, 4), (256, 64, 8))
 @triton.jit(do_not_specialize=SIZES)
-def _correlate(
-    x, y, partial, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr
-):
+def _correlate(x, y, partial, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr):
     """Gradients of one dilation's 27 taps over a part; y: gradient of the convolutions (N, 3C, …)."""
     row, part, begin, first, last = _tile(depth, height, width, BLOCK, PLANES)
     parts = tl.cdiv(height * width, BLOCK) * tl.cdiv(depth, PLANES)
@@ -387,10 +381,12 @@ def _correlate(
     at = tl.zeros([16, BLOCK], tl.float32)
     after = tl.zeros([16, BLOCK], tl.float32)
     for z in range(first, last):
+        before_there = _unless(outside, z - dilation, 0) >= 0
+        after_there = _unless(outside, depth - 1 - z - dilation, 0) >= 0
         value = tl.load(x + shift, mask=mask, other=0.0).to(tl.float32)
-        y_before = tl.load(y - dilation * plane + lanes, mask=_unless(outside, z - dilation, 0) >= 0, other=0.0).to(tl.float32)
+        y_before = tl.load(y - dilation * plane + lanes, mask=before_there, other=0.0).to(tl.float32)
         y_at = tl.load(y + lanes, mask=outside >= 0, other=0.0).to(tl.float32)
-        y_after = tl.load(y + dilation * plane + lanes, mask=_unless(outside, depth - 1 - z - dilation, 0) >= 0, other=0.0).to(tl.float32)
+        y_after = tl.load(y + dilation * plane + lanes, mask=after_there, other=0.0).to(tl.float32)
         before = tl.fma(value, y_after[None, :], before)
         at = tl.fma(value, y_at[None, :], at)
         after = tl.fma(value, y_before[None, :], after)
@@ -431,14 +427,14 @@ def _stats(x: Tensor, eps: float) -> Tensor:
     return _combined(partial, over.rows, over.parts, eps)
 
 
-def _normalised(x: Tensor, stats: Tensor, norm: tuple[Tensor, ...], sharing: int, out: Tensor) -> Tensor:
+def _normalised(x: Tensor, stats: Tensor, norm: list[Tensor], sharing: int, out: Tensor) -> Tensor:
     """Norm and PReLU with gain, shift, slope; `sharing` channels in turn have a slope. `out` may be x."""
     _Rows(x).launch(_apply, x, stats, *norm, out, channels=(x.shape[1], sharing))
     return out
 
 
 def _norm_gradients(
-    x: Tensor, stats: Tensor, norm: tuple[Tensor, ...], sharing: int, gradient: Tensor, out: Tensor
+    x: Tensor, stats: Tensor, norm: list[Tensor], sharing: int, gradient: Tensor, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of gain, shift (channels) and slope; that of x goes to `out`, which may be x."""
     over, channels = _Rows(x), (x.shape[1], sharing)

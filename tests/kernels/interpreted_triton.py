@@ -149,10 +149,15 @@ def test_under_autocast_and_compiled_as_one_graph_it_computes_the_same():
 
 
 def test_torch_accepts_the_operators():
-    x, tests = torch.randn(1, 1, 1, 2, 3, requires_grad=True), ("test_schema", "test_autograd_registration", "test_faketensor")
+    x, tests = (
+        torch.randn(1, 1, 1, 2, 3, requires_grad=True),
+        ("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
     torch.library.opcheck(ops._branches, (x, *branch_parameters(1), 1e-5), test_utils=tests)
     half = x.detach().bfloat16().requires_grad_()
-    torch.library.opcheck(ops._norm_act, (half, *norm_parameters(1), 1e-5), test_utils=(*tests, "test_aot_dispatch_static"))
+    torch.library.opcheck(
+        ops._norm_act, (half, *norm_parameters(1), 1e-5), test_utils=(*tests, "test_aot_dispatch_static")
+    )
 
 
 def breaks(*_):

@@ -109,7 +109,9 @@ def test_what_gpus_keep_is_counted_without_one(setting, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.filterwarnings("error:The Triton kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(2, 24, 96, 96, 96), (1, 24, 128, 128, 128), (2, 48, 37, 51, 43), (1, 7, 5, 200, 24)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 24, 96, 96, 96), (1, 24, 128, 128, 128), (2, 48, 37, 51, 43), (1, 7, 5, 200, 24)], ids=str
+)
 def test_on_a_gpu_kernels_compute_the_formulas(shape, dtype):
     torch.manual_seed(0)
     tolerance = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
@@ -124,7 +126,9 @@ def test_on_a_gpu_kernels_compute_the_formulas(shape, dtype):
         incoming = torch.randn_like(y)
         pairs = [(y, expected)]
         pairs += zip(
-            torch.autograd.grad(y, given, incoming), torch.autograd.grad(expected, exact, incoming.double()), strict=True
+            torch.autograd.grad(y, given, incoming),
+            torch.autograd.grad(expected, exact, incoming.double()),
+            strict=True,
         )
         for index, (found, wanted) in enumerate(pairs):
             if wanted.norm() > 1e-8:  # the bias of a convolution with a norm behind it has no gradient
