@@ -40,16 +40,21 @@ def _setting() -> str:
 
 
 @torch.compiler.assume_constant_result
-def _kernels_for(device: str, dtype: torch.dtype) -> str | None:
-    """The language of the kernels for such tensors, or None where the formulas are to do."""
+def _accelerated(device: str, dtype: torch.dtype) -> bool:
+    """Whether there are C kernels for such tensors here."""
+    device = _meta_stands_for if device == "meta" else device
+    return _setting() == "auto" and device == "cpu" and dtype == torch.float32 and cpu.library() is not None
+
+
+@torch.compiler.assume_constant_result
+def _on_triton(device: str, dtype: torch.dtype) -> bool:
+    """Whether there are Triton kernels for such tensors here."""
     setting = _setting()
-    if device == "meta":
-        device = _meta_stands_for
-    elif setting == "triton":
+    if setting == "triton" and device != "meta":
         gpu.demand(device)
-    if device == "cuda" or (setting == "triton" and device != "meta"):
-        return "triton" if setting != "eager" and gpu.usable(dtype) else None
-    return "c" if setting == "auto" and device == "cpu" and dtype == torch.float32 and cpu.library() else None
+        return gpu.usable(dtype)
+    device = _meta_stands_for if device == "meta" else device
+    return setting != "eager" and device == "cuda" and gpu.usable(dtype)
 
 
 def _module(x: Tensor) -> ModuleType:
@@ -67,21 +72,19 @@ def _in_autocast_precision(x: Tensor) -> Tensor:
 
 def branches(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor) -> Tensor:
     """See `formulas.branches`."""
-    kernels = _kernels_for(x.device.type, x.dtype)
-    if kernels is None:
-        return formulas.branches(x, weight, bias, gain, shift, slope)
-    if kernels == "triton":
+    if _on_triton(x.device.type, x.dtype):
         x = _in_autocast_precision(x)
+    elif not _accelerated(x.device.type, x.dtype):
+        return formulas.branches(x, weight, bias, gain, shift, slope)
     return _branches(x, weight, bias, gain, shift, slope, 1e-5)
 
 
 def norm_act(x: Tensor, slope: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """See `formulas.norm_act`."""
-    kernels = _kernels_for(x.device.type, x.dtype)
-    if kernels is None:
-        return formulas.norm_act(x, gain, shift, slope)
-    if kernels == "triton":
+    if _on_triton(x.device.type, x.dtype):
         x = _in_autocast_precision(x)
+    elif not _accelerated(x.device.type, x.dtype):
+        return formulas.norm_act(x, gain, shift, slope)
     if gain is None or shift is None:
         gain, shift = slope.new_ones(x.shape[1]), slope.new_zeros(x.shape[1])
     return _norm_act(x, gain, shift, slope, 1e-5)
