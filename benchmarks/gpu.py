@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -19,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -27,20 +29,26 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.cpu import CHANNELS, CLASSES, REFERENCE, kernels, networks, processor, table
+from benchmarks.cpu import CHANNELS, CLASSES, REFERENCE, networks, processor, ratio_table
 from nnunet_glims.errors import UsageError
 
 TRAINING, FORWARD, CASE = "training step [s]", "forward [s]", "whole case [s]"
 TRAINING_MEMORY, FORWARD_MEMORY = "training memory [GiB]", "forward memory [GiB]"
 
 
-def contestants(patch: int) -> dict[str, Callable[[], nn.Module]]:
-    """The networks of the CPU table; nnU-Net's own compiled, as nnU-Net trains it on GPUs, and GLIMS both ways."""
-    plain = networks(patch)
-    built = {name: plain[name] for name in ("GLIMS", "GLIMS, straightforward")}
-    built["GLIMS, compiled"] = lambda: torch.compile(plain["GLIMS"]())
-    built |= {name: build for name, build in plain.items() if name not in built}
-    return built | {REFERENCE: lambda: torch.compile(plain[REFERENCE]())}
+def contestants(patch: int) -> dict[str, tuple[Callable[[], nn.Module], str]]:
+    """How to build the networks of the CPU table, and the kernels they take.
+
+    nnU-Net's own is compiled, as nnU-Net has it on GPUs, and GLIMS runs both ways.
+    """
+    found = {
+        name: (build, variables.get("NNUNET_GLIMS_KERNELS", "triton"))
+        for name, (build, variables) in networks(patch).items()
+        if "memory kept" not in name
+    }
+    for name, build in ((REFERENCE, found[REFERENCE][0]), ("GLIMS, compiled", found["GLIMS"][0])):
+        found[name] = (lambda build=build: torch.compile(build())), "triton"
+    return found
 
 
 def trainer(network: nn.Module, size: tuple[int, ...], device: torch.device) -> Callable[[], None]:
@@ -155,7 +163,7 @@ def report(measured: dict[str, dict[str, list[float] | float]], title: str) -> N
     }
     console = Console(width=400)
     console.print(f"{title}\n", highlight=False, markup=False)
-    console.print(table("", numbers, REFERENCE, MARKDOWN))
+    console.print(ratio_table("", numbers, MARKDOWN))
 
 
 def main() -> None:
@@ -174,13 +182,14 @@ def main() -> None:
         )
     torch.backends.cudnn.benchmark = True
     warnings.filterwarnings("error", "The Triton kernel")  # formulas must not be measured as kernels
-    setting = "triton" if device.type == "cuda" else "auto"
     measured: dict[str, dict[str, list[float] | float]] = {}
-    for name, build in contestants(options.patch).items():
+    for name, (build, setting) in contestants(options.patch).items():
         print(f"{name} …", file=sys.stderr)
         torch.compiler.reset()
+        if device.type == "cpu" and setting == "triton":
+            setting = "auto"
         try:
-            with kernels("eager" if "straightforward" in name else setting):
+            with mock.patch.dict(os.environ, NNUNET_GLIMS_KERNELS=setting):
                 measured[name] = measure(build, options, device)
         except (UsageError, RuntimeWarning) as error:
             print(f"{name}: {error}", file=sys.stderr)
