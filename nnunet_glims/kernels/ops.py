@@ -65,7 +65,7 @@ def _module(x: Tensor) -> ModuleType:
 def _in_autocast_precision(x: Tensor) -> Tensor:
     """As autocast has convolutions and PReLUs computed on GPUs. Parameters stay as they are."""
     device = x.device.type
-    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
+    if x.dtype == torch.float32 and not x.is_meta and torch.is_autocast_enabled(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunet_glims.architectures import GLIMS
+from nnunet_glims.architectures.complexity import training_memory
 from nnunet_glims.errors import UsageError
 from nnunet_glims.kernels import formulas, gpu, ops
 from tests.kernels.test_kernels import branch_parameters, norm_parameters
@@ -86,23 +88,15 @@ def test_a_triton_that_cannot_be_imported_is_named_where_it_is_asked_for(monkeyp
     assert not gpu.usable(torch.float32)
 
 
-@pytest.mark.parametrize("setting", ["auto", "eager"])
-def test_what_gpus_keep_is_counted_without_one(setting, monkeypatch):
-    """The kernels keep the input alone; the formula, what each of its steps needs."""
-    monkeypatch.setenv("NNUNET_GLIMS_KERNELS", setting)
+def test_what_gpus_keep_is_counted_without_one(monkeypatch):
     monkeypatch.setattr(gpu, "library", lambda: object())
-    kept = {}
-    x = torch.empty(1, 2, 8, 8, 8, device="meta", requires_grad=True)
-    parameters = [parameter.to("meta") for parameter in branch_parameters(2)]
-
-    def keep(tensor):
-        if tensor.ndim == 5 and tensor.shape[2:] == x.shape[2:]:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with ops.meta_stands_for("cuda"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ops.branches(x.half(), *parameters) if setting == "auto" else ops.branches(x, *parameters)
-    assert len(kept) == 1 if setting == "auto" else len(kept) > 3
+    counted = {}
+    for setting in ("auto", "eager"):
+        monkeypatch.setenv("NNUNET_GLIMS_KERNELS", setting)
+        network = GLIMS(1, 2, (32, 32, 32), feature_size=6, num_heads=(3,) * 5)
+        weights = 4 * sum(parameter.nbytes for parameter in network.parameters())
+        counted[setting] = training_memory(network, 1, (32, 32, 32), 1, "cuda") - weights
+    assert counted["auto"] < 0.7 * counted["eager"]
 
 
 @pytest.mark.gpu
