@@ -23,7 +23,9 @@ from pathlib import Path
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from rich.box import HEAVY_HEAD, Box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -139,14 +141,17 @@ def processor() -> str:
     return f"{model or platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def ratio_table(title: str, medians: dict[str, dict[str, float]]) -> Table:
-    """Seconds and their ratio to nnU-Net's network, a network a row."""
-    table = Table("network", title=title)
+def ratio_table(title: str, medians: dict[str, dict[str, float]], shape: Box = HEAVY_HEAD) -> Table:
+    """Quantities and their ratio to those of nnU-Net's network, a network a row; a dash for what is missing."""
+    table = Table("network", title=title, box=shape)
     for what in medians[REFERENCE]:
-        table.add_column(f"{what} [s]", justify="right")
+        table.add_column(escape(what), justify="right")
         table.add_column("/ PlainConvUNet", justify="right")
-    for name, taken in medians.items():
-        pairs = ((f"{value:.2f}", f"{value / medians[REFERENCE][what]:.2f}") for what, value in taken.items())
+    for name, found in medians.items():
+        pairs = (
+            (f"{found[what]:.3g}", f"{found[what] / base:.2f}") if what in found else ("—", "—")
+            for what, base in medians[REFERENCE].items()
+        )
         table.add_row(name, *(cell for pair in pairs for cell in pair))
     return table
 
@@ -162,7 +167,9 @@ def main() -> None:
         print(json.dumps(measure(arguments.only, arguments.patch)))
         return
     seconds = measure_all(arguments.patch, arguments.repeats)
-    medians = {name: {what: statistics.median(taken) for what, taken in of.items()} for name, of in seconds.items()}
+    medians = {
+        name: {f"{what} [s]": statistics.median(taken) for what, taken in of.items()} for name, of in seconds.items()
+    }
     Console().print(ratio_table(f"{arguments.patch}³ on {processor()}, median of {arguments.repeats}", medians))
     if arguments.json:
         result = {"machine": processor(), "patch": arguments.patch, "seconds": seconds}

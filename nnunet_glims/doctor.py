@@ -125,7 +125,7 @@ def _discovery(trainer: str) -> Finding:
 def _device() -> Iterator[Finding]:
     import torch
 
-    from nnunet_glims.kernels import cpu
+    from nnunet_glims.kernels import cpu, gpu
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -133,6 +133,15 @@ def _device() -> Iterator[Finding]:
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
             memory = properties.total_memory / 2**30
             yield Finding(f"GPU {index}", "ok", f"{properties.name}, {memory:.0f} GiB; precision auto is {precision}")
+        if gpu.library() is not None:
+            yield Finding("GPU kernels", "ok", "Triton can be imported")
+        else:
+            yield Finding(
+                "GPU kernels",
+                "warn",
+                "Triton cannot be imported: GLIMS is slower on GPUs and needs more of their memory",
+                "install torch with CUDA for Linux, which brings it",
+            )
     else:
         yield Finding(
             "GPU", "warn", "none that torch can use", "train with -device cpu, or install a CUDA build of torch"

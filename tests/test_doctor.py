@@ -69,6 +69,14 @@ def test_more_loading_processes_than_cores_are_too_many(monkeypatch):
     assert finding.verdict == "fail" and "'many'" in finding.state
 
 
+@pytest.mark.parametrize(("kernels", "verdict"), [(object(), "ok"), (None, "warn")])
+def test_kernels_for_a_gpu_are_looked_for_where_there_is_one(kernels, verdict, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("nnunet_glims.kernels.gpu.library", lambda: kernels)
+    assert findings(doctor._device())["GPU kernels"].verdict == verdict
+
+
 def test_little_shared_memory_is_told(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(64 * 2**20, 0, 64 * 2**20))
     found = findings(doctor._limits())

@@ -26,7 +26,7 @@ WORTHWHILE = 512
 
 @contextmanager
 def plain_operators() -> Iterator[None]:
-    """Have GLIMS computed from PyTorch's own operators, which exporters know, instead of our C kernels."""
+    """Have GLIMS computed from PyTorch's own operators, which exporters know, instead of our kernels."""
     name = "NNUNET_GLIMS_KERNELS"
     before = os.environ.get(name)
     os.environ[name] = "eager"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv3d_input, conv3d_weight
 
 DILATIONS = (1, 2, 3)
 
@@ -63,3 +64,45 @@ def branches(
         y = F.conv3d(x, kernel, bias[index], padding=dilation, dilation=dilation, groups=channels)
         outputs.append(norm_act(y, gain[index], shift[index], slope[index : index + 1], eps))
     return torch.cat(outputs, dim=1)
+
+
+def norm_act_backward(
+    x: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, gradient: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, gain, shift and slope of `norm_act`, for where autograd cannot look: inside custom operators."""
+    volume = (2, 3, 4)
+    g, gains, shifts = gradient.float(), gain.float().view(1, -1, 1, 1, 1), shift.float().view(1, -1, 1, 1, 1)
+    variance, mean = torch.var_mean(x.float(), volume, correction=0, keepdim=True)
+    scale = torch.rsqrt(variance + eps)
+    z = (x.float() - mean) * scale
+    u = z * gains + shifts
+    inner = torch.where(u > 0, g, slope.float() * g)
+    of_x = scale * gains * (inner - inner.mean(volume, keepdim=True) - z * (inner * z).mean(volume, keepdim=True))
+    of_slope = torch.where(u > 0, 0, u * g).sum().view(1)
+    return of_x.to(x.dtype), (inner * z).sum((0, *volume)), inner.sum((0, *volume)), of_slope
+
+
+def branches_backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    slope: Tensor,
+    gradient: Tensor,
+    eps: float = 1e-5,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, weight, bias, gain, shift and slope of `branches`."""
+    channels = x.shape[1]
+    of_x, of_parameters = torch.zeros_like(x), []
+    for index, dilation in enumerate(DILATIONS):
+        kernel = weight[index].view(channels, 1, 3, 3, 3)
+        how = {"padding": dilation, "dilation": dilation, "groups": channels}
+        y = F.conv3d(x, kernel, bias[index], **how)
+        of_output = gradient[:, index * channels : (index + 1) * channels]
+        of_y, *of_norm = norm_act_backward(y, gain[index], shift[index], slope[index : index + 1], of_output, eps)
+        of_x += conv3d_input(x.shape, kernel, of_y, **how)
+        of_weight = conv3d_weight(x, kernel.shape, of_y, **how)
+        of_parameters.append((of_weight.view(channels, 27), of_y.sum((0, 2, 3, 4)), *of_norm))
+    *stacked, of_slope = (torch.stack(of) for of in zip(*of_parameters, strict=True))
+    return of_x, *stacked, of_slope.flatten()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.kernels import cpu, formulas
+from nnunet_glims.kernels import cpu, formulas, gpu
 
-SETTINGS = ("auto", "eager")
+SETTINGS = ("auto", "eager", "triton")
 
 
 _meta_stands_for = "meta"
@@ -29,28 +30,63 @@ def meta_stands_for(device: str) -> Iterator[None]:
         _meta_stands_for = before
 
 
-@torch.compiler.assume_constant_result
-def _accelerated(device: str, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for such tensors here."""
-    device = _meta_stands_for if device == "meta" else device
+def _setting() -> str:
     setting = os.environ.get("NNUNET_GLIMS_KERNELS", "auto")
     if setting not in SETTINGS:
-        raise UsageError(f"NNUNET_GLIMS_KERNELS={setting!r} is unknown: set {' or '.join(SETTINGS)}")
-    return setting == "auto" and device == "cpu" and dtype == torch.float32 and cpu.library() is not None
+        raise UsageError(
+            f"NNUNET_GLIMS_KERNELS={setting!r} is unknown: set {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}"
+        )
+    return setting
+
+
+@torch.compiler.assume_constant_result
+def _accelerated(device: str, dtype: torch.dtype) -> bool:
+    """Whether there are C kernels for such tensors here."""
+    device = _meta_stands_for if device == "meta" else device
+    return _setting() == "auto" and device == "cpu" and dtype == torch.float32 and cpu.library() is not None
+
+
+@torch.compiler.assume_constant_result
+def _on_triton(device: str, dtype: torch.dtype) -> bool:
+    """Whether there are Triton kernels for such tensors here."""
+    setting = _setting()
+    if setting == "triton" and device != "meta":
+        gpu.demand(device)
+        return gpu.usable(dtype)
+    device = _meta_stands_for if device == "meta" else device
+    return setting != "eager" and device == "cuda" and gpu.usable(dtype)
+
+
+def _module(x: Tensor) -> ModuleType:
+    """The kernels for a tensor, when operators run."""
+    return gpu if x.is_cuda or _setting() == "triton" else cpu
+
+
+def _in_autocast_precision(x: Tensor) -> Tensor:
+    """As autocast has convolutions and PReLUs computed on GPUs. Parameters stay as they are."""
+    device = x.device.type
+    if x.dtype == torch.float32 and not x.is_meta and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
 
 
 def branches(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor) -> Tensor:
     """See `formulas.branches`."""
-    operation = _branches if _accelerated(x.device.type, x.dtype) else formulas.branches
-    return operation(x, weight, bias, gain, shift, slope, 1e-5)
+    if _on_triton(x.device.type, x.dtype):
+        x = _in_autocast_precision(x)
+    elif not _accelerated(x.device.type, x.dtype):
+        return formulas.branches(x, weight, bias, gain, shift, slope)
+    return _branches(x, weight, bias, gain, shift, slope, 1e-5)
 
 
 def norm_act(x: Tensor, slope: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """See `formulas.norm_act`."""
-    if not _accelerated(x.device.type, x.dtype):
+    if _on_triton(x.device.type, x.dtype):
+        x = _in_autocast_precision(x)
+    elif not _accelerated(x.device.type, x.dtype):
         return formulas.norm_act(x, gain, shift, slope)
     if gain is None or shift is None:
-        gain, shift = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
+        gain, shift = slope.new_ones(x.shape[1]), slope.new_zeros(x.shape[1])
     return _norm_act(x, gain, shift, slope, 1e-5)
 
 
@@ -70,26 +106,26 @@ def wide(x: Tensor, weight: Tensor) -> Tensor:
 def _branches(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, eps: float
 ) -> Tensor:
-    return cpu.branches(x.contiguous(), weight, bias, gain, shift, slope, eps)
+    return _module(x).branches(x.contiguous(), weight, bias, gain, shift, slope, eps)
 
 
 @torch.library.custom_op("nnunet_glims::branches_backward", mutates_args=())
 def _branches_backward(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, gradient: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return cpu.branches_backward(x.contiguous(), weight, bias, gain, shift, slope, gradient.contiguous(), eps)
+    return _module(x).branches_backward(x.contiguous(), weight, bias, gain, shift, slope, gradient.contiguous(), eps)
 
 
 @torch.library.custom_op("nnunet_glims::norm_act", mutates_args=())
 def _norm_act(x: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, eps: float) -> Tensor:
-    return cpu.norm_act(x.contiguous(), gain, shift, slope, eps)
+    return _module(x).norm_act(x.contiguous(), gain, shift, slope, eps)
 
 
 @torch.library.custom_op("nnunet_glims::norm_act_backward", mutates_args=())
 def _norm_act_backward(
     x: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, gradient: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cpu.norm_act_backward(x.contiguous(), gain, shift, slope, gradient.contiguous(), eps)
+    return _module(x).norm_act_backward(x.contiguous(), gain, shift, slope, gradient.contiguous(), eps)
 
 
 @torch.library.custom_op("nnunet_glims::cells", mutates_args=())

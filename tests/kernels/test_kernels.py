@@ -188,7 +188,7 @@ def test_eager_is_a_choice_and_other_words_are_refused(monkeypatch):
     monkeypatch.setenv("NNUNET_GLIMS_KERNELS", "eager")
     assert torch.equal(ops.branches(x, *parameters), formulas.branches(x, *parameters))
     monkeypatch.setenv("NNUNET_GLIMS_KERNELS", "fast")
-    with pytest.raises(UsageError, match="'fast'.*auto or eager"):
+    with pytest.raises(UsageError, match="'fast'.*auto, eager or triton"):
         ops.branches(x, *parameters)
 
 
