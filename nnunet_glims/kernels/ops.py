@@ -15,14 +15,17 @@ from nnunet_glims.kernels import cpu, formulas
 SETTINGS = ("auto", "eager")
 
 
-_meta_stands_for = "meta"
+_meta_stands_for: tuple[str, bool | None] = ("meta", None)
 
 
 @contextmanager
-def meta_stands_for(device: str) -> Iterator[None]:
-    """Treat tensors without content as on this type of device, to count what would be kept there."""
+def meta_stands_for(device: str, kernels: bool | None = None) -> Iterator[None]:
+    """Treat tensors without content as on this type of device, to count what would be held there.
+
+    `kernels` says whether that device has kernels; None asks for those of this machine.
+    """
     global _meta_stands_for
-    before, _meta_stands_for = _meta_stands_for, device
+    before, _meta_stands_for = _meta_stands_for, (device, kernels)
     try:
         yield
     finally:
@@ -32,7 +35,10 @@ def meta_stands_for(device: str) -> Iterator[None]:
 @torch.compiler.assume_constant_result
 def _accelerated(device: str, dtype: torch.dtype) -> bool:
     """Whether there are kernels for such tensors here."""
-    device = _meta_stands_for if device == "meta" else device
+    if device == "meta":
+        device, kernels = _meta_stands_for
+        if kernels is not None:
+            return kernels
     setting = os.environ.get("NNUNET_GLIMS_KERNELS", "auto")
     if setting not in SETTINGS:
         raise UsageError(f"NNUNET_GLIMS_KERNELS={setting!r} is unknown: set {' or '.join(SETTINGS)}")
