@@ -90,7 +90,7 @@ def training_step(
         weights = live.now
         x = torch.empty(batch_size, network.input_channels, *patch_size, device="meta")
         outputs = network(x)
-        loss = _loss(outputs if isinstance(outputs, list) else [outputs], regions)
+        loss = nnunet_loss(outputs if isinstance(outputs, list) else [outputs], regions)
         del outputs
         kept = live.now - weights
         # Tensor.backward would leave the mode that imitates autocast, and what is computed again needs it
@@ -106,8 +106,8 @@ def training_step(
     return StepMemory(weights, moments, kept, highest - weights - kept, overhead)
 
 
-def _loss(outputs: Sequence[Tensor], regions: bool) -> Tensor:
-    """nnU-Net's loss of every head, added."""
+def nnunet_loss(outputs: Sequence[Tensor], regions: bool) -> Tensor:
+    """nnU-Net's loss of every head against targets of any content, added."""
     from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
@@ -120,7 +120,7 @@ def _loss(outputs: Sequence[Tensor], regions: bool) -> Tensor:
     total = outputs[0].new_zeros(())
     for out in outputs:
         channels, dtype = (out.shape[1], torch.bool) if regions else (1, torch.int16)
-        total = total + loss(out, out.new_empty((len(out), channels, *out.shape[2:]), dtype=dtype))
+        total = total + loss(out, out.new_zeros((len(out), channels, *out.shape[2:]), dtype=dtype))
     return total
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from math import ceil, isfinite, prod
+from math import ceil, isfinite, log, prod
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ GOOD_USE = 0.9
 """Part of the memory that a plan should use."""
 WORTHWHILE = 1.25
 """By how much the patch must grow for slower checkpointing to be taken."""
+REACH = 0.25
+"""By how much the sides of similar shapes differ, where that is more than two steps."""
 TRIES = 6
 """Similar shapes that are counted at most."""
 
@@ -165,7 +167,7 @@ class _Search:
                 fits = guess
             else:
                 too_large = guess
-            voxels = _voxels_for(self.budget, points[-2], points[-1])
+            voxels = _size_for(self.budget, points[-2], points[-1])
             guess = next((index for index, patch in enumerate(patches) if prod(patch) <= voxels), fits)
         return fits if fits < len(patches) else None
 
@@ -176,27 +178,27 @@ class _Search:
         known = self.memory(patch, SMALLEST_BATCH, checkpointing)
         yield patch, known
         points = [(prod(size), self.memory(size, SMALLEST_BATCH, checkpointing).total) for size in (patch, larger)]
-        most = _voxels_for(self.budget, *points)
+        least, most = (_size_for(use * self.budget, *points) for use in (GOOD_USE, 1))
         image, _ = _padded([ceil(size) for size in self.data.median_shape], self.data.spacing, self.network)
         _, divisors = _padded(patch, self.data.spacing, self.network)
-        found = {}
-        for steps in sorted(product((0, 1, -1, 2, -2), repeat=3), key=lambda steps: sum(map(abs, steps))):
-            size = triple(side + step * by for side, step, by in zip(patch, steps, divisors, strict=True))
-            possible = all(min(SMALLEST_SIDE, most) <= side <= most for side, most in zip(size, image, strict=True))
-            if (
-                possible
-                and prod(patch) < prod(size) <= most
-                and _padded(size, self.data.spacing, self.network)[0] == size
-            ):
-                found[size] = sum(map(abs, steps)), -prod(size)
+        sides = []
+        for side, step, whole in zip(patch, divisors, image, strict=True):
+            reach = max(2, round(REACH * side / step))
+            around = (side + times * step for times in range(-reach, reach + 1))
+            sides.append([other for other in around if min(SMALLEST_SIDE, whole) <= other <= whole])
+        found: dict[Triple, tuple[bool, float]] = {}
+        for size in map(triple, product(*sides)):
+            if prod(patch) < prod(size) <= most and _padded(size, self.data.spacing, self.network)[0] == size:
+                change = sum(abs(log(other / side)) for side, other in zip(patch, size, strict=True))
+                found[size] = (False, change) if prod(size) >= least else (True, -prod(size))
         for size in sorted(found, key=lambda size: found[size])[:TRIES]:
             memory = self.memory(size, SMALLEST_BATCH, checkpointing)
             if memory.total <= self.budget:
                 yield size, memory
 
 
-def _voxels_for(total: float, one: tuple[int, int], other: tuple[int, int]) -> float:
-    """Voxels whose memory is `total`, on the line through two points (voxels, memory)."""
+def _size_for(total: float, one: tuple[int, int], other: tuple[int, int]) -> float:
+    """The size whose memory is `total`, on the line through two points (size, memory)."""
     (x, y), (x2, y2) = one, other
     return x + (total - y) * (x2 - x) / (y2 - y) if y2 != y else x
 
@@ -263,10 +265,11 @@ def _batch(search: _Search, patch: Triple, checkpointing: str | bool | None) -> 
     """The largest batch of patches that are as large as the median image."""
     data = search.data
     allowed = round(LARGEST_PART * prod(data.median_shape) * data.cases / prod(patch))
-    batch = SMALLEST_BATCH
-    if allowed > batch:
-        two, three = (search.memory(patch, size, checkpointing).total for size in (2, 3))
-        batch = max(batch, min(allowed, int(2 + (search.budget - two) / (three - two))))
+    batch = max(SMALLEST_BATCH, allowed)
+    takes = search.memory(patch, batch, checkpointing).total
+    if takes > search.budget:
+        least = search.memory(patch, SMALLEST_BATCH, checkpointing).total
+        batch = int(_size_for(search.budget, (SMALLEST_BATCH, least), (batch, takes)))
         while search.memory(patch, batch, checkpointing).total > search.budget:
             batch -= 1
     limit = "the image: a patch is all of it; a larger batch would not fit"
