@@ -156,7 +156,8 @@ def draw(rows: list[dict], gflops: float, bandwidth: float, machine: str, path: 
     for axis, name in zip(axes, names, strict=True):
         axis.plot([low, ridge, high], [low * bandwidth, gflops, gflops], color="black")
         axis.text(ridge, gflops * 1.05, f"{gflops:.0f} GFLOP/s", va="bottom")
-        axis.text(ridge / 3, gflops / 3 * 1.2, f"{bandwidth:.0f} GB/s ", ha="right", va="bottom")
+        middle = (low * ridge) ** 0.5
+        axis.text(middle, middle * bandwidth, f"{bandwidth:.0f} GB/s  ", ha="right", va="bottom")
         of_network = sorted((row for row in shown if row["network"] == name), key=lambda row: row["gflop"] / row["gb"])
         for number, row in enumerate(of_network, 1):
             x, y = row["gflop"] / row["gb"], row["gflop"] / row["seconds"]

@@ -75,7 +75,7 @@ def test_patches_shrink_from_the_image_along_the_axis_that_covers_most_of_it():
         (axis,) = [axis for axis in range(3) if larger[axis] != smaller[axis]]
         covered = [side / size for side, size in zip(larger, (35, 249, 256))]
         assert covered[axis] == max(covered) or larger[covered.index(max(covered))] < 24
-    assert next(shrinking_patches(HUGE, LATUPNET, 256**3)) == (208, 296, 296)  # the same length in mm along all axes
+    assert next(shrinking_patches(HUGE, LATUPNET, 256**3)) == (208, 288, 288)  # 202 mm along all axes
 
 
 def test_too_little_memory_says_how_much_is_needed():
@@ -151,7 +151,7 @@ def test_another_plans_file_of_that_name_stays_without_overwrite(preprocessed, c
         (["--vram", "0.5"], "0.5 GB are too little"),
         (["--vram", "-8"], "--vram -8"),
         (["--vram", "nan"], "--vram nan"),
-        (["--network", "glimz"], "did you mean 'GLIMS'"),
+        (["--network", "glimz"], "--network glimz: did you mean 'glims'"),
         (["--checkpointing", "all"], "LATUPNet has none"),
         (["--network", "glims", "--checkpointing", "stage"], "did you mean 'stages'"),
         (["-o", "a/b"], "--name 'a/b'"),

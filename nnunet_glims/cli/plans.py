@@ -56,14 +56,18 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _auto(options: argparse.Namespace) -> None:
+    from nnunet_glims.errors import UsageError
     from nnunet_glims.files import read_json
     from nnunet_glims.memory import GIB
     from nnunet_glims.networks import NETWORKS, network_named
     from nnunet_glims.planning import plan
     from nnunet_glims.plans import preprocessed_folder
+    from nnunet_glims.validation import nearest
 
     names = {network.name.lower(): network.name for network in NETWORKS}
-    network = network_named(names.get(options.network.lower(), options.network))
+    if options.network.lower() not in names:
+        raise UsageError(f"--network {options.network}: {nearest(options.network.lower(), list(names))}")
+    network = network_named(names[options.network.lower()])
     folder = preprocessed_folder(options.dataset)
     fitted, applied = plan(
         folder,
