@@ -234,8 +234,10 @@ def _network(
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_glims import architectures, trainers
-    from nnunet_glims.architectures.complexity import count_gmac, count_parameters, training_memory
+    from nnunet_glims.architectures.complexity import count_gmac, count_parameters
+    from nnunet_glims.memory import GIB, in_half_precision, training_step
     from nnunet_glims.plans import check_is_3d, complete, preprocess_command
+    from nnunet_glims.recipes import Recipe
 
     trainer_class = getattr(trainers, trainer, None)
     try:
@@ -270,6 +272,9 @@ def _network(
         deep_supervision=completed["training"]["deep_supervision"],
         **arguments,
     )
+    available, device, where = _memory()
+    recipe = Recipe(**completed["training"])
+    need = training_step(network, patch, batch, recipe, device, labels.has_regions).total / GIB
     strides = " ".join("×".join(map(str, step)) for step in network.strides[1:])
     yield Finding("patch and batch", "ok", f"{'×'.join(map(str, patch))}, batch {batch}; strides {strides}")
     yield Finding(
@@ -278,14 +283,11 @@ def _network(
         f"{network_entry.name}: {count_parameters(network) / 1e6:.1f} M parameters, "
         f"{count_gmac(network, channels, patch):.0f} GMAC a patch",
     )
-    available, device, where = _memory()
-    need = training_memory(network, channels, patch, batch, device) / 2**30
-    text = f"a training step holds about {need:.1f} GiB in float32 ({where}: {available:.0f} GiB)"
+    precision = "half precision" if in_half_precision(recipe, device) else "float32"
+    text = f"a training step takes about {need:.1f} GiB in {precision} ({where}: {available:.0f} GiB)"
     if need > available:
-        way_out = (
-            "a smaller patch or batch (nnunet-glims plans), half precision on a GPU, checkpointing: docs/performance.md"
-        )
-        yield Finding("training memory", "warn", text, way_out)
+        smaller = f"nnunet-glims plans auto -d {folder.name} --network {network_entry.name.lower()} --vram GB"
+        yield Finding("training memory", "warn", text, smaller)
     else:
         yield Finding("training memory", "ok", text)
 

@@ -22,6 +22,8 @@ class Network:
         published_for: input the published figures are for, as (channels, classes, patch size).
         recipe: how its trainer trains it where plans say nothing else.
         stages: resolutions whose strides follow the data's spacing; None where they are fixed.
+        halvings: how often a patch should be divisible by two.
+        checkpointing: values of the argument of that name, the fastest first; empty where there is none.
         results: published segmentation results, each with what they were measured on.
         licence: of the authors' code. Ours is written from the paper and measurements, under Apache-2.0.
     """
@@ -34,7 +36,9 @@ class Network:
     published_for: tuple[int, int, tuple[int, int, int]]
     recipe: Recipe
     stages: int | None
+    halvings: int
     licence: str
+    checkpointing: tuple[str | bool, ...] = ()
     results: tuple[str, ...] = ()
 
     @property
@@ -53,6 +57,8 @@ NETWORKS = (
         published_for=(4, 3, (96, 96, 96)),
         recipe=recipes.GLIMS,
         stages=6,
+        halvings=4,
+        checkpointing=("none", "aggregators", "stages"),
         licence="no code of the authors is used",
         results=("BraTS 2023 validation: Dice WT 0.9219, TC 0.8775, ET 0.8318 (arXiv 2403.09942)",),
     ),
@@ -65,6 +71,7 @@ NETWORKS = (
         published_for=(3, 4, (128, 128, 128)),
         recipe=recipes.LATUPNET,
         stages=4,
+        halvings=3,
         licence="the authors' code is AGPL; none of it is used",
         results=(
             "BraTS 2020: Dice WT 0.8841, TC 0.8382, ET 0.7367",
@@ -80,6 +87,8 @@ NETWORKS = (
         published_for=(4, 3, (96, 96, 96)),
         recipe=recipes.SWIN_UNETR,
         stages=None,
+        halvings=5,
+        checkpointing=(False, True),
         licence="MONAI's implementation (Apache-2.0), an optional dependency",
     ),
 )

@@ -172,13 +172,37 @@ def apply_override(
     Raises:
         UsageError: no plans, no such configuration or override, or a different file of that name is there.
     """
+    short_name, override = load_override(name)
+    plans, planned = planned_configuration(dataset_folder, configuration, base)
+    return write_changed(
+        dataset_folder,
+        plans,
+        configuration,
+        planned,
+        override,
+        f"{BASE_PLANS}_{short_name}",
+        f"{short_name}.json",
+        overwrite,
+    )
+
+
+def planned_configuration(
+    dataset_folder: Path, configuration: str, base: str = BASE_PLANS
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plans and one of their 3D configurations, inheritance resolved and links to others left out.
+
+    Raises:
+        UsageError: no plans, no such configuration, 2D, or the second stage of a cascade.
+    """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    short_name, override = load_override(name)
-    base_path = dataset_folder / f"{base}.json"
-    if not base_path.exists():
-        raise UsageError(f"{base_path}: there are no plans yet. Run nnUNetv2_plan_and_preprocess first")
-    plans = read_json(base_path)
+    path = dataset_folder / f"{base}.json"
+    if not path.exists():
+        raise UsageError(
+            f"{path}: there are no plans yet. Run nnUNetv2_plan_and_preprocess first, "
+            "or nnUNetv2_plan_experiment where fingerprints are there"
+        )
+    plans = read_json(path)
     check_is_3d(plans, configuration)
     planned = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)
     if planned.get("previous_stage"):
@@ -187,8 +211,21 @@ def apply_override(
         )
     for link in ("inherits_from", "next_stage"):
         planned.pop(link, None)
-    plans_name = f"{BASE_PLANS}_{short_name}"
-    changed = {**planned, **_changes(planned, override, f"{short_name}.json")}
+    return plans, planned
+
+
+def write_changed(
+    dataset_folder: Path,
+    plans: Mapping[str, Any],
+    configuration: str,
+    planned: Mapping[str, Any],
+    override: Override,
+    plans_name: str,
+    where: str,
+    overwrite: bool,
+) -> Applied:
+    """Write plans of one configuration with what the override changes in it; `where` names the override in errors."""
+    changed = {**planned, **_changes(planned, override, where)}
     needs_preprocessing = any(
         changed[key] != planned[key] for key in ("spacing", "normalization_schemes", "use_mask_for_norm")
     )
@@ -199,7 +236,7 @@ def apply_override(
         network = network_named(override.network)
         changed["architecture"] = {"network_class_name": network.path, "arch_kwargs": override.network_arguments}
         changed["training"] = override.training
-        changed = complete(changed, network, {}, f"{short_name}.json")
+        changed = complete(changed, network, {}, where)
         trainer = network.trainer
         if override.network_arguments.get("released"):
             trainer += "Released"

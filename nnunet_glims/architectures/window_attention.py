@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_glims.architectures.precision import autocast
 from nnunet_glims.errors import UsageError
 from nnunet_glims.topology import Triple, triple
 
@@ -97,8 +98,9 @@ def window_layout(size: Triple, shifted: bool, released: bool) -> WindowLayout:
     window = triple(min(WINDOW, length) for length in size)
     shift = triple(SHIFT if shifted and length > WINDOW else 0 for length in size)
     padded = triple(-(-length // step) * step for length, step in zip(size, window, strict=True))
-    mask = _mask(size, padded, window, shift, mask_padding=not released)
-    return WindowLayout(window, shift, padded, _bias_index(window, released), mask)
+    with torch.device("cpu"):  # also where a network is built without content, on the meta device
+        mask = _mask(size, padded, window, shift, mask_padding=not released)
+        return WindowLayout(window, shift, padded, _bias_index(window, released), mask)
 
 
 class WindowAttention(nn.Module):
@@ -128,7 +130,7 @@ class WindowAttention(nn.Module):
             .unbind()
         )
         if q.dtype in (torch.float16, torch.bfloat16):
-            with torch.autocast(windows.device.type, enabled=False):
+            with autocast(windows.device.type, "fp32"):
                 out = self._attend(q.float(), k.float(), v.float(), bias_index, mask)
         else:
             out = self._attend(q, k, v, bias_index, mask)

@@ -1,10 +1,14 @@
-"""`nnunet-glims plans`: list, show and apply plans overrides."""
+"""`nnunet-glims plans`: list, show and apply plans overrides, and size plans for a GPU."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-HELP = "list, show and apply plans overrides: published and recommended setups"
+if TYPE_CHECKING:
+    from nnunet_glims.plans import Applied
+
+HELP = "published and recommended setups (plans overrides), and plans sized for a network and a GPU"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,10 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("name", help="its name, or a .json file of your own")
     apply = actions.add_parser("apply", help="write nnUNetPlans_NAME.json beside nnUNetPlans.json")
     apply.add_argument("name", help="name of the override, or a .json file of your own")
-    apply.add_argument("-d", "--dataset", required=True, help="number or name of the data set")
-    apply.add_argument("-c", "--configuration", default="3d_fullres", help="configuration to change (3d_fullres)")
-    apply.add_argument("-p", "--plans", default="nnUNetPlans", help="plans to start from (nnUNetPlans)")
-    apply.add_argument("--overwrite", action="store_true", help="replace a different plans file of that name")
+    auto = actions.add_parser("auto", help="write plans whose patch, batch and checkpointing fit a GPU's memory")
+    auto.add_argument("--network", required=True, help="glims, latupnet or swinunetr")
+    auto.add_argument("--vram", required=True, type=float, metavar="GB", help="memory of the GPU, for example 8")
+    auto.add_argument("--checkpointing", help="take this setting of the network instead of choosing one")
+    auto.add_argument("-o", "--name", help="name of the new plans (nnUNetPlans_NETWORK_8GB)")
+    for action in (apply, auto):
+        action.add_argument("-d", "--dataset", required=True, help="number or name of the data set")
+        action.add_argument("-c", "--configuration", default="3d_fullres", help="configuration to change (3d_fullres)")
+        action.add_argument("-p", "--plans", default="nnUNetPlans", help="plans to start from (nnUNetPlans)")
+        action.add_argument("--overwrite", action="store_true", help="replace a different plans file of that name")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,15 +44,71 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(plans.Override.model_json_schema(), indent=4))
     elif options.action == "show":
         print(json.dumps(plans.load_override(options.name)[1].model_dump(exclude_defaults=True), indent=4))
-    else:
+    elif options.action == "apply":
         folder = plans.preprocessed_folder(options.dataset)
         applied = plans.apply_override(folder, options.name, options.configuration, options.plans, options.overwrite)
         print(f"wrote {applied.path}")
-        if applied.preprocess_command is None:
-            print("The data preprocessed for the base plans are used as they are.")
-        else:
-            print(
-                f"Spacing or normalisation differ from the base plans. Preprocess once:\n  {applied.preprocess_command}"
-            )
-        trainer = applied.trainer or "nnUNetTrainerGLIMS"
-        print(f"Train:\n  nnUNetv2_train {folder.name} {options.configuration} 0 -tr {trainer} -p {applied.plans_name}")
+        if applied.preprocess_command is not None:
+            print("Spacing or normalisation differ from the base plans.")
+        _tell_what_comes_next(folder.name, applied, options.configuration)
+    else:
+        _auto(options)
+
+
+def _auto(options: argparse.Namespace) -> None:
+    from nnunet_glims.errors import UsageError
+    from nnunet_glims.files import read_json
+    from nnunet_glims.memory import GIB
+    from nnunet_glims.networks import NETWORKS, network_named
+    from nnunet_glims.planning import plan
+    from nnunet_glims.plans import preprocessed_folder
+    from nnunet_glims.validation import nearest
+
+    names = {network.name.lower(): network.name for network in NETWORKS}
+    if options.network.lower() not in names:
+        raise UsageError(f"--network {options.network}: {nearest(options.network.lower(), list(names))}")
+    network = network_named(names[options.network.lower()])
+    folder = preprocessed_folder(options.dataset)
+    fitted, applied = plan(
+        folder,
+        network,
+        options.vram,
+        options.configuration,
+        options.plans,
+        options.name,
+        options.checkpointing,
+        options.overwrite,
+    )
+    written = read_json(applied.path)["configurations"][options.configuration]
+    memory = fitted.memory
+    parts = ", ".join(f"{part} {getattr(memory, part) / GIB:.2f}" for part in vars(memory))
+    strides = written["architecture"]["arch_kwargs"].get("strides", [])
+    rows = {
+        "network": network.name,
+        "patch": "×".join(map(str, fitted.patch_size)),
+        "batch": fitted.batch_size,
+        "spacing": " × ".join(f"{mm:.4g}" for mm in written["spacing"]) + " mm, as planned",
+        "strides": " ".join("×".join(map(str, stride)) for stride in strides[1:]) or "those of the network",
+        "checkpointing": "the network has none" if fitted.checkpointing is None else fitted.checkpointing,
+        "memory": f"{memory.total / GIB:.1f} of {options.vram:g} GB ({memory.total / GIB / options.vram:.0%}), estimated",
+        "  of that": parts,
+        "limited by": fitted.limit,
+    }
+    for name, value in rows.items():
+        print(f"{name:14}{value}")
+    print(f"wrote {applied.path}")
+    _tell_what_comes_next(folder.name, applied, options.configuration)
+
+
+def _tell_what_comes_next(dataset: str, applied: Applied, configuration: str) -> None:
+    """nnU-Net's commands for a new plans file."""
+    from nnunet_glims.files import read_json
+    from nnunet_glims.plans import preprocess_command
+
+    plans = read_json(applied.path)
+    if (applied.path.parent / plans["configurations"][configuration]["data_identifier"]).is_dir():
+        print("The data are preprocessed already.")
+    else:
+        print(f"Preprocess once:\n  {preprocess_command(plans, configuration)}")
+    trainer = applied.trainer or "nnUNetTrainerGLIMS"
+    print(f"Train:\n  nnUNetv2_train {dataset} {configuration} 0 -tr {trainer} -p {applied.plans_name}")

@@ -16,14 +16,17 @@ from nnunet_glims.kernels import cpu, formulas, gpu
 SETTINGS = ("auto", "eager", "triton")
 
 
-_meta_stands_for = "meta"
+_meta_stands_for: tuple[str, bool | None] = ("meta", None)
 
 
 @contextmanager
-def meta_stands_for(device: str) -> Iterator[None]:
-    """Treat tensors without content as on this type of device, to count what would be kept there."""
+def meta_stands_for(device: str, kernels: bool | None = None) -> Iterator[None]:
+    """Treat tensors without content as on this type of device, to count what would be held there.
+
+    `kernels` says whether that device has kernels; None asks for those of this machine.
+    """
     global _meta_stands_for
-    before, _meta_stands_for = _meta_stands_for, device
+    before, _meta_stands_for = _meta_stands_for, (device, kernels)
     try:
         yield
     finally:
@@ -42,7 +45,9 @@ def _setting() -> str:
 @torch.compiler.assume_constant_result
 def _accelerated(device: str, dtype: torch.dtype) -> bool:
     """Whether there are C kernels for such tensors here."""
-    device = _meta_stands_for if device == "meta" else device
+    device, kernels = _meta_stands_for if device == "meta" else (device, None)
+    if kernels is not None:
+        return kernels and device == "cpu"
     return _setting() == "auto" and device == "cpu" and dtype == torch.float32 and cpu.library() is not None
 
 
@@ -53,7 +58,9 @@ def _on_triton(device: str, dtype: torch.dtype) -> bool:
     if setting == "triton" and device != "meta":
         gpu.demand(device)
         return gpu.usable(dtype)
-    device = _meta_stands_for if device == "meta" else device
+    device, kernels = _meta_stands_for if device == "meta" else (device, None)
+    if kernels is not None:
+        return kernels and device == "cuda"
     return setting != "eager" and device == "cuda" and gpu.usable(dtype)
 
 
