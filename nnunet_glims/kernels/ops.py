@@ -29,6 +29,21 @@ def meta_stands_for(device: str) -> Iterator[None]:
         _meta_stands_for = before
 
 
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Have GLIMS computed from PyTorch's own operators, which exporters and hooks know, instead of our C kernels."""
+    name = "NNUNET_GLIMS_KERNELS"
+    before = os.environ.get(name)
+    os.environ[name] = "eager"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 @torch.compiler.assume_constant_result
 def _accelerated(device: str, dtype: torch.dtype) -> bool:
     """Whether there are kernels for such tensors here."""
