@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         request,
         None if options.truth is None else Path(options.truth),
         options.overwrite,
-        lambda windows, what: track(windows, what, console=console, transient=True),
+        lambda windows, what: track(windows, what, console=console, transient=True, disable=not console.is_terminal),
     )
     for case, found in summary["cases"].items():
         voxels = ", ".join(f"{target} {count} voxels" for target, count in found["predicted_voxels"].items())

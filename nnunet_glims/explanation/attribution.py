@@ -1,7 +1,8 @@
 """Grad-CAM (arXiv 1610.02391) and guided Grad-CAM of one patch, as the sum of a region's logits sees it (arXiv 2002.11434).
 
 This is captum's LayerGradCam for all layers and regions after one forward pass, where captum's own takes one for each of
-them. captum's guided backpropagation changes modules of the class nn.ReLU alone, of which the networks here have none.
+them and, of a layer that returns its skip and what follows from it, leaves out the gradient through the latter. captum's guided
+backpropagation changes modules of the class nn.ReLU alone, of which the networks here have next to none.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def watched(network: nn.Module, names: Sequence[str], see: Callable[[str, Any, A
 def layers_of(network: nn.Module, patch: Tensor) -> dict[str, Tensor]:
     """Feature maps (1, c, …) of the layers worth a map, in the order they are computed in.
 
-    These are the stages and blocks right below the network's large parts, without single convolutions and norms.
+    These are the stages and blocks right below the network's large parts, without heads, single convolutions and norms.
 
     Args:
         patch: (1, channels, …) of the patch size.
@@ -67,7 +68,11 @@ def layers_of(network: nn.Module, patch: Tensor) -> dict[str, Tensor]:
         if features is not None:
             found[name] = features
 
-    names = [name for name, module in network.named_modules() if 1 <= name.count(".") <= 2 and any(module.children())]
+    names = [
+        name
+        for name, module in network.named_modules()
+        if 1 <= name.count(".") <= 2 and any(module.children()) and not name.startswith("decoder.seg_layers.")
+    ]
     with watched(network, names, see), torch.no_grad():
         network(patch)
     return found

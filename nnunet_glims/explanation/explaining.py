@@ -29,7 +29,7 @@ from nnunet_glims.explanation.volumes import Preprocessed, Volumes
 from nnunet_glims.export.checkpoints import FINAL, load_checkpoint, load_weights, trained_folds
 from nnunet_glims.export.runner import Case, find_cases, read_image, write_image
 from nnunet_glims.files import check_new, new_folder, write_json, write_text
-from nnunet_glims.geometry import Geometry
+from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.models import ModelFolder
 from nnunet_glims.validation import nearest
 
@@ -117,6 +117,13 @@ class Explainer:
             Layer(name, features.shape[1], tuple(features.shape[2:]))
             for name, features in layers_of(self.network, patch).items()
         ]
+        if any(
+            length > side for layer in self.layers for length, side in zip(layer.size, patch.shape[2:], strict=True)
+        ):
+            raise UsageError(
+                f"{folder}: the network pads patches of {times(self.volumes.patch_size)} voxels, so its maps would not lie "
+                "on the image: only networks with a patch size they do not pad can be explained"
+            )
         gates = with_gates(self.network, patch)[1]
         self.spatial_gates = [name for name, values in gates.items() if "spatial" in values]
         self.guided = request.method == "guided-gradcam"
@@ -310,7 +317,7 @@ def _explain_case(
         },
     }
     if check:
-        found["sanity"] = _checked(explainer, case.name, data, regions, maps, tell)
+        found["sanity"] = _checked(explainer, case.name, data, logits, regions, maps, tell)
     rows = [
         {"case": case.name, "gate": name, "channel": channel, "mean": float(mean), "sd": float(sd)}
         for name, values in channel_gates.items()
@@ -327,7 +334,7 @@ def _to_1(maps: Tensor) -> Tensor:
 
 
 def _checked(
-    explainer: Explainer, case: str, data: Tensor, regions: Tensor, maps: Tensor, tell: Tell
+    explainer: Explainer, case: str, data: Tensor, logits: Tensor, regions: Tensor, maps: Tensor, tell: Tell
 ) -> dict[str, dict[str, Any]]:
     """Both checks of every map, by layer and target; None where the target is not predicted."""
     with torch.random.fork_rng():
@@ -341,15 +348,15 @@ def _checked(
         checks[name] = {}
         for place, target in enumerate(explainer.targets):
 
-            def logit(changed: Tensor, target=target) -> Tensor:
+            def predict(changed: Tensor, target=target) -> Tensor:
                 what = f"{case}: {target.name} deleted"
                 return explainer.predict(changed, lambda windows: tell(windows, what))[0][target.output]
 
-            region = regions[place]
+            region, saliency = regions[place], maps[layer, place]
             checks[name][target.name] = (
                 {
-                    "random_weights": sanity.similarity(maps[layer, place], of_random[layer, place]),
-                    "deletion": sanity.deletion(data, maps[layer, place], region, logit),
+                    "random_weights": sanity.similarity(saliency, of_random[layer, place]),
+                    "deletion": sanity.deletion(data, saliency, region, logits[target.output], predict),
                 }
                 if region.any()
                 else None

@@ -16,6 +16,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from nnunet_glims.files import write_text
 from nnunet_glims.report.drawing import data_uri, grey, label_colour
@@ -68,8 +69,8 @@ def draw_panel(case: Shown, layer: str, targets: Mapping[str, Sequence[int]]) ->
 
     height = (rows.stop - rows.start) * spacing[1] / ((columns.stop - columns.start) * spacing[0])
     with matplotlib.rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(1.5 * len(pictures), 0.3 + 1.5 * height * len(chosen)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+        tight = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+        figure = Figure(figsize=(1.5 * len(pictures), 0.3 + 1.5 * height * len(chosen)), layout=tight)
         panels = figure.subplots(len(chosen), len(pictures), squeeze=False)
         for column, (title, stacked) in enumerate(pictures.items()):
             panels[0, column].set_title(title, fontsize=9, color=_title_colour(title, targets, colours))

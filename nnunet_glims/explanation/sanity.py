@@ -29,7 +29,9 @@ def similarity(first: Tensor, second: Tensor) -> dict[str, float | None]:
     }
 
 
-def deletion(data: Tensor, saliency: Tensor, region: Tensor, logit: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+def deletion(
+    data: Tensor, saliency: Tensor, region: Tensor, logits: Tensor, predict: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
     """A region's mean logit where it was predicted: of the image, with its most salient voxels masked, with others masked.
 
     Masked voxels get the mean of their channel. The others are as many voxels in the same pattern, moved to random places,
@@ -37,8 +39,8 @@ def deletion(data: Tensor, saliency: Tensor, region: Tensor, logit: Callable[[Te
 
     Args:
         data: (channels, z, y, x), preprocessed.
-        saliency, region: (z, y, x).
-        logit: from such data to logits (z, y, x).
+        saliency, region, logits: (z, y, x), of `data`.
+        predict: from such data to logits.
     """
     count = max(1, round(DELETED * saliency.numel()))
     salient = torch.zeros(saliency.numel(), dtype=torch.bool)
@@ -46,16 +48,17 @@ def deletion(data: Tensor, saliency: Tensor, region: Tensor, logit: Callable[[Te
     salient = salient.view(saliency.shape)
     rng = np.random.default_rng(0)
 
+    mean = data.flatten(1).mean(1)[:, None, None, None]
+
     def masked(mask: Tensor) -> float:
-        mean = data.flatten(1).mean(1)[:, None, None, None]
-        return float(logit(torch.where(mask, mean, data))[region > 0].mean())
+        return float(predict(torch.where(mask, mean, data))[region > 0].mean())
 
     moved = [
         torch.roll(salient, [int(rng.integers(length)) for length in salient.shape], (0, 1, 2)) for _ in range(DRAWS)
     ]
     return {
         "voxels": count,
-        "logit": masked(torch.zeros_like(salient)),
+        "logit": float(logits[region > 0].mean()),
         "most_salient_masked": masked(salient),
         "random_masked": float(np.mean([masked(mask) for mask in moved])),
     }

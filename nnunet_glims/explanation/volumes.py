@@ -90,7 +90,7 @@ class Volumes:
         for window in tell(windows):
             part = self.gaussian / total[window[1:]]
             found[window] += part * compute(padded[window][None].to(self.device), part.to(self.device)).cpu()
-        return found[(slice(None), *inside[1:])]
+        return found[:, inside[1], inside[2], inside[3]]
 
     def label_map(self, logits: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
         """Labels (z, y, x) of the whole image, as nnU-Net makes them of logits."""
