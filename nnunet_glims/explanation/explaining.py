@@ -108,7 +108,7 @@ class Explainer:
         checkpoint = load_checkpoint(path, request.trust)
         usual = "cuda" if torch.cuda.is_available() else "cpu"
         self.volumes = Volumes(self.model, torch.device(request.device or usual))
-        self.network = self._network()
+        self.network = self.new_network()
         load_weights(self.network, checkpoint, path)
         channels = self.model.dataset_json["channel_names"]
         self.channels = [channels[number] for number in sorted(channels, key=int)]
@@ -130,8 +130,8 @@ class Explainer:
         self.targets = _targets(self.model.dataset_json, self.volumes, request.targets)
         self.chosen = self._chosen(request.layers)
 
-    def _network(self) -> nn.Module:
-        """With new weights."""
+    def new_network(self) -> nn.Module:
+        """The model's network with new weights."""
         network = self.model.network()[0]
         if hasattr(network, "precision"):  # ours may carry its own autocast
             network.precision = None
@@ -299,17 +299,16 @@ def _explain_case(
     highest = maps.flatten(2).amax(2)
     maps = _to_1(maps)
 
-    written = {"prediction": volumes.label_map(logits, image.properties)}
+    prediction = volumes.label_map(logits, image.properties)
+    write_image(prediction, geometry, folder / f"prediction{ENDING}")
     names = [(layer, target.name) for layer in explainer.chosen for target in explainer.targets]
-    on_image = volumes.on_image(torch.cat([maps.flatten(0, 1), spatial_gates]), image.properties)
     files = [*(pictures.map_name(*name) for name in names), *(f"gate_{name}" for name in explainer.spatial_gates)]
-    written |= dict(zip(files, on_image, strict=True))
-    for name, voxels in written.items():
-        write_image(voxels, geometry, folder / f"{name}{ENDING}")
+    for name, volume in zip(files, [*maps.flatten(0, 1), *spatial_gates], strict=True):
+        write_image(volumes.on_image(volume[None], image.properties)[0], geometry, folder / f"{name}{ENDING}")
 
     found: dict[str, Any] = {
         "predicted_voxels": {
-            target.name: int(np.isin(written["prediction"], target.labels).sum()) for target in explainer.targets
+            target.name: int(np.isin(prediction, target.labels).sum()) for target in explainer.targets
         },
         "highest": {
             layer: {target.name: float(value) for target, value in zip(explainer.targets, values, strict=True)}
@@ -339,7 +338,7 @@ def _checked(
     """Both checks of every map, by layer and target; None where the target is not predicted."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = explainer._network()
+        untrained = explainer.new_network()
     of_random = _to_1(
         explainer.maps(data, regions, lambda windows: tell(windows, f"{case}: random weights"), untrained)
     )

@@ -15,7 +15,7 @@ from nnunet_glims.explanation import sanity
 from nnunet_glims.explanation.explaining import Explainer, Request
 from nnunet_glims.explanation.volumes import Volumes
 from nnunet_glims.models import ModelFolder
-from tests.export import head, write_case, write_model_folder
+from tests.export import PLAIN, head, write_case, write_model_folder
 
 from .conftest import cubes
 
@@ -169,6 +169,23 @@ def test_our_networks_regions_and_gates(network, gates, spatial, tmp_path):
     assert summary["targets"] == {"core": [2]}
     (layer,) = summary["layers"]
     assert bool(maps[f"{layer}_core.nii.gz"].any()) == (summary["cases"]["case"]["predicted_voxels"]["core"] > 0)
+
+
+def test_2d(tmp_path):
+    flat = {
+        "conv_op": "torch.nn.modules.conv.Conv2d",
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+        "kernel_sizes": [[3, 3]] * 3,
+        "strides": [[1, 1], [2, 2], [2, 2]],
+    }
+    architecture = {**PLAIN, "arch_kwargs": PLAIN["arch_kwargs"] | flat}
+    folder = write_model_folder(tmp_path, patch_size=[16, 16], spacing=[1.0, 1.3], architecture=architecture)
+    write_case(tmp_path / "images", "case", head(), (1.0, 1.0, 4.0))
+    options = ["-o", str(tmp_path / "out"), "--method", "guided-gradcam", "-device", "cpu"]
+    assert main(["explain", str(folder), str(tmp_path / "images"), *options]) == 0
+    maps = {path.name: read(path) for path in (tmp_path / "out" / "case").glob("*.nii.gz")}
+    assert {voxels.shape for voxels in maps.values()} == {head().shape[1:]}
+    assert any(voxels.max() == pytest.approx(1, abs=0.1) for voxels in maps.values() if voxels.dtype.kind == "f")
 
 
 def test_layers_are_listed(trained, capsys):
