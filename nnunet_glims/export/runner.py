@@ -7,9 +7,11 @@ logits resampled back, labels, the crop put back, the source's geometry.
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -116,9 +118,14 @@ def _named(channels: Sequence[str]) -> str:
 
 
 def read_image(files: Sequence[Path]) -> tuple[Array, Geometry]:
-    """(channels, z, y, x) in float32 and where the voxels lie; raises `UsageError` where channels do not fit together."""
+    """(channels, z, y, x) in float32 and where the voxels lie.
+
+    Raises:
+        UsageError: damaged files, channels that do not fit together.
+    """
     arrays, geometries = [], []
     for file in files:
+        _check_whole(file)
         try:
             image = sitk.ReadImage(str(file))
         except RuntimeError as error:
@@ -133,6 +140,18 @@ def read_image(files: Sequence[Path]) -> tuple[Array, Geometry]:
         if difference:
             raise UsageError(f"{file}: {difference} like {files[0].name}: resample the channels to one grid")
     return np.stack(arrays), geometries[0]
+
+
+def _check_whole(file: Path) -> None:
+    """Raise `UsageError` for a compressed file that is damaged or cut off, of which SimpleITK reads zeros."""
+    if file.suffix != ".gz":
+        return
+    try:
+        with gzip.open(file) as content:
+            while content.read(2**24):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{file}: this file is damaged or cut off ({error}): copy it again") from None
 
 
 def write_image(voxels: Array, geometry: Geometry, path: Path) -> None:

@@ -212,28 +212,24 @@ def test_layers_are_listed(trained, capsys):
         (["{model}", "{images}", "-o", "{out}", "--truth", "{images}"], "no true label map of case one"),
         (["{model}", "{images}", "-o", "{out}", "--truth", "{other}"], "is this another case?"),
         (["{model}", "{mixed}", "-o", "{out}"], "resample the channels to one grid"),
+        (["{model}", "{cut}", "-o", "{out}"], "one_0001.nii.gz: this file is damaged or cut off"),
         (["{model}", "{images}", "-o", "{images}"], "this exists already: choose another folder"),
     ],
 )
 def test_wrong_inputs_are_one_message_and_nothing_is_written(trained, images, tmp_path, capsys, arguments, message):
-    lacking, other, mixed = tmp_path / "lacking", tmp_path / "other", tmp_path / "mixed"
-    for folder in (lacking, other, mixed):
+    lacking, other, mixed, cut = (tmp_path / name for name in ("lacking", "other", "mixed", "cut"))
+    for folder in (lacking, other, mixed, cut):
         folder.mkdir()
-    shutil.copy(images / "one_0000.nii.gz", lacking)
+        if folder != other:
+            shutil.copy(images / "one_0000.nii.gz", folder)
+    (cut / "one_0001.nii.gz").write_bytes((images / "one_0001.nii.gz").read_bytes()[:5000])
     small = write_case(tmp_path / "small", "one", np.ones((1, 5, 6, 7), np.float32))[0]
     for case in ("one", "two"):
         shutil.copy(small, other / f"{case}.nii.gz")
-    shutil.copy(images / "one_0000.nii.gz", mixed)
     shutil.copy(small, mixed / "one_0001.nii.gz")
     before = sorted(tmp_path.iterdir())
-    places = {
-        "model": trained,
-        "images": images,
-        "out": tmp_path / "out",
-        "lacking": lacking,
-        "other": other,
-        "mixed": mixed,
-    }
+    places = {"model": trained, "images": images, "out": tmp_path / "out"}
+    places |= {folder.name: folder for folder in (lacking, other, mixed, cut)}
     assert main(["explain", *(part.format(**places) for part in arguments)]) == 2
     error = capsys.readouterr().err
     assert message in error
