@@ -81,6 +81,7 @@ setup(
     packages=packages(),
     package_dir=FOLDERS,
     package_data={
+        "nnunet_glims.explanation": ["*.html"],
         "nnunet_glims.kernels": ["*.c"],
         "nnunet_glims.plans_overrides": ["*.json"],
         "nnunet_glims.report": ["*.html", "*.css", "*.js"],
@@ -111,7 +112,7 @@ setup(
     extras_require={
         "swinunetr": ["monai>=1.3"],
         "onnx": ONNX,
-        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "build", "surface-distance", "medpy", *ONNX],
+        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "build", "surface-distance", "medpy", "captum", *ONNX],
         "lint": ["ruff", "mypy"],
     },
     entry_points={"console_scripts": ["nnunet-glims = nnunet_glims.cli:main"]},

@@ -1,6 +1,6 @@
 """Seconds of predicting whole cases with an export beside `nnUNetv2_predict`, both without mirroring, and how they agree.
 
-    python -m benchmarks.onnx MODELFOLDER IMAGES SCRATCH [--fold 0] [--threads 2] [--precision fp32]
+    python -m benchmarks.onnx MODELFOLDER IMAGES SCRATCH [--folds 0 1] [--threads 2] [--precision fp32]
 
 Times are of whole commands, start of Python included, on the CPU; with a single case in IMAGES they are what one case costs.
 """
@@ -20,6 +20,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from benchmarks.cpu import processor
+from nnunet_glims.evaluation.regions import Regions, of_dataset
+from nnunet_glims.models import ModelFolder
 
 
 def timed(*command: object) -> float:
@@ -28,13 +30,15 @@ def timed(*command: object) -> float:
     return time.perf_counter() - started
 
 
-def agreement(reference: Path, found: Path) -> dict[str, object]:
+def agreement(reference: Path, found: Path, regions: Regions) -> dict[str, object]:
     first, second = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (reference, found))
     dice = {}
-    for label in np.unique(first[first > 0]):
-        one, other = first == label, second == label
-        dice[int(label)] = round(float(2 * (one & other).sum() / (one.sum() + other.sum())), 5)
-    return {"voxels": round(float((first == second).mean()), 6), "dice": dice}
+    for name, labels in regions.items():
+        one, other = np.isin(first, labels), np.isin(second, labels)
+        dice[name] = round(float(2 * (one & other).sum() / (one.sum() + other.sum())), 5) if one.any() else None
+    different = int((first != second).sum())
+    same = {"voxels": round(1 - different / first.size, 6), "different_voxels": different}
+    return {"size": first.shape, **same, "labelled_voxels": int((first > 0).sum()), "dice": dice}
 
 
 def main() -> None:
@@ -42,19 +46,20 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("--fold", default="0")
+    parser.add_argument("--folds", default=["0"], nargs="+")
     parser.add_argument("--threads", default=os.cpu_count(), type=int)
     parser.add_argument("--precision", default="fp32")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     ours = (sys.executable, "-m", "nnunet_glims")
     export, reference, found = (options.scratch / name for name in ("export", "nnunet", "onnx"))
+    regions = of_dataset(ModelFolder(options.model).dataset_json)
     options.scratch.mkdir(parents=True)
-    arguments = ("--folds", options.fold, "--precision", options.precision)
+    arguments = ("--folds", ",".join(options.folds), "--precision", options.precision)
     subprocess.run([*ours, "export", str(options.model), str(export), *arguments], check=True)
 
     nnunet = Path(sysconfig.get_path("scripts"), "nnUNetv2_predict_from_modelfolder")
-    paths = ("-i", options.images, "-o", reference, "-m", options.model, "-f", options.fold)
+    paths = ("-i", options.images, "-o", reference, "-m", options.model, "-f", *options.folds)
     seconds = {
         "nnUNetv2_predict": timed(nnunet, *paths, "--disable_tta", "-device", "cpu", "-npp", 1, "-nps", 1),
         "predict-onnx": timed(
@@ -65,9 +70,12 @@ def main() -> None:
         "processor": processor(),
         "threads": options.threads,
         "model": options.model.name,
+        "folds": options.folds,
         "precision": options.precision,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "agreement": {path.name: agreement(path, found / path.name) for path in sorted(reference.glob("*.nii.gz"))},
+        "agreement": {
+            path.name: agreement(path, found / path.name, regions) for path in sorted(reference.glob("*.nii.gz"))
+        },
     }
     print(json.dumps(result, indent=4))
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +36,25 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON as nnU-Net does, indented by 4, atomically."""
     write_text(path, json.dumps(data, indent=4) + "\n")
+
+
+def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
+    """Raise `UsageError` where the folder exists, unless it holds the file `mark` of such a result and may be replaced."""
+    if out.exists() and not (overwrite and (out / mark).is_file()):
+        ours = f"choose another folder, or replace the {what} with --overwrite"
+        raise UsageError(f"{out}: this exists already: {ours if (out / mark).is_file() else 'choose another folder'}")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill; it takes the place of `out` when all is done, and is removed where anything fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        if out.exists():
+            shutil.rmtree(out)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -44,6 +44,11 @@ class SkipGate(nn.Module):
         self.channel = nn.Sequential(nn.Linear(channels, channels // 2), nn.ReLU(), nn.Linear(channels // 2, channels))
         self.spatial = SpatialGate(released)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """What the skip is multiplied by: "channel" (N, c, 1, 1, 1) and "spatial" (N, 1, D, H, W; released: one value)."""
         channel = torch.sigmoid(self.channel(x.mean((2, 3, 4))) + self.channel(x.amax((2, 3, 4))))
-        return x * (channel[:, :, None, None, None] * torch.sigmoid(self.spatial(x)))
+        return {"channel": channel[:, :, None, None, None], "spatial": torch.sigmoid(self.spatial(x))}
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = self.gates(x)
+        return x * (gates["channel"] * gates["spatial"])

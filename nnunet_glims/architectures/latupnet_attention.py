@@ -14,7 +14,10 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Identity, and the base of the others. `released_layers`: our layer -> the released layer's name."""
+    """Identity, and the base of the others: most multiply the features by gates.
+
+    `released_layers`: our layer -> the released layer's name.
+    """
 
     released_layers: ClassVar[dict[str, str]] = {}
 
@@ -22,13 +25,19 @@ class Attention(nn.Module):
         super().__init__()
         self.out_channels = channels
 
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """What features are multiplied by: "channel" (N, c, 1, 1, 1) or "spatial" (N, c or 1, D, H, W)."""
+        return {}
+
     def forward(self, x: Tensor) -> Tensor:
+        for gate in self.gates(x).values():
+            x = x * gate
         return x
 
 
-def _scale(x: Tensor, weights: Tensor) -> Tensor:
-    """x times one weight (N, c) a channel."""
-    return x * weights[:, :, None, None, None]
+def _by_channel(weights: Tensor) -> dict[str, Tensor]:
+    """The gates of one weight (N, c) a channel."""
+    return {"channel": weights[:, :, None, None, None]}
 
 
 class SqueezeExcitation(Attention):
@@ -41,9 +50,9 @@ class SqueezeExcitation(Attention):
         self.squeeze = nn.Linear(channels, channels // 8, bias=False)
         self.excite = nn.Linear(channels // 8, channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
         pooled = x.mean((2, 3, 4))
-        return _scale(x, torch.sigmoid(self.excite(F.relu(self.squeeze(pooled)))))
+        return _by_channel(torch.sigmoid(self.excite(F.relu(self.squeeze(pooled)))))
 
 
 class SqueezeExcitationConv(Attention):
@@ -56,9 +65,9 @@ class SqueezeExcitationConv(Attention):
         self.squeeze = nn.Conv3d(channels, channels // 8, 1, bias=False)
         self.excite = nn.Conv3d(channels // 8, channels, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
         pooled = x.mean((2, 3, 4), keepdim=True)
-        return x * torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))))
+        return {"channel": torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))))}
 
 
 class EfficientChannelAttention(Attention):
@@ -70,8 +79,8 @@ class EfficientChannelAttention(Attention):
         super().__init__(channels)
         self.fc = nn.Linear(channels, channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _scale(x, torch.softmax(self.fc(x.mean((2, 3, 4))), dim=1))
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        return _by_channel(torch.softmax(self.fc(x.mean((2, 3, 4))), dim=1))
 
 
 class ChannelAttention(Attention):
@@ -84,11 +93,11 @@ class ChannelAttention(Attention):
         self.fc1 = nn.Linear(channels, channels, bias=False)
         self.fc2 = nn.Linear(channels, channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
         average, maximum = (
             self.fc2(torch.sigmoid(self.fc1(pooled))) for pooled in (x.mean((2, 3, 4)), x.amax((2, 3, 4)))
         )
-        return _scale(x, torch.sigmoid(average + maximum))
+        return _by_channel(torch.sigmoid(average + maximum))
 
 
 class SpatialAttention(Attention):
@@ -100,9 +109,9 @@ class SpatialAttention(Attention):
         super().__init__(channels)
         self.conv = nn.Conv3d(2, channels, 7, padding=3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
         pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return x * torch.sigmoid(self.conv(pooled))
+        return {"spatial": torch.sigmoid(self.conv(pooled))}
 
 
 class ConvolutionalBlockAttention(Attention):
@@ -180,11 +189,11 @@ class MultimodalFixed(Multimodal):
         super().__init__(channels)
         self.requires_grad_(True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
         voxels = x.permute(0, 2, 3, 4, 1)
         scores = F.leaky_relu(self.fc2(F.leaky_relu(self.fc1(voxels), 0.1)), 0.1).sum(-1)
         weights = torch.softmax(scores.flatten(1).float(), dim=1) * scores[0].numel()
-        return x * weights.to(x.dtype).view(scores.shape)[:, None]
+        return {"spatial": weights.to(x.dtype).view(scores.shape)[:, None]}
 
 
 ATTENTION: dict[str, Callable[[int], Attention]] = {

@@ -22,6 +22,7 @@ COMMANDS = (
     "doctor",
     "env",
     "evaluate",
+    "explain",
     "export",
     "import-released",
     "leaderboard",

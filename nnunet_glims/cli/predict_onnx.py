@@ -9,7 +9,7 @@ HELP = "predict with an exported model; needs neither torch nor nnU-Net"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder that nnunet-glims export wrote")
-    parser.add_argument("input", nargs="+", help="folder of CASE_0000.nii.gz, …, or the files of one case's channels")
+    parser.add_argument("input", nargs="+", help="folder of CASE_0000.nii.gz, …, or the files of cases' channels")
     parser.add_argument("-o", "--output", required=True, help="folder for the label maps")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
     parser.add_argument("--continue_prediction", action="store_true", help="leave out cases that are predicted already")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.models import ModelFolder
+
+FINAL = "checkpoint_final.pth"
 
 
 def _harmless() -> list[Any]:
@@ -49,6 +54,30 @@ def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
     if missing:
         raise UsageError(f"{path}: this is no checkpoint of nnU-Net: it has no {' and no '.join(missing)}")
     return checkpoint
+
+
+def trained_folds(model: ModelFolder, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> Sequence[str]:
+    """Names of the folds to use: the wanted ones, such as "0" or "all", or every numbered one that has the checkpoint.
+
+    Raises:
+        UsageError: a fold has no such checkpoint.
+    """
+    there = sorted(path.parent.name.removeprefix("fold_") for path in model.path.glob(f"fold_*/{checkpoint}"))
+    if not there:
+        raise UsageError(f"{model.path}: no fold has a {checkpoint}: train one first")
+    missing = [fold for fold in wanted if fold not in there]
+    if missing:
+        raise UsageError(f"{model.path}: fold {missing[0]} has no {checkpoint}; there are {', '.join(there)}")
+    return wanted or [fold for fold in there if fold.isdigit()] or there
+
+
+def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Fill a network from a checkpoint; raises `UsageError` naming its path where the weights are another network's."""
+    try:
+        network.load_state_dict(checkpoint["network_weights"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{path}: these weights are not of the network the plans describe: {reason}") from None
 
 
 def _foreign(path: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -16,27 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.kernels.ops import plain_operators
 
 OPSETS = range(18, 21)
 """Operator sets torch's exporter writes GLIMS, LATUP-Net, Swin UNETR and nnU-Net's U-Net in. The lowest runs in most places."""
 
 WORTHWHILE = 512
 """Weights of fewer values, and all that have one axis, stay float32: norms, biases and slopes are small and delicate."""
-
-
-@contextmanager
-def plain_operators() -> Iterator[None]:
-    """Have GLIMS computed from PyTorch's own operators, which exporters know, instead of our kernels."""
-    name = "NNUNET_GLIMS_KERNELS"
-    before = os.environ.get(name)
-    os.environ[name] = "eager"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextmanager

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +14,15 @@ from torch import nn
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export import conversion, parity
-from nnunet_glims.export.checkpoints import load_checkpoint
+from nnunet_glims.export.checkpoints import FINAL, load_checkpoint, load_weights, trained_folds
 from nnunet_glims.export.description import describe
 from nnunet_glims.export.exported import MODEL_JSON, ExportedModel, FoldFile, checksum
 from nnunet_glims.export.runner import load_networks
+from nnunet_glims.files import check_new, new_folder
+from nnunet_glims.kernels.ops import plain_operators
 from nnunet_glims.models import ModelFolder
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
-CHECKPOINT = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Request:
     format: str = "onnx"
     precision: str = "fp32"
     opset: int = conversion.OPSETS[0]
-    checkpoint: str = CHECKPOINT
+    checkpoint: str = FINAL
     trust: bool = False
 
     def __post_init__(self) -> None:
@@ -81,12 +79,8 @@ def export(
     """
     model = ModelFolder(source)
     _check_tools(request)
-    if out.exists() and not (overwrite and (out / MODEL_JSON).is_file()):
-        way_out = "choose another folder, or replace the export with --overwrite"
-        raise UsageError(
-            f"{out}: this exists already: {way_out if (out / MODEL_JSON).is_file() else 'choose another folder'}"
-        )
-    folds = _folds(model, request)
+    check_new(out, overwrite, MODEL_JSON, "export")
+    folds = trained_folds(model, request.folds, request.checkpoint)
     checkpoints = {fold: source / f"fold_{fold}" / request.checkpoint for fold in folds}
     first = load_checkpoint(checkpoints[folds[0]], request.trust)
     exported = ExportedModel(
@@ -106,22 +100,14 @@ def export(
             "no image of the data set was found (nnUNet_preprocessed, nnUNet_raw): parity is checked on random numbers only"
         )
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir()
+    with new_folder(out) as unfinished:
         files = []
         for fold in folds:
             checkpoint = first if fold == folds[0] else load_checkpoint(checkpoints[fold], request.trust)
-            _load_weights(network, checkpoint, checkpoints[fold])
-            files.append(_export_fold(network, fold, temporary, exported, patches, say))
+            load_weights(network, checkpoint, checkpoints[fold])
+            files.append(_export_fold(network, fold, unfinished, exported, patches, say))
         exported = replace(exported, folds=files)
-        exported.write(temporary)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        exported.write(unfinished)
     return exported
 
 
@@ -133,24 +119,6 @@ def _check_tools(request: Request) -> None:
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise UsageError(f"{error.name} is not installed: pip install 'nnunet-glims[onnx]'") from None
-
-
-def _folds(model: ModelFolder, request: Request) -> Sequence[str]:
-    there = sorted(path.parent.name.removeprefix("fold_") for path in model.path.glob(f"fold_*/{request.checkpoint}"))
-    if not there:
-        raise UsageError(f"{model.path}: no fold has a {request.checkpoint}: train one first")
-    missing = [fold for fold in request.folds if fold not in there]
-    if missing:
-        raise UsageError(f"{model.path}: fold {missing[0]} has no {request.checkpoint}; there are {', '.join(there)}")
-    return request.folds or [fold for fold in there if fold.isdigit()] or there
-
-
-def _load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    try:
-        network.load_state_dict(checkpoint["network_weights"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"{path}: these weights are not of the network the plans describe: {reason}") from None
 
 
 def _export_fold(
@@ -172,7 +140,7 @@ def _export_fold(
     compute = _loaded(folder, replace(exported, folds=[file]))
     figures = []
     for name, patch in patches.items():
-        with conversion.plain_operators(), torch.inference_mode():
+        with plain_operators(), torch.inference_mode():
             reference = network(torch.from_numpy(patch)[None])[0].numpy()
         figures.append(
             parity.compare(name, reference, compute(patch[None])[0], exported.regions_class_order is not None)

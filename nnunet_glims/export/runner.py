@@ -7,9 +7,11 @@ logits resampled back, labels, the crop put back, the source's geometry.
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -57,33 +59,45 @@ class Prepared:
 # ---- cases and files
 
 
-def find_cases(inputs: Sequence[Path], model: ExportedModel) -> list[Case]:
-    """The cases in a folder of CASE_0000.nii.gz, …, or the one case whose channels are given as files.
+def find_cases(inputs: Sequence[Path], ending: str, channels: Sequence[str]) -> list[Case]:
+    """The cases in a folder of CASE_0000.nii.gz, …, or those whose channels are given as files.
+
+    Args:
+        inputs: a folder, the files of one case in the channels' order, or files of several cases by their names.
+        ending: of the files' names.
+        channels: their names.
 
     Raises:
         UsageError: no images, a channel too many or too few, files that do not exist.
     """
-    ending, count = model.file_ending, len(model.channels)
+    count = len(channels)
     missing = [path for path in inputs if not path.exists()]
     if missing:
         raise UsageError(f"{missing[0]}: there is no such file or folder")
     if len(inputs) == 1 and inputs[0].is_dir():
-        return _cases_of_folder(inputs[0], model)
+        return _cases_among(sorted(inputs[0].iterdir()), inputs[0], ending, channels)
     if any(path.is_dir() for path in inputs):
         raise UsageError("give one folder of cases, or the files of one case's channels, not several folders")
+    if len(inputs) > count:
+        cases = _cases_among(inputs, inputs[0].parent, ending, channels)
+        if sum(len(case.files) for case in cases) != len(inputs):
+            raise UsageError(
+                f"not each of the {len(inputs)} files is named CASE_0000{ending} of a case and channel of its own"
+            )
+        return cases
     if len(inputs) != count:
-        raise UsageError(f"{len(inputs)} files were given: the model takes {count} channels a case, {_named(model)}")
+        raise UsageError(f"{len(inputs)} files were given: the model takes {count} channels a case, {_named(channels)}")
     name = inputs[0].name
     if not name.endswith(ending):
         raise UsageError(f"{inputs[0]}: the model was trained on {ending} files: convert the images")
     return [Case(re.sub(r"_\d{4}$", "", name.removesuffix(ending)), tuple(inputs))]
 
 
-def _cases_of_folder(folder: Path, model: ExportedModel) -> list[Case]:
-    ending, count = model.file_ending, len(model.channels)
+def _cases_among(paths: Sequence[Path], folder: Path, ending: str, channels: Sequence[str]) -> list[Case]:
+    count = len(channels)
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         match = pattern.fullmatch(path.name)
         if match and not path.name.startswith("."):
             found.setdefault(match[1], {})[int(match[2])] = path
@@ -93,20 +107,25 @@ def _cases_of_folder(folder: Path, model: ExportedModel) -> list[Case]:
         for channel in range(count):
             if channel not in files:
                 expected = folder / f"{name}_{channel:04d}{ending}"
-                raise UsageError(f"{expected}: case {name} lacks this channel; the model takes {_named(model)}")
+                raise UsageError(f"{expected}: case {name} lacks this channel; the model takes {_named(channels)}")
         if len(files) > count:
-            raise UsageError(f"{files[max(files)]}: the model takes {count} channels a case, {_named(model)}")
+            raise UsageError(f"{files[max(files)]}: the model takes {count} channels a case, {_named(channels)}")
     return [Case(name, tuple(files[channel] for channel in range(count))) for name, files in found.items()]
 
 
-def _named(model: ExportedModel) -> str:
-    return ", ".join(f"{index:04d} = {name}" for index, name in enumerate(model.channels))
+def _named(channels: Sequence[str]) -> str:
+    return ", ".join(f"{index:04d} = {name}" for index, name in enumerate(channels))
 
 
 def read_image(files: Sequence[Path]) -> tuple[Array, Geometry]:
-    """(channels, z, y, x) in float32 and where the voxels lie; raises `UsageError` where channels do not fit together."""
+    """(channels, z, y, x) in float32 and where the voxels lie.
+
+    Raises:
+        UsageError: damaged files, channels that do not fit together.
+    """
     arrays, geometries = [], []
     for file in files:
+        _check_whole(file)
         try:
             image = sitk.ReadImage(str(file))
         except RuntimeError as error:
@@ -123,9 +142,21 @@ def read_image(files: Sequence[Path]) -> tuple[Array, Geometry]:
     return np.stack(arrays), geometries[0]
 
 
-def write_labels(labels: Array, geometry: Geometry, path: Path) -> None:
-    """Write a label map (z, y, x) under a temporary name, then rename it."""
-    image = sitk.GetImageFromArray(labels)
+def _check_whole(file: Path) -> None:
+    """Raise `UsageError` for a compressed file that is damaged or cut off, of which SimpleITK reads zeros."""
+    if file.suffix != ".gz":
+        return
+    try:
+        with gzip.open(file) as content:
+            while content.read(2**24):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{file}: this file is damaged or cut off ({error}): copy it again") from None
+
+
+def write_image(voxels: Array, geometry: Geometry, path: Path) -> None:
+    """Write an image or a label map (z, y, x) under a temporary name, then rename it."""
+    image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
@@ -355,7 +386,7 @@ def predict(
 
     Args:
         folder: what `nnunet-glims export` wrote.
-        inputs: a folder of cases, or the files of one case's channels.
+        inputs: a folder of cases, or the files of their channels.
         output: folder for CASE.nii.gz; made where it does not exist.
         mirror: average over mirrored versions too, as nnU-Net does by default.
         device, threads: see `load_networks`.
@@ -371,7 +402,7 @@ def predict(
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: at least one is needed")
     model = ExportedModel.read(folder)
-    cases = find_cases(inputs, model)
+    cases = find_cases(inputs, model.file_ending, model.channels)
     networks = load_networks(folder, model, device, threads)
     output.mkdir(parents=True, exist_ok=True)
     written = []
@@ -381,7 +412,7 @@ def predict(
             continue
         started = time.monotonic()
         image, geometry = read_image(case.files)
-        write_labels(predict_case(image, geometry, networks, model, mirror), geometry, path)
+        write_image(predict_case(image, geometry, networks, model, mirror), geometry, path)
         written.append(path)
         say(f"{number} of {len(cases)}: {path} ({time.monotonic() - started:.1f} s)")
     return written

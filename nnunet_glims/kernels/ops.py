@@ -33,6 +33,21 @@ def meta_stands_for(device: str, kernels: bool | None = None) -> Iterator[None]:
         _meta_stands_for = before
 
 
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Have GLIMS computed from PyTorch's own operators, which exporters and hooks know, instead of our kernels."""
+    name = "NNUNET_GLIMS_KERNELS"
+    before = os.environ.get(name)
+    os.environ[name] = "eager"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def _setting() -> str:
     setting = os.environ.get("NNUNET_GLIMS_KERNELS", "auto")
     if setting not in SETTINGS:

@@ -52,15 +52,15 @@ def stack(case: ShownCase) -> dict[str, Any]:
     Raises:
         UsageError: a file is missing or the files are not on one grid.
     """
-    truth, spacing = _oriented(case.truth)
-    predictions = {name: None if path is None else _oriented(path)[0] for name, path in case.predictions.items()}
+    truth, spacing = oriented(case.truth)
+    predictions = {name: None if path is None else oriented(path)[0] for name, path in case.predictions.items()}
     maps = [truth, *(labels for labels in predictions.values() if labels is not None)]
-    image = None if case.image is None else _oriented(case.image)[0]
+    image = None if case.image is None else oriented(case.image)[0]
     for array in (*maps, *([image] if image is not None else [])):
         if array.shape != truth.shape:
             raise UsageError(f"case {case.name}: {array.shape} and {truth.shape} voxels: its files are not on one grid")
     foreground = np.any([labels > 0 for labels in maps], axis=0)
-    chosen, rows, columns = _shown_part(foreground)
+    chosen, rows, columns = shown_part(foreground)
     step = -(-max(rows.stop - rows.start, columns.stop - columns.start) // LONGEST_SIDE)
     part = np.ix_(chosen, np.arange(rows.start, rows.stop, step), np.arange(columns.start, columns.stop, step))
     shape = truth[part].shape
@@ -85,7 +85,7 @@ def stack(case: ShownCase) -> dict[str, Any]:
     }
 
 
-def _oriented(path: Path) -> tuple[np.ndarray, Sequence[float]]:
+def oriented(path: Path) -> tuple[np.ndarray, Sequence[float]]:
     """(Z, Y, X) voxels, rows from front to back, columns from the patient's right to left; spacing in mm as x, y, z."""
     try:
         image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
@@ -94,7 +94,7 @@ def _oriented(path: Path) -> tuple[np.ndarray, Sequence[float]]:
     return sitk.GetArrayFromImage(image), image.GetSpacing()
 
 
-def _shown_part(foreground: np.ndarray) -> tuple[np.ndarray, slice, slice]:
+def shown_part(foreground: np.ndarray) -> tuple[np.ndarray, slice, slice]:
     """Slices with labels, at most so many; rows and columns around them."""
     if not foreground.any():
         foreground = np.ones_like(foreground)

@@ -323,5 +323,5 @@ def test_wrong_images_are_refused(exported, images, tmp_path, capsys):
     shifted = write_case(tmp_path / "shifted", "case", head(), (1.0, 1.0, 1.0))
     assert "has spacing" in refused(capsys, exported, one, shifted[1], "-o", out)
     (tmp_path / "text.nii.gz").write_text("no image")
-    assert "SimpleITK cannot read" in refused(capsys, exported, tmp_path / "text.nii.gz", one, "-o", out)
+    assert "this file is damaged or cut off" in refused(capsys, exported, tmp_path / "text.nii.gz", one, "-o", out)
     assert list(out.iterdir()) == []
