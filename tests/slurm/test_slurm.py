@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -12,6 +13,7 @@ from nnunet_glims.cli import main
 from nnunet_glims.demo.phantom import write_raw_dataset
 from nnunet_glims.experiments import slurm
 from nnunet_glims.experiments.jobs import Plan
+from nnunet_glims.experiments.local import run_local
 from nnunet_glims.experiments.step import read_log
 from tests.preprocessed import TINY
 
@@ -32,12 +34,12 @@ device: cpu
 resources: {gpus: 0, cpus: 1, memory_gb: 4, hours: 1}
 slurm: {signal_seconds: 30}
 """
-EPOCHS = 10
+EPOCHS = 6
 
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch, cluster):
-    """Two entries and two folds of a generated data set, trained for ten short epochs."""
+    """Two entries and two folds of a generated data set, trained for a few short epochs."""
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     for name, value in {
@@ -83,7 +85,31 @@ def epochs(plan, job):
     return [int(number) for number in re.findall(r": Epoch (\d+)", text)]
 
 
-def test_preempted_killed_and_the_controller_restarted(plan, cluster):
+def outcome(plan):
+    """What a comparison leaves: files, with the times in their names left out, epochs of trainings, cases of tables."""
+    files = {
+        re.sub(r"training_log_[\d_]+", "training_log", str(path.relative_to(folder)))
+        for folder in (plan.results, plan.state / "report")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    trained = {job.name: sorted(set(epochs(plan, job))) for job in plan.jobs.values() if job.kind == "train"}
+    tables = [plan._summary(job) for job in plan.jobs.values() if job.kind == "evaluate"]
+    return files, trained, [json.loads(table.read_text())["cases"] for table in tables]
+
+
+def undisturbed(plan, folder, monkeypatch):
+    """The same comparison, run locally with the data that are preprocessed already."""
+    folder.mkdir()
+    for path in [plan.path, *plan.path.parent.glob("*.json")]:
+        shutil.copy(path, folder)
+    monkeypatch.setenv("nnUNet_results", str(folder / "results"))
+    other = Plan(folder / plan.path.name)
+    assert run_local(other, print, parallel=2) == []
+    return other
+
+
+def test_preempted_killed_and_the_controller_restarted(plan, cluster, tmp_path, monkeypatch):
     trainings = [job for job in plan.jobs.values() if job.kind == "train"]
     assert run(plan) == 0
     queued = slurm.in_queue(plan)
@@ -120,6 +146,7 @@ def test_preempted_killed_and_the_controller_restarted(plan, cluster):
     assert (plan.report(123) / "leaderboard.html").exists()
     assert run(plan) == 0
     assert not slurm.in_queue(plan), "nothing is left to do"
+    assert outcome(plan) == outcome(undisturbed(plan, tmp_path / "undisturbed", monkeypatch))
 
 
 def test_cancelled_jobs_leave_the_queue_and_a_lost_record_is_noticed(plan, cluster, capsys):
