@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_glims.experiments.lock import is_held
+from nnunet_glims.experiments.lock import hold, is_held
 from nnunet_glims.processes import available_cores
 
 STOPPED = 75
@@ -56,10 +55,8 @@ class Step:
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab", buffering=0) as log:
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StepFailed(f"{self.log}: another process runs this job") from None
+            if not hold(log):
+                raise StepFailed(f"{self.log}: another process runs this job")
             for command in self.commands:
                 for _ in range(ATTEMPTS):
                     code = self._run(command, log)

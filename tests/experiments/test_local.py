@@ -70,6 +70,7 @@ def test_a_failure_is_told_with_the_last_line_and_stops_only_what_needs_it(plan,
         "evaluate_D007_GLIMS": "waiting",
         "report_D007": "waiting",
     }
+    assert main(["compare", "status", str(plan.path), "--watch"]) == 0, "nothing runs, so there is nothing to wait for"
     codes.clear()
     assert main(["compare", "retry", str(plan.path)]) == 0
     assert set(states(plan).values()) == {"done"}

@@ -32,7 +32,7 @@ entries:
 folds: [0, 1]
 device: cpu
 resources: {gpus: 0, cpus: 1, memory_gb: 4, hours: 1}
-slurm: {signal_seconds: 30}
+slurm: {signal_seconds: 30, array_size: 3}
 """
 EPOCHS = 6
 
@@ -63,7 +63,8 @@ def plan(tmp_path, monkeypatch, cluster):
         }
         (tmp_path / f"{network}.json").write_text(json.dumps(override))
     (tmp_path / "tiny.yaml").write_text(COMPARISON)
-    return Plan(tmp_path / "tiny.yaml")
+    yield Plan(tmp_path / "tiny.yaml")
+    cluster.run("scancel", "--user", "root")
 
 
 def run(plan):
@@ -109,22 +110,25 @@ def undisturbed(plan, folder, monkeypatch):
     return other
 
 
+@pytest.mark.timeout(1500)  # minutes where little else runs
 def test_preempted_killed_and_the_controller_restarted(plan, cluster, tmp_path, monkeypatch):
     trainings = [job for job in plan.jobs.values() if job.kind == "train"]
     assert run(plan) == 0
     queued = slurm.in_queue(plan)
     assert set(queued) == set(plan.jobs)
+    arrays = {slurm.submitted(plan)[job.name].partition("_")[0] for job in trainings}
+    assert len(arrays) == 2, "of at most three jobs"
     assert run(plan) == 0, "a second run submits nothing"
     assert slurm.in_queue(plan).keys() == queued.keys()
 
-    wait_until(lambda: any(len(epochs(plan, job)) > 2 for job in trainings), 180, plan, cluster)
+    wait_until(lambda: any(len(epochs(plan, job)) > 2 for job in trainings), 400, plan, cluster)
     preempted = next(job for job in trainings if len(epochs(plan, job)) > 2)
     cluster.signal("USR1", slurm.submitted(plan)[preempted.name])
     cluster.stop_one("slurmctld")
     cluster.start_controller()
 
     others = [job for job in trainings if job is not preempted]
-    wait_until(lambda: any(len(epochs(plan, job)) > 1 and not plan.is_done(job) for job in others), 180, plan, cluster)
+    wait_until(lambda: any(len(epochs(plan, job)) > 1 and not plan.is_done(job) for job in others), 400, plan, cluster)
     killed = next(job for job in others if len(epochs(plan, job)) > 1 and not plan.is_done(job))
     os.kill(read_log(plan.log(killed)).pid, signal.SIGKILL)
 
@@ -159,6 +163,16 @@ def test_cancelled_jobs_leave_the_queue_and_a_lost_record_is_noticed(plan, clust
     record.write_text(kept)
     assert main(["compare", "cancel", str(plan.path), "--executor", "slurm"]) == 0
     wait_until(lambda: not slurm.in_queue(plan), 60, plan, cluster)
+
+
+def test_a_job_that_ends_before_it_begins_is_told(plan, cluster, capsys):
+    plan.path.write_text(COMPARISON.replace("array_size: 3", "setup: ['echo no such module; exit 3']"))
+    assert main(["compare", "run", str(plan.path), "--executor", "slurm"]) == 0
+    wait_until(lambda: not slurm.in_queue(plan), 60, plan, cluster)
+    assert main(["compare", "status", str(plan.path), "--executor", "slurm"]) == 0
+    assert "8 failed" in capsys.readouterr().out
+    assert main(["compare", "logs", str(plan.path), "train_D123_GLIMS_fold0"]) == 0
+    assert "no such module" in capsys.readouterr().out
 
 
 def test_without_a_cluster_it_says_so(plan, monkeypatch, capsys):
