@@ -2,7 +2,7 @@
 
     python -m benchmarks.cost FILE [--patch 128] [--batch 2] [--without NETWORK]
 
-FILE is what `benchmarks.cpu` writes, or {"device": "...", "patch": 128, "batch": 2, "training_step_seconds": {"GLIMS": 0.2, ...}},
+FILE is what `benchmarks.cpu` writes, or {"device": "...", "patch": 128, "batch": 2, "training_step_seconds": {"GLIMS": 0.2}},
 with "forward_seconds" beside it where they were measured; a third of a training step where not. Times measured at another patch
 or batch are scaled by voxels, and the table says so.
 

@@ -9,6 +9,7 @@ import pytest
 
 from nnunet_glims.cli import main
 from nnunet_glims.errors import UsageError
+from nnunet_glims.experiments import slurm
 from nnunet_glims.experiments.jobs import Plan
 from nnunet_glims.experiments.status import status_of
 from nnunet_glims.plans import load_override
@@ -72,6 +73,20 @@ def test_trainings_are_nnunets_own_command(plan):
         "nnUNetv2_train", "Dataset007_Toy", "3d_fullres", "1", "-tr", "nnUNetTrainer", "-p", "nnUNetPlans",
         "-device", "cpu", "--c",
     ]  # fmt: skip
+
+
+def test_several_gpus_and_what_slurm_is_asked_for(folders):
+    resources = "resources: {gpus: 2, cpus: 4, memory_gb: 16, hours: 1.5}\n"
+    settings = "slurm: {partition: gpu, gpu_type: a100, at_once: 20, additional: {account: mine}}\n"
+    plan = write(folders, COMPARISON.replace("device: cpu", "device: cuda") + resources + settings)
+    (command,) = plan.commands(plan.jobs["train_D007_GLIMS_fold0"])
+    assert command[command.index("-num_gpus") + 1] == "2"
+    asked = slurm._parameters(plan, "train", ["12", "13"], 2)
+    assert (asked["gres"], asked["dependency"], asked["partition"]) == ("gpu:a100:2", "afterany:12:13", "gpu")
+    assert (asked["time"], asked["cpus_per_task"], asked["mem"]) == (90, 4, "16384MB")
+    assert asked["array_parallelism"] == 10, "of each of two arrays"
+    assert asked["additional_parameters"] == {"requeue": True, "account": "mine"}
+    assert "gres" not in slurm._parameters(plan, "evaluate", [], 1)
 
 
 def test_ensembles_need_probabilities(folders):
@@ -146,6 +161,7 @@ def test_plan_shows_steps(folders, capsys):
     assert "hours: with --timing" in out
 
 
+@pytest.mark.slow
 def test_plan_times_steps_of_planned_data_sets(folders, capsys):
     (folders / "raw/Dataset007_Toy/imagesTr").mkdir()
     touch(folders / "raw/Dataset007_Toy/imagesTr/case_0000.nii.gz", "x" * 4_000_000)

@@ -57,6 +57,16 @@ def test_several_at_a_time(plan, stand_ins):
     assert max(times) - min(times) <= 3, f"together, in {taken:.0f} s"
 
 
+def test_jobs_at_the_same_time_share_the_cores(plan, monkeypatch):
+    code = "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['nnUNet_n_proc_DA'])"
+    monkeypatch.setattr(Plan, "commands", lambda plan, job: [[sys.executable, "-c", code]])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "7")
+    run_local(plan, str, chosen={"prepare_D007"}, parallel=2)
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert read_log(plan.log(plan.jobs["prepare_D007"])).last == f"{share} 7", "what the user has set stays"
+
+
 def test_a_failure_is_told_with_the_last_line_and_stops_only_what_needs_it(plan, stand_ins):
     _, codes = stand_ins
     codes[GLIMS0] = 3

@@ -50,7 +50,7 @@ def plan(tmp_path, monkeypatch, cluster):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     write_raw_dataset(tmp_path / "raw", "Dataset123_Mine", cases=6, test_cases=0, shape=(32, 36, 30))
-    training = {"epochs": EPOCHS, "iterations_per_epoch": 10, "validation_iterations": 1, "augmentation": "none"}
+    training = {"epochs": EPOCHS, "iterations_per_epoch": 5, "validation_iterations": 1, "augmentation": "none"}
     for network in ("GLIMS", "LATUPNet"):
         override = {
             "description": "tiny",
