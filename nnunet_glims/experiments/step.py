@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -99,7 +100,7 @@ class Step:
             start_new_session=True,
             preexec_fn=_leave_signals_to_workers if on_several_gpus else None,
         )
-        self._mark(log, f"started {self._child.pid} {time.time():.0f} {' '.join(command)}")
+        self._mark(log, f"started {self._child.pid} {time.time():.0f} {socket.gethostname()} {' '.join(command)}")
         code = self._child.wait()
         with contextlib.suppress(ProcessLookupError):  # data loading processes would wait for it forever
             os.killpg(self._child.pid, signal.SIGKILL)
@@ -166,7 +167,7 @@ class LogEnd:
 
     Attributes:
         running: whether a process holds the log.
-        pid: of the last command that was started.
+        pid: of the last command that was started; None where that was on another machine.
         started: its time, seconds since 1970.
         failed: the mark of a failure that nothing came after; "interrupted" where the log ends without a mark.
         last: the last line of the commands' own.
@@ -199,5 +200,8 @@ def read_log(path: Path) -> LogEnd | None:
     failed = None
     if not running:
         failed = last_mark if last_mark.startswith("failed") else None if last_mark == "done" else "interrupted"
-    pid, started = (int(starts[-1][1]), float(starts[-1][2])) if starts else (None, None)
+    pid, started = None, None
+    if starts:
+        started = float(starts[-1][2])
+        pid = int(starts[-1][1]) if starts[-1][3] == socket.gethostname() else None
     return LogEnd(running, pid, started, failed, own[-1] if own else "")
