@@ -115,13 +115,17 @@ def _run(plan, options, console, chosen=None) -> int:
     except Busy as busy:
         console.print(f"{busy}. Here is what it does; Ctrl-C leaves it alone.")
         return _watch(plan, options, console)
+    _tell_reports(plan, console)
+    if failed:
+        console.print(f"{len(failed)} jobs failed: {', '.join(failed[:10])}")
+    return 1 if failed else 0
+
+
+def _tell_reports(plan, console) -> None:
     for number in plan.comparison.datasets:
         page = plan.report(number) / "leaderboard.html"
         if page.exists():
             console.print(f"Report: {page}")
-    if failed:
-        console.print(f"{len(failed)} jobs failed: {', '.join(failed[:10])}")
-    return 1 if failed else 0
 
 
 def _statuses(plan, options):
@@ -153,6 +157,7 @@ def _status(plan, options, console) -> int:
     if options.watch:
         return _watch(plan, options, console)
     console.print(_table(_statuses(plan, options), options.all))
+    _tell_reports(plan, console)
     return 0
 
 
@@ -170,6 +175,7 @@ def _watch(plan, options, console) -> int:
             time.sleep(2)
             statuses = _statuses(plan, options)
             live.update(_table(statuses, every))
+    _tell_reports(plan, console)
     return 0
 
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -82,7 +83,7 @@ def _progress(plan: Plan, job: Job) -> str:
             text += ", validation"
         elif epochs and log.hours is not None:
             left = log.hours / done * (epochs - done)
-            text += f", {left:.1f} h left" if left >= 1 else f", {60 * left:.0f} min left"
+            text += f", {left:.1f} h left" if left >= 1 else f", {ceil(60 * left)} min left"
     return text
 
 

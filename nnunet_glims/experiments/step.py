@@ -125,7 +125,7 @@ class Step:
             if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return
             time.sleep(0.1)
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)
 
     @staticmethod
     def _requeue() -> None:
