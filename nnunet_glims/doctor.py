@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from nnunet_glims.discovery import OPT_OUT, VARIABLE
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
+from nnunet_glims.processes import available_cores
 
 Verdict = Literal["ok", "warn", "fail"]
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -157,17 +158,10 @@ def _device() -> Iterator[Finding]:
         )
 
 
-def _cores() -> int:
-    allotted = os.environ.get("SLURM_CPUS_PER_TASK")
-    if allotted and allotted.isdigit():
-        return int(allotted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _processes() -> Iterator[Finding]:
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    cores = _cores()
+    cores = available_cores()
     origin = "allotted by SLURM" if os.environ.get("SLURM_CPUS_PER_TASK") else "usable here"
     try:
         workers = get_allowed_n_proc_DA()

@@ -19,6 +19,14 @@ Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Passes results on as they come and shows how many there are: (results, what is done, how many there will be)."""
 
 
+def available_cores() -> int:
+    """How many cores this process may use, by SLURM's word or the system's."""
+    allotted = os.environ.get("SLURM_CPUS_PER_TASK")
+    if allotted and allotted.isdigit():
+        return int(allotted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers_or_default(workers: int | None) -> int:
     """How many processes the user asked for; without, a core each, at most 8. Raises `UsageError` for less than one."""
     if workers is None:

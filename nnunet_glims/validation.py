@@ -45,7 +45,9 @@ def _describe(model: type[BaseModel], problem: Any) -> str:
         return f"{key}: unknown key; {nearest(path[-1], _keys_at(model, path[:-1]))}"
     if problem["type"] == "missing":
         return f"{key}: this key is required"
-    return f"{key or 'the file'}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+    if problem["type"] == "value_error":  # a check of our own, which names what is wrong
+        return f"{key or 'the file'}: {problem['ctx']['error']}"
+    return f"{key or 'the file'}: {problem['msg']} (got {problem['input']!r})"
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:

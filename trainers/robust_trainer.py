@@ -93,6 +93,9 @@ class RobustTrainer(nnUNetTrainer):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def initialize(self) -> None:
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        if self.device.type == "cpu" and threads.isdigit():
+            torch.set_num_threads(int(threads))  # nnU-Net takes all cores, whoever else is at work on them
         super().initialize()
         self.set_precision(self.bare_network.precision)
 

@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "plan":
             action.add_argument("--timing", action="store_true", help="time some steps of each entry, for hours")
         if name == "status":
-            action.add_argument("--watch", action="store_true", help="until all is done")
+            action.add_argument(
+                "--watch", action="store_true", help="until nothing runs or waits in the queue any more"
+            )
             action.add_argument("--all", action="store_true", help="every job, not only those that run or failed")
         if name == "logs":
             action.add_argument("job", help="name of the job, as status shows it")
@@ -112,14 +114,18 @@ def _run(plan, options, console, chosen=None) -> int:
             failed = run_local(plan, console.print, chosen, options.parallel)
     except Busy as busy:
         console.print(f"{busy}. Here is what it does; Ctrl-C leaves it alone.")
-        return _watch(plan, options, console, busy.is_over)
+        return _watch(plan, options, console)
+    _tell_reports(plan, console)
+    if failed:
+        console.print(f"{len(failed)} jobs failed: {', '.join(failed[:10])}")
+    return 1 if failed else 0
+
+
+def _tell_reports(plan, console) -> None:
     for number in plan.comparison.datasets:
         page = plan.report(number) / "leaderboard.html"
         if page.exists():
             console.print(f"Report: {page}")
-    if failed:
-        console.print(f"{len(failed)} jobs failed: {', '.join(failed[:10])}")
-    return 1 if failed else 0
 
 
 def _statuses(plan, options):
@@ -128,7 +134,8 @@ def _statuses(plan, options):
     if options.executor == "slurm":
         from nnunet_glims.experiments import slurm
 
-        return status_of(plan, slurm.in_queue(plan))
+        queued = slurm.in_queue(plan)
+        return status_of(plan, queued, slurm.lost(plan, queued))
     return status_of(plan)
 
 
@@ -148,30 +155,38 @@ def _table(statuses, every: bool, most: int = 40):
 
 def _status(plan, options, console) -> int:
     if options.watch:
-        return _watch(
-            plan, options, console, lambda: all(s.state in ("done", "failed") for s in _statuses(plan, options))
-        )
+        return _watch(plan, options, console)
     console.print(_table(_statuses(plan, options), options.all))
+    _tell_reports(plan, console)
     return 0
 
 
-def _watch(plan, options, console, is_over) -> int:
+def _watch(plan, options, console) -> int:
     import time
 
     from rich.live import Live
 
+    from nnunet_glims.experiments.lock import is_at_work
+
     every = getattr(options, "all", False)
-    with Live(_table(_statuses(plan, options), every), console=console, refresh_per_second=1) as live:
-        while not is_over():
+    statuses = _statuses(plan, options)
+    with Live(_table(statuses, every), console=console, refresh_per_second=1) as live:
+        while is_at_work(plan.state) or any(status.state in ("running", "queued") for status in statuses):
             time.sleep(2)
-            live.update(_table(_statuses(plan, options), every))
+            statuses = _statuses(plan, options)
+            live.update(_table(statuses, every))
+    _tell_reports(plan, console)
     return 0
 
 
 def _logs(plan, options, console) -> int:
+    from nnunet_glims.experiments import slurm
+
     job = plan.job_named(options.job)
     log = plan.log(job)
     if not log.exists():
+        log = slurm.output(plan, job)
+    if log is None:
         console.print(f"{job.name} was not started yet")
         return 0
     print(log.read_text(errors="replace"), end="")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
@@ -80,10 +80,27 @@ class Entry(BaseModel):
     configuration: str = "3d_fullres"
     training: dict[str, Any] = {}
 
+    @field_validator("training")
+    @classmethod
+    def _check_training(cls, training: dict[str, Any], before: ValidationInfo) -> dict[str, Any]:
+        if training and "trainer" in before.data:
+            _check_follows_recipes(before.data["trainer"])
+        return training
+
     @property
     def network(self) -> Network | None:
         """What its trainer trains, where that is one of ours, which follow recipes."""
-        return next((network for network in NETWORKS if self.trainer.startswith(network.trainer)), None)
+        return _network_of(self.trainer)
+
+
+def _network_of(trainer: str) -> Network | None:
+    return next((network for network in NETWORKS if trainer.startswith(network.trainer)), None)
+
+
+def _check_follows_recipes(trainer: str) -> None:
+    if _network_of(trainer) is None:
+        ours = ", ".join(network.trainer for network in NETWORKS)
+        raise ValueError(f"{trainer} follows no recipe: training settings and seeds are for {ours}")
 
 
 class Resources(BaseModel):
@@ -103,7 +120,8 @@ class Slurm(BaseModel):
     Attributes:
         partition: None takes the cluster's default.
         gpu_type: as in --gres gpu:TYPE:N.
-        at_once: most jobs of one array that run at a time.
+        at_once: most trainings of a data set that run at a time.
+        array_size: most jobs of one array, below the cluster's MaxArraySize; of more jobs, several arrays are made.
         additional: other options of sbatch, without dashes before them.
         setup: shell lines before each job, such as `module load`.
         signal_seconds: how long before the time limit a training is told to save.
@@ -115,6 +133,7 @@ class Slurm(BaseModel):
     partition: str | None = None
     gpu_type: str | None = None
     at_once: Annotated[int, Field(ge=1)] = 256
+    array_size: Annotated[int, Field(ge=1)] = 1000
     additional: dict[str, Any] = {}
     setup: list[str] = []
     signal_seconds: Annotated[int, Field(ge=1)] = 120
@@ -139,31 +158,36 @@ class Comparison(BaseModel):
     parallel: Annotated[int, Field(ge=1)] | None = None
     slurm: Slurm = Slurm()
 
-    @model_validator(mode="after")
-    def _check(self) -> Comparison:
-        names = [entry.name for entry in self.entries]
-        _check_once("datasets", self.datasets)
-        _check_once("folds", self.folds)
-        _check_once("seeds", self.seeds)
-        _check_once("entries", names)
-        for entry in self.entries:
-            if entry.network is None and (entry.training or self.seeds != [None]):
-                raise ValueError(
-                    f"entry {entry.name}: {entry.trainer} follows no recipe: training settings and seeds are for "
-                    f"{', '.join(network.trainer for network in NETWORKS)}"
-                )
-        for ensemble in self.ensembles:
-            unknown = [name for name in ensemble if name not in names]
-            if unknown:
-                raise ValueError(f"ensembles: there is no entry {unknown[0]!r}")
-        preset_named(self.evaluation)
-        return self
+    @field_validator("datasets", "folds", "seeds", "entries")
+    @classmethod
+    def _check_once(cls, values: list[Any]) -> list[Any]:
+        names = [getattr(value, "name", value) for value in values]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is there twice")
+        return values
 
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: list[Seed | None], before: ValidationInfo) -> list[Seed | None]:
+        for entry in before.data.get("entries", []) if seeds != [None] else []:
+            _check_follows_recipes(entry.trainer)
+        return seeds
 
-def _check_once(what: str, values: list[Any]) -> None:
-    twice = next((value for value in values if values.count(value) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{what}: {twice!r} is there twice")
+    @field_validator("ensembles")
+    @classmethod
+    def _check_ensembles(cls, ensembles: list[list[str]], before: ValidationInfo) -> list[list[str]]:
+        names = [entry.name for entry in before.data.get("entries", [])]
+        for name in (name for ensemble in ensembles for name in ensemble):
+            if names and name not in names:
+                raise ValueError(f"there is no entry {name!r}")
+        return ensembles
+
+    @field_validator("evaluation")
+    @classmethod
+    def _check_evaluation(cls, evaluation: str) -> str:
+        preset_named(evaluation)
+        return evaluation
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -183,14 +207,17 @@ def read_comparison(path: Path) -> Comparison:
     for number, entry in enumerate(comparison.entries):
         if entry.override is not None and entry.override.endswith(".json"):
             entry.override = str((path.parent / entry.override).resolve())
-        where = f"{path}:{line_of(text, ['entries', number])}: entry {entry.name}"
+
+        def where(key: str, number: int = number, entry: Entry = entry) -> str:
+            return f"{path}:{line_of(text, ['entries', number, key])}: entry {entry.name}"
+
         try:
             if entry.override is not None:
                 load_override(entry.override)
         except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
+            raise UsageError(f"{where('override')}: {error}") from None
         if entry.training:
-            Recipe().changed(entry.training, f"{where}: training")
+            Recipe().changed(entry.training, f"{where('training')}: training")
     return comparison
 
 

@@ -2,50 +2,75 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.jobs import Plan
 from nnunet_glims.experiments.local import free_bytes
 from nnunet_glims.files import read_json
-from nnunet_glims.plans import BASE_PLANS, load_override
+from nnunet_glims.plans import BASE_PLANS, apply_override, load_override
 
 NNUNET_STEPS = (1000, 250, 50)
 """Epochs, training and validation steps an epoch of nnU-Net's own trainer."""
+NNUNET_PARAMETERS = 31e6
+"""About what nnU-Net's planned 3D network has."""
 CHECKPOINTS = 3
 """latest or final, best, and the previous one while a new one is written."""
+BYTES_A_PARAMETER = 12
+"""Of a checkpoint: weight and two moments in float32."""
+PREPROCESSED = 2.5
+"""Times the compressed raw images: 1.8 for BraTS and CHAOS, 3.1 for Hippocampus."""
 TIMED_STEPS = 4
 
 
 def estimate(plan: Plan, timing: bool) -> Iterator[str]:
-    """Lines to show: steps of each entry, and where the data sets are prepared hours (timed now) and disk."""
-    total_hours, total_bytes, untimed = 0.0, 0.0, False
+    """Lines to show: steps and disk of each entry, and hours, timed now, where its data set is planned."""
+    total_hours, total_bytes, unplanned = 0.0, 0.0, set()
     trainings = len(plan.comparison.folds) * len(plan.comparison.seeds)
     for number in plan.comparison.datasets:
+        name = plan.dataset_names[number]
         for entry in plan.comparison.entries:
             epochs, steps, validation = _length(entry)
-            line = f"{plan.dataset_names[number]} {entry.name}: {trainings} trainings of {epochs * steps:,} steps"
+            many = "trainings" if trainings > 1 else "training"
+            line = f"{name} {entry.name}: {trainings} {many} of {epochs * steps:,} steps"
+            parameters = entry.network.parameters_m * 1e6 if entry.network is not None else NNUNET_PARAMETERS
             built = _built(plan, number, entry) if timing else None
-            if built is None:
-                untimed = True
-            else:
-                seconds, nbytes = _timed(plan, *built)
+            if built is not None:
+                parameters = sum(parameter.numel() for parameter in built[0].parameters())
+                seconds = _timed(plan, *built)
                 # a validation step is a forward pass: about a third
                 hours = seconds * epochs * (steps + validation / 3) / 3600
                 total_hours += trainings * hours
-                total_bytes += trainings * nbytes
-                line += f", {seconds:.2f} s a step here, {hours:.1f} h each, {nbytes / 1e9:.1f} GB of checkpoints"
-            yield line
-    if timing and total_hours:
-        yield f"together {total_hours:.1f} hours of training and {total_bytes / 1e9:.1f} GB of checkpoints"
-    if untimed:
-        how = "the data sets are prepared first (compare run)" if timing else "with --timing"
-        yield f"hours and disk: {how}"
+                line += f", {seconds:.2f} s a step here, {hours:.1f} h each"
+            elif timing:
+                unplanned.add(number)
+            nbytes = trainings * CHECKPOINTS * BYTES_A_PARAMETER * parameters
+            total_bytes += nbytes
+            yield f"{line}, about {_size(nbytes)} of checkpoints"
+        images = [path.stat().st_size for path in (plan.raw / name / "imagesTr").glob("*")]
+        if images and not (plan.preprocessed / name / f"{BASE_PLANS}.json").exists():
+            nbytes = PREPROCESSED * sum(images)
+            total_bytes += nbytes
+            yield f"{name}: about {_size(nbytes)} of preprocessed images"
+    hours_told = f"{total_hours:.1f} hours of training and " if total_hours else ""
+    yield f"together {hours_told}{_size(total_bytes)}"
+    if not timing:
+        yield "hours: with --timing"
+    for number in sorted(unplanned):
+        configurations = " ".join(dict.fromkeys(entry.configuration for entry in plan.comparison.entries))
+        yield f"hours: when the data set is planned: nnUNetv2_plan_and_preprocess -d {number} -c {configurations}"
     for folder in (plan.preprocessed, plan.results):
-        yield f"free: {free_bytes(folder) / 1e9:.0f} GB in {folder}"
+        yield f"free: {_size(free_bytes(folder))} in {folder}"
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
 
 
 def _length(entry: Entry) -> tuple[int, int, int]:
@@ -61,22 +86,25 @@ def _length(entry: Entry) -> tuple[int, int, int]:
 def _built(plan: Plan, number: int, entry: Entry) -> tuple[Any, int, list[int], int] | None:
     """The entry's network, its input channels, patch and batch; None where its plans are not there yet."""
     folder = plan.preprocessed / plan.dataset_names[number]
-    own = folder / f"{plan.plans_name(entry, plan.comparison.seeds[0])}.json"
-    path = own if own.exists() else folder / f"{BASE_PLANS}.json"
-    if not path.exists() or (path != own and entry.override is not None):
+    path = folder / f"{entry.plans}.json"
+    if not path.exists():
         return None
     from nnunet_glims.models import network_of
 
-    return network_of(read_json(path), read_json(folder / "dataset.json"), entry.trainer, entry.configuration)
+    with TemporaryDirectory() as applied:
+        if entry.override is not None:
+            shutil.copy(path, applied)
+            path = apply_override(Path(applied), entry.override, entry.configuration, entry.plans).path
+        plans = read_json(path)
+    return network_of(plans, read_json(folder / "dataset.json"), entry.trainer, entry.configuration)
 
 
-def _timed(plan: Plan, network: Any, channels: int, patch: list[int], batch: int) -> tuple[float, float]:
-    """Seconds of a training step on random numbers, and bytes of a training's checkpoints."""
+def _timed(plan: Plan, network: Any, channels: int, patch: list[int], batch: int) -> float:
+    """Seconds of a training step on random numbers."""
     import torch
 
     device = plan.comparison.device
     network = network.to(device).train()
-    weights = sum(parameter.numel() for parameter in network.parameters())
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-9)
     x = torch.randn(batch, channels, *patch, device=device)
     seconds = []
@@ -92,5 +120,4 @@ def _timed(plan: Plan, network: Any, channels: int, patch: list[int], batch: int
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    # weights and two moments in float32
-    return statistics.median(seconds[1:]), CHECKPOINTS * 3 * 4 * weights
+    return statistics.median(seconds[1:])

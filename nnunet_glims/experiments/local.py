@@ -14,7 +14,8 @@ from pathlib import Path
 import submitit
 
 from nnunet_glims.experiments.jobs import Job, Plan
-from nnunet_glims.experiments.step import ATTEMPTS, read_log
+from nnunet_glims.experiments.step import ATTEMPTS, ask_to_save, read_log, share_of
+from nnunet_glims.processes import available_cores
 
 POLL_SECONDS = 0.5
 YEARS_IN_MINUTES = 10 * 365 * 24 * 60
@@ -45,6 +46,9 @@ def run_local(
     folder = plan.state / "submitit" / f"{time.time():.0f}-{os.getpid()}"
     executor = submitit.LocalExecutor(folder)
     executor.update_parameters(timeout_min=YEARS_IN_MINUTES)
+    share = share_of(max(1, available_cores() // len(slots)))
+    # What the user has set stays, and one job at a time has all cores.
+    share = {} if len(slots) == 1 else {name: share[name] for name in share if name not in os.environ}
     running: list[_Running] = []
     attempts: dict[str, int] = {}
     failed: dict[str, str] = {}
@@ -61,7 +65,8 @@ def run_local(
             running.append(_Running(job, None, slot, 1))
             return
         attempts[job.name] = attempts.get(job.name, 0) + 1
-        step = plan.step(job, **({"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}))
+        gpus = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
+        step = plan.step(job, **share, **gpus)
         step.cancelled.unlink(missing_ok=True)
         with _without_interrupts():
             handle = executor.submit(step)
@@ -69,9 +74,9 @@ def run_local(
         running.append(_Running(job, handle, slot, attempts[job.name]))
 
     def ended(one: _Running) -> bool:
-        if one.handle is not None:
-            return one.handle.done()
-        end = read_log(plan.log(one.job))
+        if one.handle is not None and not one.handle.done():
+            return False
+        end = read_log(plan.log(one.job))  # a training may outlive the process that started it
         return end is None or not end.running
 
     try:
@@ -118,10 +123,7 @@ def stop(jobs: list[Job], plan: Plan) -> None:
     for job in jobs:
         end = read_log(plan.log(job))
         if end is not None and end.running and end.pid is not None:
-            try:
-                os.kill(end.pid, signal.SIGTERM)
-            except ProcessLookupError:
-                continue
+            ask_to_save(end.pid)
 
 
 def _was_killed(plan: Plan, job: Job) -> bool:

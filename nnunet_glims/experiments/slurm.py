@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
@@ -51,6 +52,21 @@ def in_queue(plan: Plan) -> dict[str, str]:
             f"file was damaged. Cancel them with scancel -n {_name(plan)}, then run again"
         )
     return {job: states[number] for number, job in known.items()}
+
+
+def lost(plan: Plan, queued: Collection[str]) -> list[str]:
+    """Jobs that were submitted, are in the queue no more, and were not cancelled."""
+    return [
+        name
+        for name in submitted(plan)
+        if name not in queued and name in plan.jobs and not plan.cancelled(plan.jobs[name]).exists()
+    ]
+
+
+def output(plan: Plan, job: Job) -> Path | None:
+    """What SLURM keeps of a job that ended before it wrote a log of its own, say in a setup line."""
+    found = (plan.state / "submitit").glob(f"{submitted(plan).get(job.name)}_*_log.out")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _queue(plan: Plan) -> dict[str, str]:
@@ -109,14 +125,17 @@ def submit(plan: Plan, tell: Callable[[str], None], chosen: Collection[str] | No
             if jobs:
                 needs = {need for job in jobs for need in job.needs}
                 after = sorted({numbers[need].partition("_")[0] for need in needs if need in numbers}, key=int)
-                numbers |= _submit_array(plan, kind, jobs, after)
+                most = plan.comparison.slurm.array_size
+                arrays = [jobs[first : first + most] for first in range(0, len(jobs), most)]
+                for array in arrays:
+                    numbers |= _submit_array(plan, kind, array, after, len(arrays))
                 new |= {job.name for job in jobs}
                 tell(f"{kind} {plan.dataset_names[dataset]}: submitted {len(jobs)}")
 
 
-def _submit_array(plan: Plan, kind: str, jobs: Sequence[Job], after: Sequence[str]) -> dict[str, str]:
+def _submit_array(plan: Plan, kind: str, jobs: Sequence[Job], after: Sequence[str], arrays: int) -> dict[str, str]:
     executor = submitit.SlurmExecutor(plan.state / "submitit", max_num_timeout=plan.comparison.slurm.requeues)
-    executor.update_parameters(**_parameters(plan, kind, after))
+    executor.update_parameters(**_parameters(plan, kind, after, arrays))
     steps = []
     for job in jobs:
         step = plan.step(job)
@@ -133,7 +152,7 @@ def _submit_array(plan: Plan, kind: str, jobs: Sequence[Job], after: Sequence[st
     return numbers
 
 
-def _parameters(plan: Plan, kind: str, after: Sequence[str]) -> dict[str, Any]:
+def _parameters(plan: Plan, kind: str, after: Sequence[str], arrays: int) -> dict[str, Any]:
     asked, slurm = plan.comparison.resources, plan.comparison.slurm
     parameters: dict[str, Any] = {
         "job_name": _name(plan),
@@ -141,7 +160,7 @@ def _parameters(plan: Plan, kind: str, after: Sequence[str]) -> dict[str, Any]:
         "cpus_per_task": asked.cpus,
         "mem": f"{round(1024 * asked.memory_gb)}MB",
         "signal_delay_s": slurm.signal_seconds,
-        "array_parallelism": slurm.at_once,
+        "array_parallelism": max(1, slurm.at_once // arrays),
         "stderr_to_stdout": True,
         "setup": slurm.setup or None,
     }

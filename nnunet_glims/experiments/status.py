@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -32,16 +33,23 @@ class Status:
     detail: str = ""
 
 
-def status_of(plan: Plan, queued: Mapping[str, str] | None = None) -> list[Status]:
+def status_of(plan: Plan, queued: Mapping[str, str] | None = None, lost: Collection[str] = ()) -> list[Status]:
     """Of all jobs, in order.
 
     Args:
         plan: of the comparison.
         queued: job -> state in SLURM's queue, of the jobs that are there.
+        lost: jobs that were in SLURM's queue and are no more.
     """
     queued = queued or {}
     logs = {path.stem for path in (plan.state / "logs").glob("*.log")}
-    return [_status(plan, job, job.name in logs, queued.get(job.name)) for job in plan.jobs.values()]
+    found = [_status(plan, job, job.name in logs, queued.get(job.name)) for job in plan.jobs.values()]
+    return [
+        replace(status, state="failed", detail="ended before it began")
+        if status.state == "waiting" and status.job.name in lost and status.job.name not in logs
+        else status
+        for status in found
+    ]
 
 
 def _status(plan: Plan, job: Job, has_log: bool, in_queue: str | None) -> Status:
@@ -71,8 +79,11 @@ def _progress(plan: Plan, job: Job) -> str:
     text = f"epoch {done}" + (f" of {epochs}" if epochs else "")
     if done:
         text += f", pseudo Dice {log.curves['pseudo Dice'][-1]:.3f}"
-        if epochs and log.hours is not None:
-            text += f", {log.hours / done * (epochs - done):.1f} h left"
+        if done == epochs:
+            text += ", validation"
+        elif epochs and log.hours is not None:
+            left = log.hours / done * (epochs - done)
+            text += f", {left:.1f} h left" if left >= 1 else f", {ceil(60 * left)} min left"
     return text
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_glims.experiments.lock import is_held
+from nnunet_glims.experiments.lock import hold, is_held
+from nnunet_glims.processes import available_cores
 
 STOPPED = 75
 """Exit code of our trainers after a signal: they saved, and go on with --c."""
@@ -55,10 +56,8 @@ class Step:
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab", buffering=0) as log:
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StepFailed(f"{self.log}: another process runs this job") from None
+            if not hold(log):
+                raise StepFailed(f"{self.log}: another process runs this job")
             for command in self.commands:
                 for _ in range(ATTEMPTS):
                     code = self._run(command, log)
@@ -87,10 +86,10 @@ class Step:
     def _run(self, command: Sequence[str], log) -> int:
         program = shutil.which(command[0], path=sysconfig.get_path("scripts")) or command[0]
         environment = {**os.environ, **self.environment}
-        cores = os.environ.get("SLURM_CPUS_PER_TASK")
-        if cores is not None:
-            environment["nnUNet_n_proc_DA"] = str(max(1, int(cores) - 1))
-            environment.setdefault("nnUNet_def_n_proc", cores)
+        if "SLURM_CPUS_PER_TASK" in os.environ:
+            share = share_of(available_cores())
+            environment = {**share, **environment, "nnUNet_n_proc_DA": share["nnUNet_n_proc_DA"]}
+        on_several_gpus = "-num_gpus" in command
         # In a session of its own: what stops the runner must not stop the training before it has saved.
         self._child = subprocess.Popen(
             [program, *command[1:]],
@@ -99,12 +98,16 @@ class Step:
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=_leave_signals_to_workers if on_several_gpus else None,
         )
-        self._mark(log, f"started {self._child.pid} {time.time():.0f} {' '.join(command)}")
+        self._mark(log, f"started {self._child.pid} {time.time():.0f} {socket.gethostname()} {' '.join(command)}")
         code = self._child.wait()
-        if code < 0:  # its data loading processes would wait for it forever
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # data loading processes would wait for it forever
+            os.killpg(self._child.pid, signal.SIGKILL)
+        if code == 1 and on_several_gpus and f"terminated with exit code {STOPPED}" in _tail(self.log):
+            code = STOPPED  # of the workers, which nnU-Net's own process does not pass on
+        if code in (-signal.SIGTERM, -signal.SIGUSR1):  # what does not listen to them has nothing to save
+            code = STOPPED
         self._child = None
         return code
 
@@ -116,13 +119,13 @@ class Step:
         child = self._child
         if child is None:
             return
-        child.send_signal(signal.SIGTERM)
+        ask_to_save(child.pid)
         # This is called by a signal's handler, which may have interrupted child.wait() while that holds the child's lock.
         for _ in range(10 * SECONDS_TO_SAVE):
             if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return
             time.sleep(0.1)
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)
 
     @staticmethod
     def _requeue() -> None:
@@ -133,13 +136,38 @@ class Step:
         sys.exit(STOPPED)
 
 
+def share_of(cores: int) -> dict[str, str]:
+    """Variables that keep a job to some cores: data loading has all but one."""
+    data_loading = str(max(1, cores - 1))
+    return {"OMP_NUM_THREADS": str(cores), "nnUNet_def_n_proc": str(cores), "nnUNet_n_proc_DA": data_loading}
+
+
+def ask_to_save(pid: int) -> None:
+    """Tell a command of a step, and all that it has started, to save and end; nothing where it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGTERM)
+
+
+def _leave_signals_to_workers() -> None:
+    """On several GPUs it is not nnU-Net's own process that saves, but the workers, which would die with it."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _tail(log: Path) -> str:
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 65536))
+        return file.read().decode(errors="replace")
+
+
 @dataclass(frozen=True)
 class LogEnd:
     """How far a job's log goes.
 
     Attributes:
         running: whether a process holds the log.
-        pid: of the last command that was started.
+        pid: of the last command that was started; None where that was on another machine.
         started: its time, seconds since 1970.
         failed: the mark of a failure that nothing came after; "interrupted" where the log ends without a mark.
         last: the last line of the commands' own.
@@ -162,9 +190,7 @@ def read_log(path: Path) -> LogEnd | None:
     try:
         with path.open("rb") as log:
             running = is_held(log)
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(0, size - 65536))
-            lines = log.read().decode(errors="replace").splitlines()
+        lines = _tail(path).splitlines()
     except FileNotFoundError:
         return None
     own = [line.strip() for line in lines if line.strip() and not line.startswith(MARK)]
@@ -174,5 +200,8 @@ def read_log(path: Path) -> LogEnd | None:
     failed = None
     if not running:
         failed = last_mark if last_mark.startswith("failed") else None if last_mark == "done" else "interrupted"
-    pid, started = (int(starts[-1][1]), float(starts[-1][2])) if starts else (None, None)
+    pid, started = None, None
+    if starts:
+        started = float(starts[-1][2])
+        pid = int(starts[-1][1]) if starts[-1][3] == socket.gethostname() else None
     return LogEnd(running, pid, started, failed, own[-1] if own else "")

@@ -44,19 +44,27 @@ MINIMAL = "datasets: [7]\nentries:\n  - name: GLIMS\n    trainer: nnUNetTrainerG
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MINIMAL.replace("datasets: [7]", "datasets: [7, 7]"), ":1: the file: datasets: 7 is there twice"),
+        (MINIMAL.replace("datasets: [7]", "datasets: [7, 7]"), ":1: datasets: 7 is there twice"),
         (MINIMAL + "fold: [0]\n", ":5: fold: unknown key; did you mean 'folds'?"),
         (MINIMAL.replace("trainer:", "trainr:"), ":4: entries.0.trainr: unknown key; did you mean 'trainer'?"),
         (MINIMAL + "folds: [0, 5]\n", ":5: folds.1: "),
         (MINIMAL + "resources:\n  cpus: 4\n  hours: none\n", ":7: resources.hours: "),
-        (MINIMAL + "    override: glims_brat\n", ":3: entry GLIMS: plans override 'glims_brat' is unknown"),
+        (MINIMAL + "    override: glims_brat\n", ":5: entry GLIMS: plans override 'glims_brat' is unknown"),
         (
             MINIMAL + "    training: {epoch: 3}\n",
-            ":3: entry GLIMS: training: epoch: unknown key; did you mean 'epochs'?",
+            ":5: entry GLIMS: training: epoch: unknown key; did you mean 'epochs'?",
         ),
-        (MINIMAL.replace("nnUNetTrainerGLIMS", "nnUNetTrainer") + "seeds: [1]\n", "nnUNetTrainer follows no recipe"),
-        (MINIMAL + "ensembles: [[GLIMS, other]]\n", "there is no entry 'other'"),
-        (MINIMAL + "evaluation: brats2023\n", "preset 'brats2023' is unknown"),
+        (
+            MINIMAL.replace("nnUNetTrainerGLIMS", "nnUNetTrainer") + "seeds: [1]\n",
+            ":5: seeds: nnUNetTrainer follows no recipe",
+        ),
+        (
+            MINIMAL.replace("nnUNetTrainerGLIMS", "nnUNetTrainer") + "    training: {epochs: 3}\n",
+            ":5: entries.0.training: nnUNetTrainer follows no recipe",
+        ),
+        (MINIMAL + MINIMAL.split("entries:\n")[1], ":2: entries: 'GLIMS' is there twice"),
+        (MINIMAL + "ensembles: [[GLIMS, other]]\n", ":5: ensembles: there is no entry 'other'"),
+        (MINIMAL + "evaluation: brats2023\n", ":5: evaluation: preset 'brats2023' is unknown"),
         ("entries: [\n", "this is not YAML"),
         ("", "the file: "),
     ],

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from nnunet_glims.cli import main
 from nnunet_glims.experiments.jobs import Plan
 from nnunet_glims.experiments.local import run_local
 from nnunet_glims.experiments.status import status_of
-from nnunet_glims.experiments.step import Step, StepFailed, read_log
+from nnunet_glims.experiments.step import Step, StepFailed, ask_to_save, read_log
 
 GLIMS0 = "train_D007_GLIMS_fold0"
 
@@ -56,6 +57,16 @@ def test_several_at_a_time(plan, stand_ins):
     assert max(times) - min(times) <= 3, f"together, in {taken:.0f} s"
 
 
+def test_jobs_at_the_same_time_share_the_cores(plan, monkeypatch):
+    code = "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['nnUNet_n_proc_DA'])"
+    monkeypatch.setattr(Plan, "commands", lambda plan, job: [[sys.executable, "-c", code]])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "7")
+    run_local(plan, str, chosen={"prepare_D007"}, parallel=2)
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert read_log(plan.log(plan.jobs["prepare_D007"])).last == f"{share} 7", "what the user has set stays"
+
+
 def test_a_failure_is_told_with_the_last_line_and_stops_only_what_needs_it(plan, stand_ins):
     _, codes = stand_ins
     codes[GLIMS0] = 3
@@ -69,6 +80,7 @@ def test_a_failure_is_told_with_the_last_line_and_stops_only_what_needs_it(plan,
         "evaluate_D007_GLIMS": "waiting",
         "report_D007": "waiting",
     }
+    assert main(["compare", "status", str(plan.path), "--watch"]) == 0, "nothing runs, so there is nothing to wait for"
     codes.clear()
     assert main(["compare", "retry", str(plan.path)]) == 0
     assert set(states(plan).values()) == {"done"}
@@ -88,6 +100,21 @@ def test_a_killed_command_is_started_again(plan, stand_ins, started):
 
     assert run_local(plan, tell) == []
     assert killed and lines(started).count(str(plan.fold(job))) == 2
+
+
+def test_a_training_outlives_the_worker_that_started_it(plan, stand_ins, started):
+    job = plan.jobs[GLIMS0]
+    seconds, _ = stand_ins
+    seconds[GLIMS0] = 3
+
+    def tell(text):
+        if text == f"{GLIMS0}: started":
+            wait_until(lambda: (end := read_log(plan.log(job))) is not None and end.last)
+            status = Path(f"/proc/{read_log(plan.log(job)).pid}/status").read_text()
+            os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
+
+    assert run_local(plan, tell) == []
+    assert lines(started).count(str(plan.fold(job))) == 1
 
 
 def wait_until(reached, seconds=30):
@@ -142,11 +169,12 @@ def test_a_second_run_attaches_to_the_first(plan, stand_ins, started, runner, ca
 
 
 @pytest.mark.slow
-def test_ctrl_c_lets_the_training_save_and_the_next_run_goes_on(plan, stand_ins, runner):
+def test_ctrl_c_lets_the_training_save_and_the_next_run_goes_on(plan, stand_ins, started, runner):
     runner.send_signal(signal.SIGINT)
     assert runner.wait(30) == 130
     end = read_log(plan.log(plan.jobs[GLIMS0]))
-    assert not end.running
+    assert not end.running and end.stopped
+    assert len(lines(started)) == 2, "prepared, and the training was not started again"
     assert run_local(plan, str) == []
 
 
@@ -155,8 +183,41 @@ def test_cancel(plan, runner, capsys):
     assert main(["compare", "cancel", str(plan.path), GLIMS0]) == 0
     assert f"cancelled 1 jobs: {GLIMS0}" in capsys.readouterr().out
     assert runner.wait(60) == 1
-    assert states(plan)[GLIMS0] == "failed"
+    assert states(plan)[GLIMS0] == "waiting"
     assert states(plan)["train_D007_nnU-Net_fold0"] == "done"
+
+
+RANKS = """
+import os, signal, sys, time
+from torch import multiprocessing
+
+def rank(number):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    print(f"rank {number} works", flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    multiprocessing.spawn(rank, nprocs=2)
+"""
+
+
+@pytest.mark.slow
+def test_on_several_gpus_the_workers_are_asked_to_save(tmp_path):
+    (tmp_path / "ranks.py").write_text(RANKS)
+    log = tmp_path / "job.log"
+    step = Step([[sys.executable, str(tmp_path / "ranks.py"), "-num_gpus", "2"]], log, {}, tmp_path / "no")
+
+    def stop():
+        wait_until(lambda: log.exists() and log.read_text().count(" works") == 2)
+        ask_to_save(read_log(log).pid)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(StepFailed):
+        step()
+    stopping.join()
+    wait_until(lambda: not read_log(log).running)  # what the workers have started takes a moment to end
+    assert read_log(log).stopped
 
 
 def test_what_a_killed_command_started_is_ended_with_it(tmp_path):

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+NEEDED = "NNUNET_GLIMS_NEEDS_SLURM"
+"""A variable that makes these tests fail where they would be skipped."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -18,12 +21,13 @@ SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,bf_interval=2
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
@@ -38,6 +42,11 @@ SlurmdLogFile={folder}/slurmd.log
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
 PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
+
+
+def give_up(reason):
+    """Skip, or fail where the tests must run."""
+    (pytest.fail if os.environ.get(NEEDED) else pytest.skip)(reason)
 
 
 def free_ports(count):
@@ -68,7 +77,7 @@ class Cluster:
                 memory=memory,
             )
         )
-        self.environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
+        self.environment = {**os.environ, "PATH": PATH, "SLURM_CONF": str(self.configuration)}
 
     def start(self):
         key = self.folder / "munge.key"
@@ -81,6 +90,7 @@ class Cluster:
                 f"--seed-file={self.folder}/munged.seed",
             ],
             check=True,
+            env=self.environment,
         )  # fmt: skip
         self.start_controller()
         subprocess.run(["slurmd", "-f", str(self.configuration)], check=True, env=self.environment)
@@ -88,7 +98,7 @@ class Cluster:
             if "idle" in self.run("sinfo", "-h", "-o", "%T"):
                 return
             time.sleep(0.5)
-        pytest.skip(f"SLURM's node did not come up: {self.run('sinfo', '-h')} {self.log()}")
+        give_up(f"SLURM's node did not come up: {self.run('sinfo', '-h')} {self.log()}")
 
     def start_controller(self):
         subprocess.run(["slurmctld", "-f", str(self.configuration)], check=True, env=self.environment)
@@ -131,17 +141,20 @@ class Cluster:
 @pytest.fixture(scope="session")
 def cluster():
     """A running cluster; skipped with a reason where there can be none."""
-    missing = [name for name in PROGRAMS if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None]
+    missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if missing:
-        pytest.skip(f"no {missing[0]} here (Debian: apt install slurm-wlm munge)")
+        give_up(f"no {missing[0]} here (Debian: apt install slurm-wlm munge)")
     if os.geteuid() != 0:
-        pytest.skip("SLURM's daemons are started as root")
+        give_up("SLURM's daemons are started as root")
     # Sockets have short paths.
     folder = Path(subprocess.run(["mktemp", "-d", "/tmp/slurm.XXXXXX"], capture_output=True, text=True).stdout.strip())
     folder.chmod(0o755)
     cluster = Cluster(folder)
     try:
-        cluster.start()
+        try:
+            cluster.start()
+        except subprocess.CalledProcessError as error:
+            give_up(f"SLURM cannot be started: {error} {cluster.log()}")
         yield cluster
     finally:
         cluster.stop()

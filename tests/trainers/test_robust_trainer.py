@@ -181,6 +181,16 @@ def test_a_signal_stops_after_the_step_and_a_continued_run_repeats_the_epoch(mak
     assert {name: len(values) for name, values in final["logging"].items()} == dict.fromkeys(final["logging"], 3)
 
 
+def test_on_cpus_it_keeps_to_the_threads_it_is_given(make_trainer, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    try:
+        make_trainer().initialize()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def train_command(*arguments):
     program = Path(sysconfig.get_path("scripts"), "nnUNetv2_train")
     return [str(program), DATASET, "3d_fullres", "0", "-tr", "nnUNetTrainerLATUPNet", "-device", "cpu", *arguments]

@@ -1,0 +1,113 @@
+"""Comparisons of real trainings: one that is killed while it writes a checkpoint, and nnU-Net's ensemble of two."""
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from nnunet_glims.cli import main
+from nnunet_glims.experiments.jobs import Plan
+from nnunet_glims.experiments.local import run_local
+from nnunet_glims.trainers.robust_trainer import is_intact
+
+from . import DATASET, PLANS, child_environment, tiny_override
+
+pytestmark = pytest.mark.slow
+
+COMPARISON = """\
+title: Real
+datasets: [901]
+folds: [0, 1]
+device: cpu
+resources: {gpus: 0, cpus: 1}
+"""
+KILLED = """
+    import os, signal
+    from pathlib import Path
+    import torch
+    from nnunet_glims.trainers import nnUNetTrainerGLIMS
+
+    save = torch.save
+    torn = Path(__file__).with_name("torn")
+
+    def tear(checkpoint, file):
+        save(checkpoint, file)
+        os.truncate(file, os.path.getsize(file) // 2)
+        torn.write_text(file)
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class nnUNetTrainerGLIMSKilled(nnUNetTrainerGLIMS):
+        def save_checkpoint(self, filename):
+            if filename.endswith("latest.pth") and self.current_epoch == 1 and not torn.exists():
+                torch.save = tear
+            super().save_checkpoint(filename)
+"""
+
+
+@pytest.fixture
+def write(fold_0, tmp_path, monkeypatch):
+    """A function that makes the plan of a comparison of some entries; nnU-Net's variables are set."""
+    for name, value in child_environment(fold_0).items():
+        monkeypatch.setenv(name, value)
+
+    def make(content):
+        path = tmp_path / "real.yaml"
+        path.write_text(COMPARISON + content)
+        return Plan(path)
+
+    return make
+
+
+def test_killed_with_its_worker_in_the_middle_of_a_checkpoint(write, tmp_path, monkeypatch):
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers/killed.py").write_text(textwrap.dedent(KILLED))
+    (tmp_path / "killed.json").write_text(json.dumps(tiny_override("GLIMS", epochs=3, checkpoint_interval=1)))
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "trainers"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    plan = write("entries: [{name: GLIMS, trainer: nnUNetTrainerGLIMSKilled, override: killed.json}]\n")
+    job = plan.jobs["train_D901_GLIMS_fold0"]
+    told = []
+    assert run_local(plan, told.append, chosen={"prepare_D901", job.name}) == []
+    assert Path((tmp_path / "trainers/torn").read_text()).name == "checkpoint_latest.pth.tmp"
+    assert f"{job.name}: was interrupted, goes on" in told
+    fold = plan.fold(job)
+    log = "".join(path.read_text() for path in sorted(fold.glob("training_log*")))
+    assert re.findall(r": Epoch (\d+)", log) == ["0", "1", "1", "2"], "only what was not saved is trained again"
+    assert sorted(path.name for path in fold.glob("checkpoint*")) == ["checkpoint_best.pth", "checkpoint_final.pth"]
+    assert all(is_intact(path) for path in fold.glob("checkpoint*"))
+    final = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    assert {len(values) for values in final["logging"].values()} == {3}
+    assert plan.is_done(job)
+
+
+def test_an_ensemble_of_entries(five_folds, write):
+    plan = write(
+        f"entries:\n  - {{name: GLIMS, trainer: nnUNetTrainerGLIMS, plans: {PLANS}}}\n"
+        f"  - {{name: LATUP-Net, trainer: nnUNetTrainerLATUPNet, plans: {PLANS}}}\n"
+        "ensembles: [[GLIMS, LATUP-Net]]\n"
+    )
+    assert main(["compare", "run", str(plan.path)]) == 0
+    job = plan.jobs["ensemble_D901_GLIMS+LATUP-Net"]
+    raw = Path(five_folds["nnUNet_raw"], DATASET)
+    order = json.loads((raw / "dataset.json").read_text())["regions_class_order"]
+    cases = 0
+    for fold in (0, 1):
+        members = [plan.fold(plan.jobs[f"train_D901_{name}_fold{fold}"]) for name in ("GLIMS", "LATUP-Net")]
+        for path in (members[0] / "validation").glob("*.npz"):
+            mean = np.mean([np.load(member / "validation" / path.name)["probabilities"] for member in members], axis=0)
+            expected = np.zeros(mean.shape[1:], int)
+            for label, region in zip(order, mean, strict=True):
+                expected[region > 0.5] = label
+            clear = (np.abs(mean - 0.5) > 1e-3).all(axis=0)
+            made = np.asarray(nibabel.load(plan.ensemble(job) / f"{path.stem}.nii.gz").dataobj).T
+            np.testing.assert_array_equal(made[clear], expected[clear])
+            cases += 1
+    assert cases == 4
+    assert json.loads(plan._summary(job).read_text())["cases"] == cases
+    assert "GLIMS+LATUP-Net" in (plan.report(901) / "leaderboard.html").read_text()
