@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from nnunet_glims.architectures import GLIMS
-from nnunet_glims.architectures.complexity import training_memory
 from nnunet_glims.errors import UsageError
 from nnunet_glims.kernels import formulas, gpu, ops
+from nnunet_glims.memory import training_step
+from nnunet_glims.recipes import Recipe
 from tests.kernels.test_kernels import branch_parameters, norm_parameters
 
 needs_triton = pytest.mark.skipif(gpu.library() is None, reason="no Triton")
@@ -94,8 +95,7 @@ def test_what_gpus_keep_is_counted_without_one(monkeypatch):
     for setting in ("auto", "eager"):
         monkeypatch.setenv("NNUNET_GLIMS_KERNELS", setting)
         network = GLIMS(1, 2, (32, 32, 32), feature_size=6, num_heads=(3,) * 5)
-        weights = 4 * sum(parameter.nbytes for parameter in network.parameters())
-        counted[setting] = training_memory(network, 1, (32, 32, 32), 1, "cuda") - weights
+        counted[setting] = training_step(network, (32, 32, 32), 1, Recipe(), "cuda").kept
     assert counted["auto"] < 0.7 * counted["eager"]
 
 
