@@ -11,7 +11,7 @@ from nnunet_glims import architectures, planning
 from nnunet_glims.cli import main
 from nnunet_glims.errors import UsageError
 from nnunet_glims.memory import GIB
-from nnunet_glims.networks import NETWORKS, network_named
+from nnunet_glims.networks import network_named
 from nnunet_glims.planning import Data, fit, shrinking_patches
 from nnunet_glims.topology import stage_strides, total_stride
 from tests.preprocessed import DATASET, make_plans, write_preprocessed
@@ -50,21 +50,21 @@ def test_the_memory_is_used_or_it_is_said_what_keeps_from_it(name, gigabytes):
     assert all(side < size + 16 for side, size in zip(fitted.patch_size, data.median_shape))
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
-def test_every_network_is_sized(network):
-    fitted = fit(BRATS, network, 8 * GIB, SHALLOW if network is GLIMS else None)
-    assert 0.9 <= fitted.memory.total / (8 * GIB) <= 1
-    assert fitted.checkpointing in (network.checkpointing or (None,))
-    relative = [side / size for side, size in zip(fitted.patch_size, BRATS.median_shape)]
-    assert max(relative) < 2 * min(relative)
-
-
-def test_more_memory_means_less_recomputing_or_larger_patches():
+def test_more_memory_means_less_recomputing_and_larger_patches():
     small, large = (fit(BRATS, GLIMS, gigabytes * GIB, SHALLOW, kernels=True) for gigabytes in (8, 24))
     assert (small.checkpointing, large.checkpointing) == ("aggregators", "none")
     assert prod(large.patch_size) >= prod(small.patch_size)
-    forced = fit(BRATS, GLIMS, 8 * GIB, SHALLOW, checkpointing="none", kernels=True)
-    assert forced.checkpointing == "none" and prod(forced.patch_size) < prod(small.patch_size)
+    for fitted, gigabytes in ((small, 8), (large, 24)):
+        assert 0.9 <= fitted.memory.total / (gigabytes * GIB) <= 1
+        relative = [side / size for side, size in zip(fitted.patch_size, BRATS.median_shape)]
+        assert max(relative) < 2 * min(relative)
+
+
+def test_swin_unetr_is_sized_too():
+    pytest.importorskip("monai")
+    fitted = fit(BRATS, network_named("SwinUNETR"), 12 * GIB, {"feature_size": 24}, checkpointing=False)
+    assert 0.9 <= fitted.memory.total / (12 * GIB) <= 1 and fitted.checkpointing is False
+    assert all(side % 32 == 0 for side in fitted.patch_size)
 
 
 def test_patches_shrink_from_the_image_along_the_axis_that_covers_most_of_it():
