@@ -28,6 +28,7 @@ def _marching(*choices: tuple[int, int, int]):
     """Tune (voxels of a plane, planes, warps) of a program for each size, once a process.
 
     Two to four voxels a thread: with one, loading the 81 taps takes as long as the voxels, with eight, registers run out.
+    Tuning runs a kernel many times, so that it must not write into what it reads.
     """
     if INTERPRETED:
         choices = ((64, 4, 1),)
@@ -415,7 +416,7 @@ class _Rows:
 
 def _combined(partial: Tensor, rows: int, parts: int, eps: float) -> Tensor:
     stats = partial.new_empty(2, rows)
-    _combine[(rows,)](partial, stats, rows, parts, eps, BLOCK=SPAN_BLOCK)
+    _combine[(rows,)](partial, stats, rows, parts, eps, BLOCK=256)
     return stats
 
 
