@@ -35,7 +35,9 @@ def agreement(reference: Path, found: Path, regions: Regions) -> dict[str, objec
     dice = {}
     for name, labels in regions.items():
         one, other = np.isin(first, labels), np.isin(second, labels)
-        dice[name] = round(float(2 * (one & other).sum() / (one.sum() + other.sum())), 5) if one.any() else None
+        dice[name] = (
+            round(float(2 * (one & other).sum() / (one.sum() + other.sum())), 5) if one.any() or other.any() else None
+        )
     different = int((first != second).sum())
     same = {"voxels": round(1 - different / first.size, 6), "different_voxels": different}
     return {"size": first.shape, **same, "labelled_voxels": int((first > 0).sum()), "dice": dice}
