@@ -104,7 +104,8 @@ class Step:
         code = self._child.wait()
         with contextlib.suppress(ProcessLookupError):  # data loading processes would wait for it forever
             os.killpg(self._child.pid, signal.SIGKILL)
-        if code == 1 and on_several_gpus and f"terminated with exit code {STOPPED}" in _tail(self.log):
+        printed = _tail(self.log).rpartition(f"{MARK}started ")[2]
+        if code == 1 and on_several_gpus and f"terminated with exit code {STOPPED}" in printed:
             code = STOPPED  # of the workers, which nnU-Net's own process does not pass on
         if code in (-signal.SIGTERM, -signal.SIGUSR1):  # what does not listen to them has nothing to save
             code = STOPPED
@@ -121,11 +122,12 @@ class Step:
             return
         ask_to_save(child.pid)
         # This is called by a signal's handler, which may have interrupted child.wait() while that holds the child's lock.
-        for _ in range(10 * SECONDS_TO_SAVE):
-            if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                return
-            time.sleep(0.1)
-        os.killpg(child.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):  # it has ended
+            for _ in range(10 * SECONDS_TO_SAVE):
+                if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                    return
+                time.sleep(0.1)
+            os.killpg(child.pid, signal.SIGKILL)
 
     @staticmethod
     def _requeue() -> None:

@@ -24,8 +24,12 @@ from . import (
 )
 
 TRAIN_FOLDS = """
+import multiprocessing
 import sys
 import torch
+
+forked = multiprocessing.get_context("fork")
+multiprocessing.get_context = lambda method=None: forked  # a spawned pool imports nnU-Net again for every fold
 from nnunetv2.run.run_training import run_training
 
 dataset, configuration, trainer, plans, *folds = sys.argv[1:]
