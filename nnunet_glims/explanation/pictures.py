@@ -60,7 +60,9 @@ def draw_panel(case: Shown, layer: str, targets: Mapping[str, Sequence[int]]) ->
     else:
         ground = grey(image[part].astype(float))
     ground = np.repeat(ground[..., None], 3, axis=-1)
-    colours = [to_rgb(label_colour(number + 1)) for number in range(len(targets))]
+    one_each = all(len(of) == 1 for of in targets.values())  # then maps share their labels' colours
+    numbers = [of[0] if one_each else place for place, of in enumerate(targets.values(), start=1)]
+    colours = [to_rgb(label_colour(number)) for number in numbers]
     pictures = {channel: ground}
     pictures |= {name: _with_labels(ground, voxels[part]) for name, voxels in labelled.items()}
     pictures |= {target: _with_map(ground, found[part]) for target, found in zip(targets, maps, strict=True)}
