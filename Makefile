@@ -32,7 +32,7 @@ test-slurm: $(INSTALLED)
 	$(BIN)/python -m pytest -m slurm
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.cpu --repeats 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
