@@ -49,6 +49,8 @@ class SwinUNETR(SegmentationNetwork):
         UsageError: MONAI is not installed, or arguments it cannot build.
     """
 
+    bf16_pays_on_cpus = True
+
     def __init__(
         self,
         input_channels: int,
