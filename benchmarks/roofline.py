@@ -2,10 +2,11 @@
 
     python -m benchmarks.roofline [--patch 96] [--repeats 3] [--json FILE] [--picture docs/images/roofline.png]
 
-The roof: arithmetic of a large matrix product, and memory traffic of a triad (a = b + s·c; two reads, one write). Arithmetic
-of a stage: convolutions, linear layers and attention products by torch's flop counter, two FLOP a multiply-accumulate.
-Traffic: each operation reads its inputs and weights once and writes its outputs once. Both are counted without computing.
-Time: one forward pass in float32, batch 1, 4 channels -> 3 classes; the median of the repeats.
+The roof: arithmetic of a large matrix product or of a 3³ convolution of many channels, whichever is faster (torch's libraries
+differ), and memory traffic of a triad (a = b + s·c; two reads, one write). Arithmetic of a stage: convolutions, linear layers
+and attention products by torch's flop counter, two FLOP a multiply-accumulate. Traffic: each operation reads its inputs and
+weights once and writes its outputs once. Both are counted without computing. Time: one forward pass in float32, batch 1,
+4 channels -> 3 classes; the median of the repeats.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from nnunet_glims.architectures import GLIMS, LATUPNet
 from nnunet_glims.kernels.ops import meta_stands_for
 
 SIDE = 3072
+WIDTH = 192
 FLOATS = 2**25
 SHOWN = 0.01
 """Part of a network's time from which a stage is in the picture."""
@@ -52,7 +54,11 @@ def best_seconds(run: Callable[[], object], repeats: int = 5) -> float:
 def roof() -> tuple[float, float]:
     """GFLOP/s and GB/s of this machine."""
     a, b, c = (torch.rand(SIDE, SIDE) for _ in range(3))
-    gflops = 2 * SIDE**3 / best_seconds(lambda: torch.mm(a, b, out=c)) / 1e9
+    product = 2 * SIDE**3 / best_seconds(lambda: torch.mm(a, b, out=c)) / 1e9
+    x, weight = torch.rand(1, WIDTH, *[WIDTH // 4] * 3), torch.rand(WIDTH, WIDTH, 3, 3, 3)
+    with torch.no_grad():
+        seconds = best_seconds(lambda: torch.conv3d(x, weight, padding=1))
+    gflops = max(product, 2 * 27 * WIDTH**2 * x[0, 0].numel() / seconds / 1e9)
     a, b, c = (torch.rand(FLOATS) for _ in range(3))
     return gflops, 3 * 4 * FLOATS / best_seconds(lambda: torch.add(b, c, alpha=0.5, out=a)) / 1e9
 
