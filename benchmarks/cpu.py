@@ -1,6 +1,7 @@
 """Seconds of a forward pass and of a training step on CPUs, at 96³, 4 channels, 3 classes, batch 1, float32, and ratios.
 
     python -m benchmarks.cpu [--patch 96] [--repeats 3] [--json FILE]
+    python -m benchmarks.cpu --only "LATUP-Net" [--patch 96] [--forward] [--precision bf16]     # one network, in this process
 
 Every network runs in a process of its own, as its users would run it: nnU-Net's with the system's memory settings, ours with
 the package's (see docs/performance.md). "Memory kept" is nnU-Net's network with ours, "straightforward" ours by PyTorch's
@@ -104,13 +105,18 @@ def training_step(network: nn.Module, x: Tensor) -> None:
     sum(out.square().mean() for out in (outputs if isinstance(outputs, list) else [outputs])).backward()
 
 
-def measure(name: str, patch: int) -> dict[str, float]:
-    """Seconds of "forward" and "training step", each the fastest of some after one that is not counted."""
+def measure(name: str, patch: int, steps: bool = True, precision: str | None = None) -> dict[str, float]:
+    """Seconds of "forward" and "training step", each the fastest of some after one that is not counted.
+
+    `precision` is for networks of ours; without `steps` there is the forward pass alone.
+    """
     if "memory kept" in name:
         keep_freed_memory(patch**3)
     network, x = networks(patch)[name][0](), torch.randn(1, CHANNELS, patch, patch, patch)
     seconds = {}
-    for what, run in (("forward", forward), ("training step", training_step)):
+    if precision is not None:
+        network.precision = precision
+    for what, run in (("forward", forward), ("training step", training_step))[: 2 if steps else 1]:
         run(network, x)
         taken: list[float] = []
         while not taken or (sum(taken) < FEWEST_SECONDS and len(taken) < 5):
@@ -161,10 +167,14 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all seconds there as well")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--only", choices=list(networks(32)), metavar="NAME", help="measure this network, in this process"
+    )
+    parser.add_argument("--forward", action="store_true", help="with --only: no training steps")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="with --only: of a network of ours")
     arguments = parser.parse_args()
     if arguments.only:
-        print(json.dumps(measure(arguments.only, arguments.patch)))
+        print(json.dumps(measure(arguments.only, arguments.patch, not arguments.forward, arguments.precision)))
         return
     seconds = measure_all(arguments.patch, arguments.repeats)
     medians = {

@@ -12,7 +12,7 @@ from torch import nn
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.kernels import formulas, gpu, ops
-from tests.kernels.test_kernels import branch_parameters, expect_formula, norm_parameters
+from tests.kernels.test_kernels import branch_parameters, expect_formula, expect_norm_act, norm_parameters
 
 pytestmark = pytest.mark.filterwarnings("error:The Triton kernel")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -36,13 +36,7 @@ def test_branches_compute_the_formula_and_its_gradients(shape):
 
 @pytest.mark.parametrize("shape", [(2, 2, 5, 7, 11), (1, 2, 1, 1, 2), (3, 1, 4, 4, 4)], ids=str)
 def test_norm_act_computes_the_formula_and_its_gradients(shape):
-    gain, shift, slope = norm_parameters(shape[1])
-    expect_formula(
-        lambda x, gain, shift, slope: ops.norm_act(x, slope, gain, shift),
-        formulas.norm_act,
-        (torch.randn(shape) * 3 + 1, gain, shift, slope),
-    )
-    expect_formula(ops.norm_act, lambda x, slope: formulas.norm_act(x, None, None, slope), (torch.randn(shape), slope))
+    expect_norm_act(shape)
 
 
 @pytest.mark.parametrize(("dilation", "tap"), [(1, 0), (2, 5), (3, 24)])

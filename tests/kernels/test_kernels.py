@@ -41,6 +41,17 @@ def expect_formula(operation, formula, inputs):
         assert (gradient - wanted).abs().max().item() < 1e-5 * scale
 
 
+def expect_norm_act(shape):
+    """`ops.norm_act` computes the formula, with gain and shift and without."""
+    gain, shift, slope = norm_parameters(shape[1])
+    expect_formula(
+        lambda x, gain, shift, slope: ops.norm_act(x, slope, gain, shift),
+        formulas.norm_act,
+        (torch.randn(shape) * 3 + 1, gain, shift, slope),
+    )
+    expect_formula(ops.norm_act, lambda x, slope: formulas.norm_act(x, None, None, slope), (torch.randn(shape), slope))
+
+
 @needs_compiler
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_branches_compute_the_formula_and_its_gradients(shape):
@@ -54,13 +65,7 @@ def test_branches_compute_the_formula_and_its_gradients(shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_norm_act_computes_the_formula_and_its_gradients(shape):
     torch.manual_seed(0)
-    gain, shift, slope = norm_parameters(shape[1])
-    expect_formula(
-        lambda x, gain, shift, slope: ops.norm_act(x, slope, gain, shift),
-        formulas.norm_act,
-        (torch.randn(shape) * 3 + 1, gain, shift, slope),
-    )
-    expect_formula(ops.norm_act, lambda x, slope: formulas.norm_act(x, None, None, slope), (torch.randn(shape), slope))
+    expect_norm_act(shape)
 
 
 @pytest.fixture
