@@ -1,10 +1,11 @@
 """Seconds of `nnUNetv2_predict` on the CPU, start of Python included, of GLIMS, LATUP-Net and nnU-Net's default network.
 
-    python -m benchmarks.prediction DATASET IMAGES [--repeats 2] [--json FILE]
+    python -m benchmarks.prediction DATASET IMAGES [--weights nnUNetTrainerGLIMS=CHECKPOINT] [--repeats 2] [--json FILE]
 
 nnU-Net's variables are set and the data set is planned (nnUNetPlans). The networks are untrained
-(benchmarks/untrained_model.py, into a results folder that is deleted); without mirroring. Trainers take turns; the median
-of the repeats counts.
+(benchmarks/untrained_model.py, into a results folder that is deleted) but for those whose weights are given: without training
+nothing decides between labels, and bf16 does not pass its test. Without mirroring. Trainers take turns; the median of the
+repeats counts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset")
     parser.add_argument("images", type=Path)
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="TRAINER=CHECKPOINT", help="a trained network's"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write all seconds there as well")
     arguments = parser.parse_args()
@@ -38,6 +43,10 @@ def main() -> None:
         for trainer in TRAINERS:
             model = [sys.executable, str(Path(__file__).with_name("untrained_model.py")), arguments.dataset, trainer]
             subprocess.run(model, env=environment, check=True, stdout=subprocess.DEVNULL)
+        for weights in arguments.weights:
+            trainer, checkpoint = weights.split("=", 1)
+            (untrained,) = Path(folder).glob(f"*/{trainer}__*/fold_0/checkpoint_final.pth")
+            shutil.copyfile(checkpoint, untrained)
         for repeat in range(arguments.repeats):
             for trainer in TRAINERS:
                 command = ["nnUNetv2_predict", "-d", arguments.dataset, "-c", "3d_fullres", "-tr", trainer, "-f", "0"]

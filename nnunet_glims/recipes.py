@@ -46,7 +46,7 @@ class Recipe(BaseModel):
             of the weights of the regions it belongs to. None: all 1.
         augmentation: "nnunet", "mirror" (mirroring only) or "none" (then prediction does not mirror either).
         precision: "fp32", "bf16", "fp16", or "auto": on GPUs bf16 where there is hardware for it, else fp16; on CPUs
-            fp32, and in prediction bf16 where it pays.
+            fp32, and in prediction bf16 where the processor has it.
         gradient_clip: largest norm of the gradient; None does not clip.
         checkpoint_interval: epochs between two writings of checkpoint_latest.pth.
         seed: of Python, NumPy, torch and the data loading processes; None leaves them random.

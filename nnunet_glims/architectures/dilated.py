@@ -36,13 +36,18 @@ class DilatedAggregator(Recomputing):
         self.act = nn.PReLU()
 
     def compute(self, x: Tensor) -> Tensor:
-        return ops.norm_act(x + self.reduce(self.expand(self.aggregate(x))), self.act.weight)
+        if ops.joins(x, self.act.weight):
+            return ops.aggregate(
+                x, self.branch_parameters(), self.expand.parameters(), self.reduce.parameters(), self.act.weight
+            )
+        branches = ops.branches(x, *self.branch_parameters())
+        return ops.norm_act(x + self.reduce(self.expand(branches)), self.act.weight)
 
-    def aggregate(self, x: Tensor) -> Tensor:
-        """(N, c, D, H, W) -> the branches' outputs side by side, (N, 3c, D, H, W)."""
+    def branch_parameters(self) -> tuple[Tensor, ...]:
+        """Weight, bias, gain, shift and slope of the branches, as `ops.branches` takes them."""
         weight = torch.stack([branch.conv.weight.flatten(1) for branch in self.branches])
         bias = torch.stack([branch.conv.bias for branch in self.branches])
         gain = torch.stack([branch.norm.weight for branch in self.branches])
         shift = torch.stack([branch.norm.bias for branch in self.branches])
         slope = torch.cat([branch.act.weight for branch in self.branches])
-        return ops.branches(x, weight, bias, gain, shift, slope)
+        return weight, bias, gain, shift, slope

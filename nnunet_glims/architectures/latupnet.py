@@ -196,8 +196,6 @@ class LATUPNet(SegmentationNetwork):
         UsageError: unknown attention, patch or strides that cannot be built.
     """
 
-    bf16_pays_on_cpus = True
-
     def __init__(
         self,
         input_channels: int,

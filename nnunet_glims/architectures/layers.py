@@ -72,6 +72,10 @@ class ConvNormAct(nn.Module):
         super().__init__()
         self.conv = (CellConvTranspose3d if transposed else CellConv3d)(in_channels, out_channels, stride)
         self.act = nn.PReLU()
+        self.transposed = transposed
 
     def forward(self, x: Tensor) -> Tensor:
+        if ops.joins(x, self.act.weight):
+            weight, bias, slope = self.parameters()
+            return ops.cells_norm_act(x, weight, bias, slope, self.conv.stride, self.transposed)
         return ops.norm_act(self.conv(x), self.act.weight)

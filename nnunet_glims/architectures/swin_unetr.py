@@ -49,8 +49,6 @@ class SwinUNETR(SegmentationNetwork):
         UsageError: MONAI is not installed, or arguments it cannot build.
     """
 
-    bf16_pays_on_cpus = True
-
     def __init__(
         self,
         input_channels: int,

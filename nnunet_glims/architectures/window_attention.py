@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_glims.architectures.precision import autocast
 from nnunet_glims.errors import UsageError
+from nnunet_glims.kernels import ops
 from nnunet_glims.topology import Triple, triple
 
 WINDOW = 7
@@ -106,8 +106,6 @@ def window_layout(size: Triple, shifted: bool, released: bool) -> WindowLayout:
 class WindowAttention(nn.Module):
     """Multi-head attention inside windows with a learned bias for each offset between two voxels."""
 
-    _kept: tuple[Tensor, Tensor, Tensor | None, Tensor] | None = None
-
     def __init__(self, dim: int, heads: int):
         super().__init__()
         if dim % heads:
@@ -121,39 +119,8 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
     def forward(self, windows: Tensor, bias_index: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, windows, n, C) -> the same shape. Scores and softmax are float32 at least, also under autocast."""
-        batch, count, voxels, dim = windows.shape
-        q, k, v = (
-            self.qkv(windows)
-            .view(batch * count, voxels, 3, self.heads, dim // self.heads)
-            .permute(2, 0, 3, 1, 4)
-            .unbind()
-        )
-        if q.dtype in (torch.float16, torch.bfloat16):
-            with autocast(windows.device.type, "fp32"):
-                out = self._attend(q.float(), k.float(), v.float(), bias_index, mask)
-        else:
-            out = self._attend(q, k, v, bias_index, mask)
-        return self.proj(out.transpose(1, 2).reshape(batch, count, voxels, dim))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias_index: Tensor, mask: Tensor | None) -> Tensor:
-        bias = self._bias(bias_index, mask).to(q.dtype)
-        repeats = 1 if mask is None else q.shape[0] // len(mask)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.repeat(repeats, 1, 1, 1) if repeats > 1 else bias)
-
-    def _bias(self, bias_index: Tensor, mask: Tensor | None) -> Tensor:
-        """(1 or windows, heads, n, n), what is added to the scores. In prediction the last one is kept: patches are alike."""
-        table = self.bias_table
-        keep = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or table.device.type == "meta")
-        if keep and self._kept is not None:
-            of_table, index, given, bias = self._kept
-            if index is bias_index and given is mask and torch.equal(of_table, table):
-                return bias
-        bias = table.t().contiguous()[:, bias_index][None]
-        if mask is not None:
-            bias = bias + mask[:, None].to(bias.dtype)
-        self._kept = (table.detach().clone(), bias_index, mask, bias) if keep else None
-        return bias
+        """(N, windows, n, C) -> the same shape."""
+        return self.proj(ops.window_attention(self.qkv(windows), self.bias_table, bias_index, mask, self.heads))
 
 
 class Mlp(nn.Module):

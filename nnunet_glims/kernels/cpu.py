@@ -1,4 +1,4 @@
-"""The C kernels (cpu.c): compiled for this very processor on first use, kept in the user's cache, called through ctypes."""
+"""The C kernels (folder c): compiled for this very processor on first use, kept in the user's cache, called through ctypes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,39 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-SOURCE = Path(__file__).with_name("cpu.c")
-OPTIONS = ("-O3", "-march=native", "-fopenmp-simd", "-ffp-contract=fast", "-shared", "-fPIC")
+SOURCES = Path(__file__).with_name("c")
+PRECISIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+"""What tensors of the kernels may be, and the compiler's options for it. Gradients are float32's alone."""
+OPTIONS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-shared", "-fPIC")
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in "ncdhw"] + [("eps", ctypes.c_float)]
+    _fields_ = [*((name, ctypes.c_int64) for name in (*"ncdhw", "threads")), ("eps", ctypes.c_float)]
 
 
 class _Cells(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("n", "in", "out", "d", "h", "w", "sd", "sh", "sw", "up", "parts")]
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in ("n", "in", "out", "d", "h", "w", "sd", "sh", "sw", "up", "parts", "threads")
+        ),
+        ("eps", ctypes.c_float),
+    ]
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("windows", "heads", "voxels", "width", "masks", "threads")),
+        ("scale", ctypes.c_float),
+    ]
 
 
 def compiler() -> list[str] | None:
@@ -54,22 +69,33 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
+def _openmp() -> list[str]:
+    """The OpenMP library that torch brings, if it does: with another one, two sets of threads would compete."""
+    brought = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
+    return ["-Wl,--as-needed", *map(str, brought)]
+
+
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None without a C compiler, or where it or the cache folder fails."""
+def library(precision: torch.dtype = torch.float32) -> ctypes.CDLL | None:
+    """The compiled kernels for tensors of this precision; None where there are none.
+
+    That is without a C compiler, where it or the cache folder fails, and for bfloat16 where the processor cannot convert it.
+    """
     command = compiler()
-    if command is None:
+    if command is None or precision not in PRECISIONS:
         return None
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), *command, *OPTIONS, _processor()]).encode()).hexdigest()[:20]
+    options, threads = [*OPTIONS, *PRECISIONS[precision]], _openmp()
+    texts = [file.read_text() for file in sorted(SOURCES.glob("*.[ch]"))]
+    key = hashlib.sha256("\n".join([*texts, *command, *options, *threads, _processor()]).encode()).hexdigest()[:20]
     built = cache_folder() / f"kernels-{key}.so"
     try:
         if not built.exists():
             built.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=built.parent) as folder:
                 fresh = Path(folder, built.name)
-                subprocess.run(
-                    [*command, *OPTIONS, str(SOURCE), "-o", str(fresh), "-lm"], check=True, capture_output=True
-                )
+                files = [str(file) for file in sorted(SOURCES.glob("*.c"))]
+                build = [*command, *options, *files, "-o", str(fresh), *threads, "-lm"]
+                subprocess.run(build, check=True, capture_output=True)
                 fresh.replace(built)
         return ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError):
@@ -107,41 +133,45 @@ def _set_keeping(keep: bool) -> None:
     if mallopt is not None:
         trim_threshold, top_pad, mmap_max = -1, -2, -4  # as in malloc.h, and its defaults below
         mallopt(mmap_max, 0 if keep else 2**16)
-        mallopt(trim_threshold, 2**31 - 1 if keep else 2**17)
+        mallopt(trim_threshold, -1 if keep else 2**17)
         mallopt(top_pad, 2**28 if keep else 2**17)
 
 
-@cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
+def _run(name: str, precision: torch.dtype, shape: ctypes.Structure, *tensors: Tensor | None) -> None:
+    """Run one function of the library for this precision."""
+    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    if getattr(library(precision), name)(ctypes.byref(shape), *pointers):
+        shapes = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
+        raise MemoryError(f"not enough memory for {name} on tensors of {shapes}")
 
 
-def _run(name: str, shape: ctypes.Structure, tasks: int, *tensors: Tensor) -> None:
-    """Run one function of the library on as many threads as torch uses."""
-    function = getattr(library(), name)
-    following = ctypes.c_int64(0)
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    arguments = (ctypes.byref(shape), *pointers, ctypes.byref(following))
-    helpers = min(torch.get_num_threads(), tasks) - 1
-    started = []
-    if helpers > 0:
-        pool = _pool(helpers, os.getpid())  # a forked process has no threads of its parent's pool
-        started = [pool.submit(function, *arguments) for _ in range(helpers)]
-    codes = [function(*arguments), *(future.result() for future in started)]
-    if any(codes):
-        raise MemoryError(f"not enough memory for {name} on {tuple(tensors[0].shape)}")
+def _shape(size: Sequence[int], eps: float = 0) -> _Shape:
+    return _Shape(*size, torch.get_num_threads(), eps)
 
 
-def _run_by_channel(name: str, eps: float, x: Tensor, *tensors: Tensor) -> None:
-    _run(name, _Shape(*x.shape, eps), x.shape[0] * x.shape[1], x, *tensors)
+def _run_by_channel(name: str, eps: float, x: Tensor, *tensors: Tensor | None) -> None:
+    _run(name, x.dtype, _shape(x.shape, eps), x, *tensors)
+
+
+EPS = 1e-5
+"""Added to the variance by every norm without parameters."""
+
+
+def _norms(x: Tensor, channels: int) -> Tensor:
+    """Room for what the kernels call norms: five numbers for each case and channel."""
+    return torch.empty(x.shape[0], channels, 5)
+
+
+def _branches(x, weight, bias, gain, shift, slope, eps: float, norms: Tensor | None) -> Tensor:
+    batch, channels, *size = x.shape
+    y = x.new_empty(batch, 3 * channels, *size)
+    _run_by_channel("branches_forward", eps, x, weight, bias, gain, shift, slope, y, norms)
+    return y
 
 
 def branches(x, weight, bias, gain, shift, slope, eps: float) -> Tensor:
     """`formulas.branches`."""
-    batch, channels, *size = x.shape
-    y = x.new_empty(batch, 3 * channels, *size)
-    _run_by_channel("branches_forward", eps, x, weight, bias, gain, shift, slope, y)
-    return y
+    return _branches(x, weight, bias, gain, shift, slope, eps, None)
 
 
 def branches_backward(x, weight, bias, gain, shift, slope, gradient, eps: float) -> tuple[Tensor, ...]:
@@ -190,7 +220,7 @@ def cells_worthwhile(x: Tensor, weight: Tensor, stride: Sequence[int], up: bool)
 def _cells_shape(x: Tensor, out: int, stride: Sequence[int], up: bool) -> _Cells:
     coarse = _coarse(x, stride, up)
     parts = max(1, min(PARTS, prod(coarse) // WORTHWHILE_VOXELS))
-    return _Cells(x.shape[0], x.shape[1], out, *coarse, *stride, up, parts)
+    return _Cells(x.shape[0], x.shape[1], out, *coarse, *stride, up, parts, torch.get_num_threads(), EPS)
 
 
 def _matrix(weight: Tensor, up: bool) -> Tensor:
@@ -198,14 +228,47 @@ def _matrix(weight: Tensor, up: bool) -> Tensor:
     return weight.flatten(1).T if up else weight.flatten(1)
 
 
-def cells(x, weight, bias, stride: Sequence[int], up: bool) -> Tensor:
-    """`formulas.cells`."""
+def _cells(x, weight, bias, stride: Sequence[int], up: bool, norms: Tensor | None, slope: Tensor | None):
+    """The convolution of x, of which `norms` are to be applied first if given, and, with the slope of the PReLU that
+    follows, the norms of the result."""
     out = len(bias)
     shape = _cells_shape(x, out, stride, up)
     size = [axis * step if up else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
     y = x.new_empty(x.shape[0], out, *size)
-    biases = bias.repeat_interleave(prod(stride)) if up else bias
-    _run("cells_forward", shape, shape.n * shape.parts, x, _matrix(weight, up).contiguous(), biases.contiguous(), y)
+    biases = (bias.repeat_interleave(prod(stride)) if up else bias).contiguous()
+    moments = None if slope is None else torch.zeros(x.shape[0], shape.parts, out, 3, dtype=torch.float64)
+    matrix = _matrix(weight, up).to(x.dtype)
+    if x.dtype == torch.bfloat16:  # whose products take two rows at a time
+        matrix = F.pad(matrix, (0, matrix.shape[1] % 2))
+    matrix = matrix.contiguous()
+    _run("cells_forward", x.dtype, shape, x, norms, matrix, biases, y, moments)
+    if slope is None:
+        return y, None
+    following = _norms(x, out)
+    _run("join_moments", x.dtype, shape, moments, slope, following)
+    return y, following
+
+
+def cells(x, weight, bias, stride: Sequence[int], up: bool) -> Tensor:
+    """`formulas.cells`."""
+    return _cells(x, weight, bias, stride, up, None, None)[0]
+
+
+def cells_norm_act(x, weight, bias, slope, stride: Sequence[int], up: bool) -> Tensor:
+    """`formulas.cells`, then `formulas.norm_act`."""
+    y, norms = _cells(x, weight, bias, stride, up, None, slope)
+    _run_by_channel("apply_forward", EPS, y, norms)
+    return y
+
+
+def aggregate(x, weight, bias, gain, shift, slopes, expand, expand_bias, reduce, reduce_bias) -> Tensor:
+    """What a `DilatedAggregator` computes: norms are applied where the values are read next. slopes: (6)."""
+    norms = _norms(x, 3 * x.shape[1])
+    y = _branches(x, weight, bias, gain, shift, slopes, EPS, norms)
+    ones = (1, 1, 1)
+    y, norms = _cells(y, expand, expand_bias, ones, False, norms, slopes[3:])
+    y, norms = _cells(y, reduce, reduce_bias, ones, False, norms, slopes[4:])
+    _run_by_channel("residual_forward", EPS, x, y, norms, slopes[5:])
     return y
 
 
@@ -216,39 +279,50 @@ def cells_backward(x, weight, gradient, stride: Sequence[int], up: bool) -> tupl
     of_matrix = x.new_zeros(shape.n * shape.parts, *matrix.shape, dtype=torch.float64)
     of_bias = x.new_zeros(shape.n * shape.parts, len(matrix), dtype=torch.float64)
     transposed = matrix.T.contiguous()
-    _run("cells_backward", shape, shape.n * shape.parts, x, transposed, gradient, of_x, of_matrix, of_bias)
+    _run("cells_backward", x.dtype, shape, x, transposed, gradient, of_x, of_matrix, of_bias)
     of_weight = of_matrix.sum(0).T if up else of_matrix.sum(0)
     of_bias = of_bias.sum(0).view(gradient.shape[1], -1).sum(1)
     return of_x, of_weight.reshape(weight.shape).to(x.dtype), of_bias.to(x.dtype)
 
 
 def _padded(x: Tensor) -> Tensor:
-    shape = _Shape(*x.shape, 0)
-    kernels = library()
+    shape = _shape(x.shape)
+    kernels = library(x.dtype)
     assert kernels is not None
     kernels.padded_floats.restype = ctypes.c_int64
-    volumes = x.new_zeros(x.shape[0], x.shape[1], kernels.padded_floats(ctypes.byref(shape)))
-    _run("pad_volumes", shape, x.shape[0] * x.shape[1], x, volumes)
+    volumes = torch.zeros(x.shape[0], x.shape[1], kernels.padded_floats(ctypes.byref(shape)))
+    _run("pad_volumes", x.dtype, shape, x, volumes)
     return volumes
 
 
-def _wide(volumes: Tensor, size: Sequence[int], weight: Tensor) -> Tensor:
+def _wide(volumes: Tensor, like: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of the padded volumes of a tensor."""
     batch, maps = volumes.shape[:2]
-    y = volumes.new_empty(batch, 1, *size)
-    _run("wide_forward", _Shape(batch, maps, *size, 0), batch * size[0], volumes, weight, y)
+    y = like.new_empty(batch, 1, *like.shape[2:])
+    _run("wide_forward", y.dtype, _shape((batch, maps, *y.shape[2:])), volumes, weight, y)
     return y
 
 
 def wide(x, weight) -> Tensor:
     """`formulas.wide`."""
-    return _wide(_padded(x), x.shape[2:], weight)
+    return _wide(_padded(x), x, weight)
 
 
 def wide_backward(x, weight, gradient) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight."""
     batch, maps, *size = x.shape
     gradients, mirrored = _padded(gradient), weight.flip(2, 3, 4)
-    of_x = [_wide(gradients, size, mirrored[:, index].contiguous()) for index in range(maps)]
+    of_x = [_wide(gradients, gradient, mirrored[:, index].contiguous()) for index in range(maps)]
     of_weight = x.new_empty(batch, size[0], *weight.shape)
-    _run("wide_weight_gradient", _Shape(*x.shape, 0), batch * size[0], _padded(x), gradients, of_weight)
+    _run("wide_weight_gradient", x.dtype, _shape(x.shape), _padded(x), gradients, of_weight)
     return torch.cat(of_x, dim=1), of_weight.sum((0, 1))
+
+
+def window_attention(qkv, table, index, mask: Tensor | None, heads: int) -> Tensor:
+    """`formulas.window_attention`."""
+    *windows, voxels, triple = qkv.shape
+    width, masks = triple // (3 * heads), 0 if mask is None else len(mask)
+    shape = _Attention(prod(windows), heads, voxels, width, masks, torch.get_num_threads(), width**-0.5)
+    out = qkv.new_empty(*windows, voxels, heads * width)
+    _run("attention_forward", qkv.dtype, shape, qkv, table, index, mask, out)
+    return out

@@ -42,6 +42,25 @@ def wide(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv3d(x, weight, padding=3)
 
 
+def window_attention(qkv: Tensor, table: Tensor, index: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+    """Multi-head attention inside windows, with a bias for each pair of voxels: (N, windows, n, 3C) -> (N, windows, n, C).
+
+    Args:
+        qkv: queries, keys and values side by side, each of all heads.
+        table: (offsets, heads), the bias.
+        index: (n, n), row of the table for each query and key.
+        mask: (windows, n, n), added to the scores; None for nothing.
+        heads: number of heads.
+    """
+    batch, count, voxels, triple = qkv.shape
+    q, k, v = qkv.view(batch * count, voxels, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4).unbind()
+    bias = table.t().contiguous()[:, index][None].to(q.dtype)
+    if mask is not None:
+        bias = (bias + mask[:, None].to(bias.dtype)).repeat(batch, 1, 1, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return out.transpose(1, 2).reshape(batch, count, voxels, triple // 3)
+
+
 def branches(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor, eps: float = 1e-5
 ) -> Tensor:

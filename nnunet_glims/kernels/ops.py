@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -58,25 +59,21 @@ def _setting() -> str:
 
 
 @torch.compiler.assume_constant_result
-def _accelerated(device: str, dtype: torch.dtype) -> bool:
-    """Whether there are C kernels for such tensors here."""
-    device, kernels = _meta_stands_for if device == "meta" else (device, None)
-    if kernels is not None:
-        return kernels and device == "cpu"
-    return _setting() == "auto" and device == "cpu" and dtype == torch.float32 and cpu.library() is not None
-
-
-@torch.compiler.assume_constant_result
-def _on_triton(device: str, dtype: torch.dtype) -> bool:
-    """Whether there are Triton kernels for such tensors here."""
+def _kernels(device: str, precision: torch.dtype, gradients: bool) -> Literal["c", "triton"] | None:
+    """Which kernels there are here for such tensors. In C they have gradients in float32 alone."""
     setting = _setting()
     if setting == "triton" and device != "meta":
         gpu.demand(device)
-        return gpu.usable(dtype)
-    device, kernels = _meta_stands_for if device == "meta" else (device, None)
-    if kernels is not None:
-        return kernels and device == "cuda"
-    return setting != "eager" and device == "cuda" and gpu.usable(dtype)
+        return "triton" if gpu.usable(precision) else None
+    device, wanted = _meta_stands_for if device == "meta" else (device, None)
+    if wanted is None and setting == "auto":
+        if device == "cuda":
+            wanted = gpu.usable(precision)
+        elif device == "cpu" and (precision == torch.float32 or not gradients):
+            wanted = cpu.library(precision) is not None
+    if not wanted:
+        return None
+    return "triton" if device == "cuda" else "c"
 
 
 def _module(x: Tensor) -> ModuleType:
@@ -84,44 +81,97 @@ def _module(x: Tensor) -> ModuleType:
     return gpu if x.is_cuda or _setting() == "triton" else cpu
 
 
-def _in_autocast_precision(x: Tensor) -> Tensor:
-    """As autocast has convolutions and PReLUs computed on GPUs. Parameters stay as they are."""
+def _precision(x: Tensor) -> torch.dtype:
+    """What x is computed in: under autocast as convolutions are. Parameters stay as they are.
+
+    With gradients CPUs compute float32 tensors as they are, since only for float32 there are kernels.
+    """
     device = x.device.type
-    if x.dtype == torch.float32 and not x.is_meta and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+    if x.dtype != torch.float32 or x.is_meta or not torch.is_autocast_enabled(device):
+        return x.dtype
+    reduced = torch.get_autocast_dtype(device)
+    return reduced if device != "cpu" or _kernels(device, reduced, torch.is_grad_enabled()) else x.dtype
+
+
+def _kernels_for(x: Tensor, parameter: Tensor) -> Literal["c", "triton"] | None:
+    found = _kernels(x.device.type, _precision(x), torch.is_grad_enabled())
+    return None if found == "c" and parameter.dtype != torch.float32 else found
 
 
 def branches(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, slope: Tensor) -> Tensor:
     """See `formulas.branches`."""
-    if _on_triton(x.device.type, x.dtype):
-        x = _in_autocast_precision(x)
-    elif not _accelerated(x.device.type, x.dtype):
+    if _kernels_for(x, weight) is None:
         return formulas.branches(x, weight, bias, gain, shift, slope)
-    return _branches(x, weight, bias, gain, shift, slope, 1e-5)
+    return _branches(x.to(_precision(x)), weight, bias, gain, shift, slope, cpu.EPS)
 
 
 def norm_act(x: Tensor, slope: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """See `formulas.norm_act`."""
-    if _on_triton(x.device.type, x.dtype):
-        x = _in_autocast_precision(x)
-    elif not _accelerated(x.device.type, x.dtype):
+    if _kernels_for(x, slope) is None:
         return formulas.norm_act(x, gain, shift, slope)
     if gain is None or shift is None:
         gain, shift = slope.new_ones(x.shape[1]), slope.new_zeros(x.shape[1])
-    return _norm_act(x, gain, shift, slope, 1e-5)
+    return _norm_act(x.to(_precision(x)), gain, shift, slope, cpu.EPS)
 
 
 def cells(x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], up: bool = False) -> Tensor:
     """See `formulas.cells`."""
-    if _accelerated(x.device.type, x.dtype) and cpu.cells_worthwhile(x, weight, stride, up):
-        return _cells(x, weight, bias, list(stride), up)
+    if _kernels_for(x, weight) == "c" and cpu.cells_worthwhile(x, weight, stride, up):
+        return _cells(x.to(_precision(x)), weight, bias, list(stride), up)
     return formulas.cells(x, weight, bias, stride, up)
+
+
+def joins(x: Tensor, parameter: Tensor) -> bool:
+    """Whether operations on x with such parameters are joined: in C, without gradients. Else autograd and hooks see each."""
+    return not torch.is_grad_enabled() and _kernels_for(x, parameter) == "c"
+
+
+def cells_norm_act(
+    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, stride: Sequence[int], up: bool = False
+) -> Tensor:
+    """`cells`, then `norm_act` without gain and shift, of an x that `joins`."""
+    if not cpu.cells_worthwhile(x, weight, stride, up):
+        return norm_act(cells(x, weight, bias, stride, up), slope)
+    return _cells_norm_act(x.to(_precision(x)), weight, bias, slope, list(stride), up)
+
+
+def aggregate(
+    x: Tensor, branch_parameters: Iterable[Tensor], expand: Iterable[Tensor], reduce: Iterable[Tensor], slope: Tensor
+) -> Tensor:
+    """What a `DilatedAggregator` computes, of an x that `joins`.
+
+    Args:
+        x: (N, C, D, H, W).
+        branch_parameters: weight, bias, gain, shift, slope of `branches`.
+        expand, reduce: weight, bias, slope of the 1³ convolutions with norm and PReLU that follow.
+        slope: (1), of the PReLU after x is added and the norm.
+    """
+    weight, bias, gain, shift, branch_slope = branch_parameters
+    (wide, wide_bias, wide_slope), (narrow, narrow_bias, narrow_slope) = expand, reduce
+    if all(cpu.cells_worthwhile(x, matrix, (1, 1, 1), False) for matrix in (wide, narrow)):
+        slopes = torch.cat([branch_slope, wide_slope, narrow_slope, slope])
+        x = x.to(_precision(x))
+        return _aggregate(x, weight, bias, gain, shift, slopes, wide, wide_bias, narrow, narrow_bias)
+    y = branches(x, weight, bias, gain, shift, branch_slope)
+    y = cells_norm_act(y, wide, wide_bias, wide_slope, (1, 1, 1))
+    return norm_act(x + cells_norm_act(y, narrow, narrow_bias, narrow_slope, (1, 1, 1)), slope)
 
 
 def wide(x: Tensor, weight: Tensor) -> Tensor:
     """See `formulas.wide`."""
-    return (_wide if _accelerated(x.device.type, x.dtype) else formulas.wide)(x, weight)
+    if _kernels_for(x, weight) == "c":
+        return _wide(x.to(_precision(x)), weight)
+    return formulas.wide(x, weight)
+
+
+def window_attention(qkv: Tensor, table: Tensor, index: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+    """See `formulas.window_attention`. Scores and softmax are float32 at least, also under autocast."""
+    if joins(qkv, table):
+        return _window_attention(qkv, table, index, mask, heads)
+    if qkv.dtype not in (torch.float16, torch.bfloat16):
+        return formulas.window_attention(qkv, table, index, mask, heads)
+    with torch.autocast(qkv.device.type, enabled=False):
+        return formulas.window_attention(qkv.float(), table, index, mask, heads)
 
 
 @torch.library.custom_op("nnunet_glims::branches", mutates_args=())
@@ -162,6 +212,27 @@ def _cells_backward(
     return cpu.cells_backward(x.contiguous(), weight, gradient.contiguous(), stride, up)
 
 
+@torch.library.custom_op("nnunet_glims::cells_norm_act", mutates_args=())
+def _cells_norm_act(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, stride: list[int], up: bool) -> Tensor:
+    return cpu.cells_norm_act(x.contiguous(), weight, bias, slope, stride, up)
+
+
+@torch.library.custom_op("nnunet_glims::aggregate", mutates_args=())
+def _aggregate(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    slopes: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    reduce: Tensor,
+    reduce_bias: Tensor,
+) -> Tensor:
+    return cpu.aggregate(x.contiguous(), weight, bias, gain, shift, slopes, expand, expand_bias, reduce, reduce_bias)
+
+
 @torch.library.custom_op("nnunet_glims::wide", mutates_args=())
 def _wide(x: Tensor, weight: Tensor) -> Tensor:
     return cpu.wide(x.contiguous(), weight.contiguous())
@@ -170,6 +241,11 @@ def _wide(x: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op("nnunet_glims::wide_backward", mutates_args=())
 def _wide_backward(x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return cpu.wide_backward(x.contiguous(), weight, gradient.contiguous())
+
+
+@torch.library.custom_op("nnunet_glims::window_attention", mutates_args=())
+def _window_attention(qkv: Tensor, table: Tensor, index: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+    return cpu.window_attention(qkv.contiguous(), table, index, mask, heads)
 
 
 @_branches.register_fake
@@ -185,12 +261,29 @@ def _(x, *_):
 
 @_cells.register_fake
 def _(x, weight, bias, stride, up):
-    return formulas.cells(x, weight, bias, stride, up).contiguous()
+    size = [axis * step if up else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
+    return x.new_empty(x.shape[0], len(bias), *size)
+
+
+@_cells_norm_act.register_fake
+def _(x, weight, bias, slope, stride, up):
+    size = [axis * step if up else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
+    return x.new_empty(x.shape[0], len(bias), *size)
+
+
+@_aggregate.register_fake
+def _(x, *_):
+    return x.new_empty(x.shape)
 
 
 @_cells_backward.register_fake
 def _(x, weight, gradient, stride, up):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(gradient.shape[1])
+
+
+@_window_attention.register_fake
+def _(qkv, *_):
+    return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
 
 
 @_wide.register_fake

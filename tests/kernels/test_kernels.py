@@ -7,11 +7,20 @@ import pytest
 import torch
 
 from nnunet_glims.architectures import GLIMS
+from nnunet_glims.architectures.dilated import DilatedAggregator
 from nnunet_glims.architectures.layers import Recomputing
 from nnunet_glims.errors import UsageError
 from nnunet_glims.kernels import cpu, formulas, ops
 
 needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
+needs_bf16 = pytest.mark.skipif(
+    cpu.library(torch.bfloat16) is None, reason="no C compiler, or no processor with bfloat16"
+)
+PRECISIONS = [
+    pytest.param(torch.float32, 1e-5, marks=needs_compiler, id="fp32"),
+    pytest.param(torch.bfloat16, 1e-2, marks=needs_bf16, id="bf16"),
+]
+"""With the error that is allowed, of the largest value; bfloat16 itself has 4e-3."""
 
 SHAPES = [(1, 3, 8, 8, 8), (2, 5, 9, 7, 20), (1, 24, 17, 33, 40), (1, 2, 1, 5, 3), (3, 1, 2, 2, 35), (1, 7, 6, 20, 16)]
 
@@ -39,6 +48,16 @@ def expect_formula(operation, formula, inputs):
         assert gradient.shape == wanted.shape
         scale = max(wanted.abs().max().item(), incoming.norm().item())
         assert (gradient - wanted).abs().max().item() < 1e-5 * scale
+
+
+def expect_prediction(operation, formula, x, parameters, precision, tolerance):
+    """Without gradients, values of `operation` are those of `formula` in float64 for the same input."""
+    x = x.to(precision)
+    with torch.no_grad():
+        y = operation(x, *parameters)
+    expected = formula(x.double(), *(parameter.double() for parameter in parameters))
+    assert y.dtype == precision and y.shape == expected.shape
+    assert (y - expected).abs().max().item() < tolerance * expected.abs().max().item()
 
 
 def expect_norm_act(shape):
@@ -110,6 +129,100 @@ def test_wide_convolutions_compute_the_formula_and_its_gradients(shape):
     expect_formula(ops.wide, formulas.wide, (torch.randn(shape), torch.randn(1, shape[1], 7, 7, 7)))
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_predictions_compute_the_formulas(shape, precision, tolerance, any_size):
+    torch.manual_seed(0)
+    x, slope, how = torch.randn(shape) * 3 + 1, torch.rand(1), (precision, tolerance)
+    expect_prediction(ops.branches, formulas.branches, x, branch_parameters(shape[1]), *how)
+    expect_prediction(ops.norm_act, lambda x, slope: formulas.norm_act(x, None, None, slope), x, [slope], *how)
+    expect_prediction(ops.wide, formulas.wide, x, [torch.randn(1, shape[1], 7, 7, 7)], *how)
+
+
+def cells_norm_act(x, weight, bias, slope, stride, up):
+    return formulas.norm_act(formulas.cells(x, weight, bias, stride, up), None, None, slope)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "out"), [((2, 5, 6, 12, 18), 7), ((1, 24, 12, 24, 36), 13), ((1, 1, 2, 2, 6), 1)], ids=str
+)
+def test_cells_with_norm_and_activation_compute_the_formula(shape, out, stride, up, precision, tolerance, any_size):
+    torch.manual_seed(0)
+    x, weight, bias = cells_inputs(shape, out, stride, up)
+    parameters = weight.to(precision).float(), bias + 3, torch.rand(1)
+    for operation, formula, given in (
+        (ops.cells, formulas.cells, parameters[:2]),
+        (ops.cells_norm_act, cells_norm_act, parameters),
+    ):
+        expect_prediction(
+            lambda *inputs, of=operation: of(*inputs, stride, up),
+            lambda *inputs, of=formula: of(*inputs, stride, up),
+            x,
+            given,
+            precision,
+            3 * tolerance,  # what is normalised was rounded before
+        )
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 9, 64, 64, 64)], ids=str)
+@pytest.mark.parametrize("small", [False, True], ids=["joined", "left to torch"])
+def test_aggregators_predict_what_their_parts_compute(shape, small, precision, tolerance, monkeypatch):
+    monkeypatch.setattr(cpu, "WORTHWHILE_VOXELS", 2**30 if small else 1)
+    torch.manual_seed(0)
+    aggregator = DilatedAggregator(shape[1], 2 * shape[1]).eval()
+    x = torch.randn(shape).to(precision)
+    with torch.no_grad(), torch.autocast("cpu", enabled=precision == torch.bfloat16):
+        found = aggregator(x)
+    expected = aggregator.double()(x.double())
+    assert found.dtype == precision
+    assert (found - expected).abs().max().item() < 3 * tolerance * expected.abs().max().item()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize(
+    ("windows", "voxels", "heads", "width", "masks"),
+    [(1, 343, 2, 32, 0), (4, 343, 3, 16, 4), (6, 50, 3, 10, 2), (5, 7, 1, 33, 0), (1, 1, 1, 1, 1)],
+)
+def test_attention_computes_the_formula(windows, voxels, heads, width, masks, precision, tolerance):
+    torch.manual_seed(0)
+    count = masks or windows
+    qkv = 3 * torch.randn(windows // count, count, voxels, 3 * heads * width)
+    table, index = torch.randn(60, heads), torch.randint(0, 60, (voxels, voxels))
+    mask = torch.where(torch.rand(masks, voxels, voxels) < 0.3, -100.0, 0.0) if masks else None
+    expect_prediction(
+        lambda qkv, table: ops.window_attention(qkv, table, index, mask, heads),
+        lambda qkv, table: formulas.window_attention(qkv, table, index, None if mask is None else mask.double(), heads),
+        qkv,
+        [table],
+        precision,
+        tolerance,
+    )
+
+
+@needs_compiler
+def test_attention_passes_on_what_is_not_a_number():
+    qkv, table, index = torch.randn(1, 2, 20, 3 * 2 * 4), torch.randn(9, 2), torch.randint(0, 9, (20, 20))
+    qkv[0, 1, 5, 1] = float("nan")  # a query: its own voxel and head alone
+    with torch.no_grad():
+        found = ops.window_attention(qkv, table, index, None, 2).isnan().nonzero()
+    assert found.tolist() == [[0, 1, 5, value] for value in range(4)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("gradients", [False, True])
+def test_with_gradients_nothing_is_joined(gradients, monkeypatch):
+    joined = []
+    monkeypatch.setattr(cpu, "aggregate", lambda x, *_: joined.append(x.shape) or x.clone())
+    aggregator, x = DilatedAggregator(2, 4), torch.randn(1, 2, 24, 24, 24)
+    with torch.set_grad_enabled(gradients):
+        aggregator(x)
+    assert joined == ([] if gradients else [x.shape])
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     "layout",
@@ -141,6 +254,9 @@ def test_the_variance_of_values_far_from_zero_is_exact():
     slope = torch.full((1,), 0.25)
     expected = formulas.norm_act(x.double(), None, None, slope.double())
     assert (ops.norm_act(x, slope) - expected).abs().max() < 2e-3  # float32 holds x itself to 3e-5 of its sd
+    with torch.no_grad():
+        found = ops.cells_norm_act(x, torch.eye(2).view(2, 2, 1, 1, 1), torch.zeros(2), slope, (1, 1, 1))
+    assert (found - expected).abs().max() < 2e-3
 
 
 @needs_compiler
@@ -157,11 +273,15 @@ def test_the_result_does_not_depend_on_the_number_of_threads(threads):
     torch.manual_seed(0)
     x, parameters = torch.randn(2, 6, 9, 10, 11), branch_parameters(6)
     fine = torch.randn(1, 6, 32, 32, 40)
-    weight, bias = torch.randn(5, 6, 1, 1, 1, requires_grad=True), torch.randn(5)
+    weight, bias, slope = torch.randn(5, 6, 1, 1, 1, requires_grad=True), torch.randn(5), torch.rand(1)
+    qkv, table, index = torch.randn(5, 3, 50, 24), torch.randn(9, 2), torch.randint(0, 9, (50, 50))
 
     def results():
         y = ops.cells(fine, weight, bias, (1, 1, 1))
-        return ops.branches(x, *parameters), y, torch.autograd.grad(y.square().sum(), weight)[0]
+        with torch.no_grad():
+            joined = ops.cells_norm_act(fine, weight, bias, slope, (1, 1, 1))
+            attended = ops.window_attention(qkv, table, index, None, 2)
+        return ops.branches(x, *parameters), y, joined, attended, torch.autograd.grad(y.square().sum(), weight)[0]
 
     before, expected = torch.get_num_threads(), results()
     torch.set_num_threads(threads)
@@ -180,12 +300,23 @@ def test_torch_accepts_the_operators():
         inputs = cells_inputs((1, 2, 4, 6, 8), 3, (2, 2, 1), up)
         torch.library.opcheck(ops._cells, (*inputs, [2, 2, 1], up), test_utils=tests)
     torch.library.opcheck(ops._wide, (x, torch.randn(1, 2, 7, 7, 7)), test_utils=tests)
+    x, (*parameters, slopes) = x.detach(), branch_parameters(2)
+    weight, bias = torch.randn(2, 2, 1, 1, 1), torch.randn(2)
+    torch.library.opcheck(ops._cells_norm_act, (x, weight, bias, slope, [1, 1, 1], False), test_utils=tests)
+    expand = torch.randn(4, 6, 1, 1, 1), torch.randn(4), torch.randn(2, 4, 1, 1, 1), bias
+    torch.library.opcheck(ops._aggregate, (x, *parameters, torch.cat([slopes, slopes]), *expand), test_utils=tests)
+    index = torch.randint(0, 9, (5, 5))
+    torch.library.opcheck(
+        ops._window_attention, (torch.randn(1, 2, 5, 6), torch.randn(9, 2), index, None, 2), test_utils=tests
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_use_the_formulas(dtype):
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_precisions_use_the_formulas(dtype, gradients):
     x, parameters = torch.randn(1, 2, 5, 6, 7).to(dtype), [p.to(dtype) for p in branch_parameters(2)]
-    assert torch.equal(ops.branches(x, *parameters), formulas.branches(x, *parameters))
+    with torch.set_grad_enabled(gradients):
+        assert torch.equal(ops.branches(x, *parameters), formulas.branches(x, *parameters))
 
 
 def test_eager_is_a_choice_and_other_words_are_refused(monkeypatch):

@@ -1,0 +1,132 @@
+/* Instance norm and PReLU: statistics, values, gradients. */
+#ifndef NORMS_H
+#define NORMS_H
+
+#include "lanes.h"
+
+/* Mean and sum of squared deviations. Values are summed as differences from one of them, and parts are put together by
+ * Chan's formula, so that no large sums cancel. */
+typedef struct {
+    double count, mean, m2;
+} Moments;
+
+typedef struct {
+    double sum, square;
+    float about;
+    int64_t count, pending;
+    lanes sums, squares; /* of `pending` values, LINE at most, so that single precision does */
+} Part;
+
+static inline void settle(Part *p) {
+    p->sum += sum_lanes(p->sums);
+    p->square += sum_lanes(p->squares);
+    p->sums = p->squares = (lanes){0};
+    p->pending = 0;
+}
+
+/* At most LINE values. */
+INLINE void add_row(Part *p, const float *row, int64_t w) {
+    int64_t x = 0;
+    if (!p->count) {
+        lanes total = {0};
+        for (; x + LANES <= w; x += LANES) total += *(const lanes *)(row + x);
+        p->about = x ? sum_lanes(total) / x : row[0];
+    }
+    if (p->pending + w > LINE) settle(p);
+    lanes sums = p->sums, squares = p->squares;
+    for (x = 0; x + LANES <= w; x += LANES) {
+        const lanes difference = *(const lanes *)(row + x) - p->about;
+        sums += difference;
+        squares += difference * difference;
+    }
+    p->sums = sums;
+    p->squares = squares;
+    for (; x < w; x++) {
+        const float difference = row[x] - p->about;
+        p->sum += difference;
+        p->square += difference * difference;
+    }
+    p->count += w;
+    p->pending += w;
+}
+
+static inline void add_moments(Moments *m, const Moments *other) {
+    if (!other->count) return;
+    const double delta = other->mean - m->mean, total = m->count + other->count;
+    m->mean += delta * other->count / total;
+    m->m2 += other->m2 + delta * delta * m->count * other->count / total;
+    m->count = total;
+}
+
+static inline void add_part(Moments *m, Part *p) {
+    settle(p);
+    const double count = p->count;
+    const Moments of_part = {count, p->about + p->sum / count, p->square - p->sum * p->sum / count};
+    add_moments(m, &of_part);
+}
+
+/* act(z) = max(z, 0) + slope * min(z, 0) of z = scale * x + offset */
+typedef struct {
+    float mean, rstd, gain, shift, slope;
+} Norm;
+
+static Norm make_norm(const Moments *m, float eps, float gain, float shift, float slope) {
+    return (Norm){(float)m->mean, (float)(1 / sqrt(m->m2 / m->count + eps)), gain, shift, slope};
+}
+
+INLINE void apply(const Norm *f, const float *x, float *y, int64_t count) {
+    const float scale = f->rstd * f->gain, mean = f->mean, shift = f->shift, slope = f->slope;
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        float z = (x[i] - mean) * scale + shift;
+        y[i] = z > 0 ? z : slope * z;
+    }
+}
+
+/* x and y may be the same. */
+static void apply_stored(const Norm *f, const stored *x, stored *y, int64_t count) {
+    float line[LINE];
+    for (int64_t i = 0, length; i < count; i += length) {
+        length = count - i < LINE ? count - i : LINE;
+        to_floats(x + i, line, length);
+        apply(f, line, line, length);
+        from_floats(line, y + i, length);
+    }
+}
+
+#ifndef BFLOAT16
+/* Sums over a channel that its gradients need. g: gradient of the activation's output. */
+typedef struct {
+    double gradient, projected, slope;
+} Sums;
+
+static void add_gradient(Sums *s, const Norm *f, const float *x, const float *g, int64_t count) {
+    const float rstd = f->rstd, mean = f->mean, gain = f->gain, shift = f->shift, slope = f->slope;
+    float gradient = 0, projected = 0, of_slope = 0;
+#pragma omp simd reduction(+ : gradient, projected, of_slope)
+    for (int64_t i = 0; i < count; i++) {
+        float z = (x[i] - mean) * rstd, u = z * gain + shift;
+        float inner = u > 0 ? g[i] : slope * g[i];
+        gradient += inner;
+        projected += inner * z;
+        of_slope += u > 0 ? 0 : u * g[i];
+    }
+    s->gradient += gradient;
+    s->projected += projected;
+    s->slope += of_slope;
+}
+
+static void input_gradient(const Norm *f, const Sums *s, double voxels, const float *x, const float *g, float *gx, int64_t count) {
+    const float rstd = f->rstd, mean = f->mean, gain = f->gain, shift = f->shift, slope = f->slope;
+    const float scale = rstd * gain, mean_g = s->gradient / voxels, mean_p = s->projected / voxels;
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        float z = (x[i] - mean) * rstd, u = z * gain + shift;
+        float inner = u > 0 ? g[i] : slope * g[i];
+        gx[i] = scale * (inner - mean_g - z * mean_p);
+    }
+}
+
+#endif /* BFLOAT16 */
+
+#endif
