@@ -72,7 +72,7 @@ def _processor() -> str:
 def _openmp() -> list[str]:
     """The OpenMP library that torch brings, if it does: with another one, two sets of threads would compete."""
     brought = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
-    return ["-Wl,--as-needed", *map(str, brought)]
+    return ["-Wl,--as-needed", *map(str, brought)] if brought else []
 
 
 @cache

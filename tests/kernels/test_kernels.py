@@ -1,7 +1,9 @@
 """Every kernel against the plain formula in float64, and what happens where kernels cannot be had."""
 
+import platform
 import subprocess
 import sys
+from functools import cache, partial
 
 import pytest
 import torch
@@ -221,6 +223,36 @@ def test_with_gradients_nothing_is_joined(gradients, monkeypatch):
     with torch.set_grad_enabled(gradients):
         aggregator(x)
     assert joined == ([] if gradients else [x.shape])
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86 processor")
+def test_processors_without_avx512_compute_the_same(monkeypatch, tmp_path, any_size):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cpu, "OPTIONS", tuple(option.replace("native", "x86-64-v3") for option in cpu.OPTIONS))
+    monkeypatch.setattr(cpu, "library", cache(cpu.library.__wrapped__))
+    assert cpu.library() is not None and cpu.library(torch.bfloat16) is None
+    torch.manual_seed(0)
+    x, slope, how = torch.randn(2, 5, 9, 7, 20), torch.rand(1), ((1, 1, 1), False)
+    _, weight, bias = cells_inputs(x.shape, 13, *how)
+    expect_formula(ops.branches, formulas.branches, (x, *branch_parameters(5)))
+    expect_formula(ops.wide, formulas.wide, (x[:, :2], torch.randn(1, 2, 7, 7, 7) / 10))
+    expect_norm_act(x.shape)
+    expect_formula(
+        lambda *given: ops.cells(*given, *how), lambda *given: formulas.cells(*given, *how), (x, weight, bias)
+    )
+    expect_prediction(
+        lambda *given: ops.cells_norm_act(*given, *how),
+        lambda *given: cells_norm_act(*given, *how),
+        x,
+        (weight, bias, slope),
+        torch.float32,
+        1e-5,
+    )
+    qkv, table, index = torch.randn(2, 3, 50, 60), torch.randn(9, 2), torch.randint(0, 9, (50, 50))
+    with torch.no_grad():
+        found = ops.window_attention(qkv, table, index, None, 2)
+    torch.testing.assert_close(found, formulas.window_attention(qkv, table, index, None, 2), rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler

@@ -1,8 +1,13 @@
 #include "lanes.h"
 
 /* Attention inside windows, a head and a part of the windows at a time: the head's bias is looked up once and stays near. */
+#ifdef __AVX512F__
 #define ROWS 6 /* queries whose scores are computed together */
 #define ACROSS 2
+#else
+#define ROWS 4
+#define ACROSS 1
+#endif
 #define BLOCK (ACROSS * LANES)
 #define MOST_PARTS 4
 #define NEVER -1e30f /* the score of keys that are not there */
