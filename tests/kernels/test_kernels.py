@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import sys
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import torch
