@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Literal
 
@@ -170,7 +170,8 @@ def window_attention(qkv: Tensor, table: Tensor, index: Tensor, mask: Tensor | N
         return _window_attention(qkv, table, index, mask, heads)
     if qkv.dtype not in (torch.float16, torch.bfloat16):
         return formulas.window_attention(qkv, table, index, mask, heads)
-    with torch.autocast(qkv.device.type, enabled=False):
+    device = qkv.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return formulas.window_attention(qkv.float(), table, index, mask, heads)
 
 
