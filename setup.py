@@ -82,7 +82,7 @@ setup(
     package_dir=FOLDERS,
     package_data={
         "nnunet_glims.explanation": ["*.html"],
-        "nnunet_glims.kernels": ["*.c"],
+        "nnunet_glims.kernels": ["c/*.[ch]"],
         "nnunet_glims.plans_overrides": ["*.json"],
         "nnunet_glims.report": ["*.html", "*.css", "*.js"],
     },

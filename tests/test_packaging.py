@@ -43,7 +43,7 @@ def test_it_holds_trainers_overrides_and_the_start_up_file(wheel):
         ("trainers", "*.py"),
         ("plans_overrides", "*.json"),
         ("nnunet_glims", "**/*.py"),
-        ("nnunet_glims", "**/*.c"),
+        ("nnunet_glims", "**/*.[ch]"),
     )
     for folder, pattern in kinds:
         for file in (ROOT / folder).glob(pattern):
