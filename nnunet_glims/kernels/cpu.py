@@ -22,7 +22,7 @@ from torch.nn import functional as F
 SOURCES = Path(__file__).with_name("c")
 PRECISIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 """What tensors of the kernels may be, and the compiler's options for it. Gradients are float32's alone."""
-OPTIONS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-shared", "-fPIC")
+OPTIONS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-trapping-math", "-shared", "-fPIC")
 
 
 class _Shape(ctypes.Structure):

@@ -6,7 +6,7 @@
 #define ACROSS 2
 #else
 #define ROWS 4
-#define ACROSS 1
+#define ACROSS 2
 #endif
 #define BLOCK (ACROSS * LANES)
 #define MOST_PARTS 4

@@ -12,7 +12,7 @@
 #define ACROSS 4 /* vectors of voxels times rows that stay in registers together */
 #define DOWN 6
 #else
-#define ACROSS 1
+#define ACROSS 2
 #define DOWN 4
 #endif
 #define BLOCK (ACROSS * LANES)

@@ -15,7 +15,14 @@
 #include <immintrin.h>
 #endif
 
+/* Values that one instruction computes: compilers are bad at longer vectors. */
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 #define LINE 512 /* values that are computed with together; a multiple of LANES */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -105,7 +112,7 @@ static inline float *zeros(int64_t count) {
     return memory ? memset(memory, 0, bytes) : NULL;
 }
 
-#ifdef __has_builtin
+#if LANES == 16 && defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define SHIFTED(a, b, k) \
     __builtin_shufflevector(a, b, k, k + 1, k + 2, k + 3, k + 4, k + 5, k + 6, k + 7, k + 8, k + 9, k + 10, k + 11, k + 12, \
