@@ -153,7 +153,7 @@ def _device() -> Iterator[Finding]:
         yield Finding(
             "CPU kernels",
             "warn",
-            "no C compiler that works, with OpenMP: GLIMS is slower on CPUs",
+            "no C compiler with OpenMP that works: GLIMS is slower on CPUs",
             "install gcc or clang, or set CC",
         )
 
