@@ -5,8 +5,8 @@
 
 Every network runs in a process of its own, as its users would run it: nnU-Net's with the system's memory settings, ours with
 the package's (see docs/performance.md). "Memory kept" is nnU-Net's network with ours, "as MONAI ships it" Swin UNETR with the
-system's, "straightforward" ours by PyTorch's own operations, nothing recomputed, with the system's settings. A repeat measures all of them in turns, so that a slower
-minute of the machine hits all alike; the median of the repeats counts.
+system's, "straightforward" ours by PyTorch's own operations, nothing recomputed, with the system's settings. A repeat measures
+all of them in turns, so that a slower minute of the machine hits all alike; the median of the repeats counts.
 """
 
 from __future__ import annotations
