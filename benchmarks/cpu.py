@@ -38,6 +38,8 @@ from nnunet_glims.kernels.cpu import keep_freed_memory
 CHANNELS, CLASSES = 4, 3
 REFERENCE = "nnU-Net PlainConvUNet"
 SYSTEM = {"NNUNET_GLIMS_KERNELS": "eager", "NNUNET_GLIMS_KEEP_MEMORY": "0"}
+OF_CPU_MEMORY = KEPT, SHIPPED = "memory kept", "as MONAI ships it"
+"""Ends of the names of networks that differ from another one's in the CPU's memory settings alone."""
 FEWEST_SECONDS = 2.0
 LONG = 10.0
 """Seconds of a first run from which it counts: what it warms up does not matter then."""
@@ -87,9 +89,9 @@ def networks(patch: int) -> dict[str, tuple[Callable[[], nn.Module], dict[str, s
         "LATUP-Net": (lambda: LATUPNet(CHANNELS, CLASSES, size), {}),
         "LATUP-Net, straightforward": (lambda: straightforward_latupnet(size), SYSTEM),
         REFERENCE: (plain_conv_unet, {}),
-        f"{REFERENCE}, memory kept": (plain_conv_unet, {}),
+        f"{REFERENCE}, {KEPT}": (plain_conv_unet, {}),
         "Swin UNETR": (lambda: SwinUNETR(CHANNELS, CLASSES, size), {}),
-        "Swin UNETR, as MONAI ships it": (lambda: SwinUNETR(CHANNELS, CLASSES, size), SYSTEM),
+        f"Swin UNETR, {SHIPPED}": (lambda: SwinUNETR(CHANNELS, CLASSES, size), SYSTEM),
     }
 
 
@@ -119,7 +121,7 @@ def measure(name: str, patch: int, steps: bool = True, precision: str | None = N
 
     `precision` is for networks of ours; without `steps` there is the forward pass alone.
     """
-    if "memory kept" in name:
+    if name.endswith(KEPT):
         keep_freed_memory(patch**3)
     network, x = networks(patch)[name][0](), torch.randn(1, CHANNELS, patch, patch, patch)
     seconds = {}

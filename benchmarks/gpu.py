@@ -29,7 +29,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.cpu import CHANNELS, CLASSES, REFERENCE, networks, processor, ratio_table
+from benchmarks.cpu import CHANNELS, CLASSES, OF_CPU_MEMORY, REFERENCE, networks, processor, ratio_table
 from nnunet_glims.errors import UsageError
 
 TRAINING, FORWARD, CASE = "training step [s]", "forward [s]", "whole case [s]"
@@ -44,7 +44,7 @@ def contestants(patch: int) -> dict[str, tuple[Callable[[], nn.Module], str]]:
     found = {
         name: (build, variables.get("NNUNET_GLIMS_KERNELS", "triton"))
         for name, (build, variables) in networks(patch).items()
-        if "memory kept" not in name
+        if not name.endswith(OF_CPU_MEMORY)
     }
     for name, build in ((REFERENCE, found[REFERENCE][0]), ("GLIMS, compiled", found["GLIMS"][0])):
         found[name] = (lambda build=build: torch.compile(build())), "triton"
