@@ -159,7 +159,7 @@ EPS = 1e-5
 
 def _norms(x: Tensor, channels: int) -> Tensor:
     """Room for what the kernels call norms: five numbers for each case and channel."""
-    return torch.empty(x.shape[0], channels, 5)
+    return x.new_empty(x.shape[0], channels, 5, dtype=torch.float32)
 
 
 def _branches(x, weight, bias, gain, shift, slope, eps: float, norms: Tensor | None) -> Tensor:
@@ -211,6 +211,12 @@ def _coarse(x: Tensor, stride: Sequence[int], up: bool) -> list[int]:
     return [size if up else size // step for size, step in zip(x.shape[2:], stride, strict=True)]
 
 
+def new_cells(x: Tensor, bias: Tensor, stride: Sequence[int], up: bool) -> Tensor:
+    """Room for the result of `cells`."""
+    size = [axis * step if up else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
+    return x.new_empty(x.shape[0], len(bias), *size)
+
+
 def cells_worthwhile(x: Tensor, weight: Tensor, stride: Sequence[int], up: bool) -> bool:
     """Whether `cells` beats torch's convolution here."""
     divisible = up or not any(size % step for size, step in zip(x.shape[2:], stride, strict=True))
@@ -233,10 +239,9 @@ def _cells(x, weight, bias, stride: Sequence[int], up: bool, norms: Tensor | Non
     follows, the norms of the result."""
     out = len(bias)
     shape = _cells_shape(x, out, stride, up)
-    size = [axis * step if up else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
-    y = x.new_empty(x.shape[0], out, *size)
+    y = new_cells(x, bias, stride, up)
     biases = (bias.repeat_interleave(prod(stride)) if up else bias).contiguous()
-    moments = None if slope is None else torch.zeros(x.shape[0], shape.parts, out, 3, dtype=torch.float64)
+    moments = None if slope is None else x.new_zeros(x.shape[0], shape.parts, out, 3, dtype=torch.float64)
     matrix = _matrix(weight, up).to(x.dtype)
     if x.dtype == torch.bfloat16:  # whose products take two rows at a time
         matrix = F.pad(matrix, (0, matrix.shape[1] % 2))
@@ -290,7 +295,8 @@ def _padded(x: Tensor) -> Tensor:
     kernels = library(x.dtype)
     assert kernels is not None
     kernels.padded_floats.restype = ctypes.c_int64
-    volumes = torch.zeros(x.shape[0], x.shape[1], kernels.padded_floats(ctypes.byref(shape)))
+    floats = kernels.padded_floats(ctypes.byref(shape))
+    volumes = x.new_zeros(x.shape[0], x.shape[1], floats, dtype=torch.float32)
     _run("pad_volumes", x.dtype, shape, x, volumes)
     return volumes
 

@@ -262,14 +262,12 @@ def _(x, *_):
 
 @_cells.register_fake
 def _(x, weight, bias, stride, up):
-    size = [axis * step if up else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
-    return x.new_empty(x.shape[0], len(bias), *size)
+    return cpu.new_cells(x, bias, stride, up)
 
 
 @_cells_norm_act.register_fake
 def _(x, weight, bias, slope, stride, up):
-    size = [axis * step if up else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
-    return x.new_empty(x.shape[0], len(bias), *size)
+    return cpu.new_cells(x, bias, stride, up)
 
 
 @_aggregate.register_fake

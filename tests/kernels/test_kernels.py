@@ -215,6 +215,20 @@ def test_attention_passes_on_what_is_not_a_number():
 
 
 @needs_compiler
+def test_predictions_do_not_depend_on_the_default_precision(any_size):
+    x, aggregator = torch.randn(1, 2, 6, 7, 8), DilatedAggregator(2, 4)
+    kernel = torch.randn(1, 2, 7, 7, 7)
+    with torch.no_grad():
+        expected = aggregator(x), ops.wide(x, kernel)
+        torch.set_default_dtype(torch.float16)
+        try:
+            found = aggregator(x), ops.wide(x, kernel)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))
+
+
+@needs_compiler
 @pytest.mark.parametrize("gradients", [False, True])
 def test_with_gradients_nothing_is_joined(gradients, monkeypatch):
     joined = []

@@ -106,7 +106,7 @@ static void branch_plane(float *volume, const Padded *p, int64_t z, int64_t k, c
         rows = convolve_rows(volume, p, z, r, k, weight, bias, lines);
         for (int64_t i = 0; i < rows; i++) {
             const float *line = lines + i * p->rounded;
-            for (int64_t x = 0; x < p->w; x += LINE) add_row(&part, line + x, p->w - x < LINE ? p->w - x : LINE);
+            add_values(&part, line, p->w);
             put(past, line, raw + (z * p->h + r + i * k) * p->w, p->w);
         }
     }

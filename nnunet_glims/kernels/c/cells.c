@@ -211,7 +211,7 @@ int cells_forward(const Cells *s, const stored *x, const Norm *norms, const Word
                 scatter(s, &to, result, v, count, y + n * to.rows * voxels);
                 for (int64_t r = 0; moments && r < to.rows; r++) {
                     Part part = {0};
-                    for (int64_t i = 0; i < count; i += LINE) add_row(&part, result + r * ROW + i, count - i < LINE ? count - i : LINE);
+                    add_values(&part, result + r * ROW, count);
                     add_part(moments + task * s->out + r / (to.rows / s->out), &part);
                 }
             }

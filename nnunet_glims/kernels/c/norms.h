@@ -50,6 +50,10 @@ INLINE void add_row(Part *p, const float *row, int64_t w) {
     p->pending += w;
 }
 
+INLINE void add_values(Part *p, const float *values, int64_t count) {
+    for (int64_t i = 0; i < count; i += LINE) add_row(p, values + i, count - i < LINE ? count - i : LINE);
+}
+
 static inline void add_moments(Moments *m, const Moments *other) {
     if (!other->count) return;
     const double delta = other->mean - m->mean, total = m->count + other->count;
