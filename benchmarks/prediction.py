@@ -27,12 +27,27 @@ REFERENCE = "nnUNetTrainer"
 TRAINERS = (REFERENCE, "nnUNetTrainerGLIMS", "nnUNetTrainerLATUPNet")
 
 
+def weights_of(text: str) -> tuple[str, Path]:
+    """TRAINER=CHECKPOINT, of a trainer that is measured and a file that is there."""
+    trainer, _, checkpoint = text.partition("=")
+    if trainer not in TRAINERS or not Path(checkpoint).is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give one of {', '.join(TRAINERS)}, =, and a checkpoint that exists"
+        )
+    return trainer, Path(checkpoint)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset")
     parser.add_argument("images", type=Path)
     parser.add_argument(
-        "--weights", action="append", default=[], metavar="TRAINER=CHECKPOINT", help="a trained network's"
+        "--weights",
+        action="append",
+        default=[],
+        type=weights_of,
+        metavar="TRAINER=CHECKPOINT",
+        help="a trained network's",
     )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write all seconds there as well")
@@ -43,8 +58,7 @@ def main() -> None:
         for trainer in TRAINERS:
             model = [sys.executable, str(Path(__file__).with_name("untrained_model.py")), arguments.dataset, trainer]
             subprocess.run(model, env=environment, check=True, stdout=subprocess.DEVNULL)
-        for weights in arguments.weights:
-            trainer, checkpoint = weights.split("=", 1)
+        for trainer, checkpoint in arguments.weights:
             (untrained,) = Path(folder).glob(f"*/{trainer}__*/fold_0/checkpoint_final.pth")
             shutil.copyfile(checkpoint, untrained)
         for repeat in range(arguments.repeats):
