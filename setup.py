@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent
 STARTUP_FILE = "nnunet_glims.pth"
 # Python runs this line whenever it starts. It must not fail where the package is broken or half removed.
 STARTUP_LINE = (
-    "import os; exec('try:\\n from nnunet_glims.discovery import announce; announce()\\nexcept Exception: pass')\n"
+    "import os; "
+    "exec('try:\\n from nnunet_glims.nnunet.discovery import announce; announce()\\nexcept Exception: pass')\n"
 )
 
 ONNX = ["onnx>=1.16", "onnxscript", "onnxruntime>=1.17"]

@@ -21,9 +21,9 @@ from monai.metrics import compute_hausdorff_distance
 
 from benchmarks.cpu import processor
 from nnunet_glims.evaluation import PRESETS, measure_case
-from nnunet_glims.evaluation.images import read_label_map
 from nnunet_glims.evaluation.regions import NAMED
 from nnunet_glims.evaluation.surfaces import Definition, SurfaceDistances, surface_of
+from nnunet_glims.images import read_label_map
 
 SPACING = (1.0, 1.0, 1.0)
 

@@ -1,4 +1,4 @@
-"""Estimated memory of training steps (`nnunet_glims.memory`) against what steps really take, on this machine's GPU or CPU.
+"""Estimated memory of training steps against what steps really take, on this machine's GPU or CPU.
 
     python -m benchmarks.memory [--large] [--json FILE]
 
@@ -25,8 +25,8 @@ from torch import nn
 from benchmarks.cpu import CHANNELS, CLASSES, processor
 from nnunet_glims import architectures
 from nnunet_glims.kernels.cpu import keep_freed_memory
-from nnunet_glims.memory import GIB, StepMemory, nnunet_loss, training_step
 from nnunet_glims.networks import network_named
+from nnunet_glims.nnunet.plans.memory import GIB, StepMemory, nnunet_loss, training_step
 from nnunet_glims.trainers.robust_trainer import _peak_memory
 
 GLIMS = [("GLIMS", {"checkpointing": setting}) for setting in ("none", "aggregators", "stages")]

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 
 from benchmarks.cpu import processor
 from nnunet_glims.evaluation.regions import Regions, of_dataset
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 
 
 def timed(*command: object) -> float:

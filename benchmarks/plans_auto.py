@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from nnunet_glims.memory import GIB
 from nnunet_glims.networks import NETWORKS, network_named
-from nnunet_glims.planning import Data, fit
+from nnunet_glims.nnunet.plans.auto import Data, fit
+from nnunet_glims.nnunet.plans.memory import GIB
 
 DATA = {
     "hippocampus": Data(1, 3, False, (1, 1, 1), (36, 50, 35), 260, (40, 56, 40)),

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-from nnunet_glims.discovery import OPT_OUT, VARIABLE
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
+from nnunet_glims.nnunet.discovery import OPT_OUT, VARIABLE
 from nnunet_glims.processes import available_cores
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -206,7 +206,7 @@ def _limits() -> Iterator[Finding]:
 
 
 def _data_set(dataset: str, trainer: str, plans_name: str, configuration: str) -> Iterator[Finding]:
-    from nnunet_glims.plans import preprocessed_folder
+    from nnunet_glims.nnunet.folders import preprocessed_folder
 
     if not os.environ.get("nnUNet_preprocessed"):
         yield Finding("plans", "fail", "not looked for", "set nnUNet_preprocessed first")
@@ -229,9 +229,9 @@ def _network(
 
     from nnunet_glims import architectures, trainers
     from nnunet_glims.architectures.complexity import count_gmac, count_parameters
-    from nnunet_glims.memory import GIB, in_half_precision, training_step
-    from nnunet_glims.plans import check_is_3d, complete, preprocess_command
-    from nnunet_glims.recipes import Recipe
+    from nnunet_glims.nnunet.plans.complete import check_is_3d, complete, preprocess_command
+    from nnunet_glims.nnunet.plans.memory import GIB, in_half_precision, training_step
+    from nnunet_glims.training.recipes import Recipe
 
     trainer_class = getattr(trainers, trainer, None)
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnunet_glims import recipes
 from nnunet_glims.errors import UsageError
-from nnunet_glims.recipes import Recipe
+from nnunet_glims.training import recipes
+from nnunet_glims.training.recipes import Recipe
 from nnunet_glims.validation import nearest
 
 

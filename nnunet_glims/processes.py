@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import sysconfig
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,6 +36,11 @@ def workers_or_default(workers: int | None) -> int:
     if workers < 1:
         raise UsageError(f"--workers {workers}: at least one process is needed")
     return workers
+
+
+def find_program(name: str) -> str:
+    """Path of a command such as nnUNetv2_train: that of the running Python's environment, activated or not, else of PATH."""
+    return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name) or name
 
 
 def quietly(results: Iterable[Any], what: str, count: int) -> Iterable[Any]:

@@ -1,1 +1,1 @@
-"""Published and recommended setups, one JSON file each; `nnunet_glims.plans` reads them."""
+"""Published and recommended setups, one JSON file each; `nnunet_glims.nnunet.plans.override` reads them."""

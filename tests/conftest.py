@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
     """With several processes, tests that share what took long to make stay in one of them."""
     for item in items:
         folder, module = item.path.parent.name, item.path.stem
-        if folder == "nnunet":
+        if folder == "stock":
             item.add_marker(pytest.mark.xdist_group(folder))
         elif module in ("test_packaging", "test_published_setups"):
             item.add_marker(pytest.mark.xdist_group(module))

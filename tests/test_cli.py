@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from nnunet_glims import discovery
 from nnunet_glims.cli import COMMANDS, main
-from nnunet_glims.plans import Override
+from nnunet_glims.nnunet import discovery
+from nnunet_glims.nnunet.plans.override import Override
 from tests.preprocessed import DATASET, write_preprocessed
 
 
@@ -92,7 +92,7 @@ def test_without_nnunets_variable_the_error_names_it(capsys, monkeypatch):
 
 
 def test_a_failure_is_exit_code_1_and_debug_shows_where(preprocessed, capsys, monkeypatch):
-    from nnunet_glims import plans
+    from nnunet_glims.nnunet.plans import override as plans
 
     def fail(*arguments):
         raise OSError("disk on fire")

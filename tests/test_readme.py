@@ -41,14 +41,14 @@ def test_links_between_pages_lead_to_files(page):
 
 
 def test_every_override_is_in_the_docs():
-    from nnunet_glims.plans import override_names
+    from nnunet_glims.nnunet.plans.override import override_names
 
     text = (ROOT / "docs/plans.md").read_text()
     assert all(f"`{name}`" in text for name in override_names())
 
 
 def test_every_recipe_setting_is_in_the_docs():
-    from nnunet_glims.recipes import Recipe
+    from nnunet_glims.training.recipes import Recipe
 
     text = (ROOT / "docs/recipes.md").read_text()
     assert [name for name in Recipe.model_fields if f"`{name}`" not in text] == []

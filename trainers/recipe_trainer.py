@@ -22,11 +22,11 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.losses import SquaredDiceLoss, WeightedDiceLoss
 from nnunet_glims.networks import Network
-from nnunet_glims.plans import check_is_3d, complete
-from nnunet_glims.recipes import Recipe
+from nnunet_glims.nnunet.plans.complete import check_is_3d, complete
 from nnunet_glims.trainers.robust_trainer import RobustTrainer
+from nnunet_glims.training.losses import SquaredDiceLoss, WeightedDiceLoss
+from nnunet_glims.training.recipes import Recipe
 
 
 def _seed(seed: int) -> None:

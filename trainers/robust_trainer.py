@@ -24,7 +24,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_glims.architectures.base import SegmentationNetwork
-from nnunet_glims.architectures.precision import Precision, autocast
+from nnunet_glims.training.precision import Precision, autocast
 
 EXIT_STOPPED = 75
 """Exit code after SIGTERM or SIGUSR1: stopped in good order, go on with --c (EX_TEMPFAIL of sysexits.h)."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_glims.architectures.precision import Precision, autocast, cpu_has_bf16, labels_alike
 from nnunet_glims.errors import UsageError
 from nnunet_glims.kernels.cpu import keep_freed_memory
 from nnunet_glims.topology import Triple, scales
+from nnunet_glims.training.precision import Precision, autocast, cpu_has_bf16, labels_alike
 
 
 class SegmentationNetwork(nn.Module):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from nnunet_glims import __version__
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UserError
 
 COMMANDS = (
     "compare",
@@ -66,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        wrong_use = isinstance(error, UsageError)
-        text = str(error) if wrong_use else f"{type(error).__name__}: {error} (--debug shows where)"
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"nnunet-glims {options.command}: {text}", file=sys.stderr)
-        return 2 if wrong_use else 1
+        return error.exit_code if isinstance(error, UserError) else 1
     return code

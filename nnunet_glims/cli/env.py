@@ -14,6 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from nnunet_glims.discovery import VARIABLE, extended
+    from nnunet_glims.nnunet.discovery import VARIABLE, extended
 
     print(f"export {VARIABLE}={shlex.quote(extended(os.environ.get(VARIABLE, '')))}")

@@ -53,8 +53,9 @@ def run(options: argparse.Namespace) -> int:
     from rich.progress import track
 
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.evaluation import folders, regions, results
+    from nnunet_glims.evaluation import regions, results
     from nnunet_glims.evaluation.protocol import preset_named
+    from nnunet_glims.nnunet import folders
     from nnunet_glims.processes import workers_or_default
 
     if options.model is not None:

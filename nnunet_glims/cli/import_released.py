@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from nnunet_glims.released import CHANNELS, import_released
+    from nnunet_glims.nnunet.released import CHANNELS, import_released
 
     width = import_released(Path(options.weights), Path(options.folder), options.fold)
     print(f"wrote {options.folder}, fold {options.fold}: GLIMS of width {width}")

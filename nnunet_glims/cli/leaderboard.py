@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.networks import network_named
     from nnunet_glims.report import page, tables
     from nnunet_glims.report.board import make_board
+    from nnunet_glims.report.cases import telling_cases
     from nnunet_glims.report.entries import read_entries
-    from nnunet_glims.report.telling import telling_cases
 
     published = [network_named(name).name for name in options.published.replace(" ", "").split(",") if name]
     if options.cases < 0:

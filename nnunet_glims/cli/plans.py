@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnunet_glims.plans import Applied
+    from nnunet_glims.nnunet.plans.override import Applied
 
 HELP = "published and recommended setups (plans overrides), and plans sized for a network and a GPU"
 
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import json
 
-    from nnunet_glims import plans
+    from nnunet_glims.nnunet.folders import preprocessed_folder
+    from nnunet_glims.nnunet.plans import override as plans
 
     if options.action == "list":
         width = max(map(len, plans.override_names()))
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.action == "show":
         print(json.dumps(plans.load_override(options.name)[1].model_dump(exclude_defaults=True), indent=4))
     elif options.action == "apply":
-        folder = plans.preprocessed_folder(options.dataset)
+        folder = preprocessed_folder(options.dataset)
         applied = plans.apply_override(folder, options.name, options.configuration, options.plans, options.overwrite)
         print(f"wrote {applied.path}")
         if applied.preprocess_command is not None:
@@ -58,10 +59,10 @@ def run(options: argparse.Namespace) -> None:
 def _auto(options: argparse.Namespace) -> None:
     from nnunet_glims.errors import UsageError
     from nnunet_glims.files import read_json
-    from nnunet_glims.memory import GIB
     from nnunet_glims.networks import NETWORKS, network_named
-    from nnunet_glims.planning import plan
-    from nnunet_glims.plans import preprocessed_folder
+    from nnunet_glims.nnunet.folders import preprocessed_folder
+    from nnunet_glims.nnunet.plans.auto import plan
+    from nnunet_glims.nnunet.plans.memory import GIB
     from nnunet_glims.validation import nearest
 
     names = {network.name.lower(): network.name for network in NETWORKS}
@@ -103,7 +104,7 @@ def _auto(options: argparse.Namespace) -> None:
 def _tell_what_comes_next(dataset: str, applied: Applied, configuration: str) -> None:
     """nnU-Net's commands for a new plans file."""
     from nnunet_glims.files import read_json
-    from nnunet_glims.plans import preprocess_command
+    from nnunet_glims.nnunet.plans.complete import preprocess_command
 
     plans = read_json(applied.path)
     if (applied.path.parent / plans["configurations"][configuration]["data_identifier"]).is_dir():

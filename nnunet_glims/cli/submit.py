@@ -23,8 +23,8 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
+    from nnunet_glims.datasets.submission import challenge_named, expected_cases, write_submission
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.submission import challenge_named, expected_cases, write_submission
 
     if options.dataset is None and options.cases is None:
         raise UsageError("say which cases are expected: --dataset DatasetNNN_NAME (its imagesTs), or --cases FILE")

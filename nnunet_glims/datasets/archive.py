@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from nnunet_glims.datasets.disk import need
 from nnunet_glims.errors import UsageError
+from nnunet_glims.files import check_free_space
 
 _COMPLETE = ".complete"
 ENDINGS = (".nii", ".nii.gz")
@@ -54,7 +54,7 @@ def _unpack(source: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(source) if zipfile.is_zipfile(source) else tarfile.open(source) as archive:
             members = _members(archive)
-            need(sum(size for _, size, _ in members), folder, f"to unpack {source.name}")
+            check_free_space(sum(size for _, size, _ in members), folder, f"to unpack {source.name}")
             for name, _, read in members:
                 path = PurePosixPath(name)
                 if path.is_absolute() or ".." in path.parts:

@@ -1,4 +1,4 @@
-"""BraTS releases 2018, 2020, 2021 and 2023 (adult glioma)."""
+"""Reads BraTS releases 2018, 2020, 2021 and 2023 (adult glioma): sorts their files into cases."""
 
 from __future__ import annotations
 
@@ -9,38 +9,12 @@ from pathlib import Path
 
 from nnunet_glims.datasets.cases import Problem, Release, SourceCase
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.regions import NAMED
+from nnunet_glims.releases.brats import CHANNELS, LABELS, REGIONS_CLASS_ORDER, RELEASES
 from nnunet_glims.validation import nearest
-
-CHANNELS = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
-"""Name on the command line -> name in dataset.json."""
 
 _KINDS = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"}  # 2023's names of the channels
 _FILE = re.compile(r"(?P<case>.+)[_-](?P<kind>t1ce|t1n|t1c|t1|t2w|t2f|t2|flair|seg)\.nii(\.gz)?", re.IGNORECASE)
 _STRAY_LABEL = re.compile(r".*_segm\.nii(\.gz)?", re.IGNORECASE)  # W39_1998.09.19_Segm.nii in BraTS 2020
-
-NECROSIS, EDEMA, ENHANCING = 1, 2, 3
-LABELS: dict[str, int | list[int]] = {
-    "background": 0,
-    **{region: list(labels) if len(labels) > 1 else labels[0] for region, labels in NAMED["brats"].items()},
-}
-REGIONS_CLASS_ORDER = (EDEMA, NECROSIS, ENHANCING)
-"""nnU-Net paints whole tumor, core, enhancing tumor one over the other: what is left of each has this label."""
-
-_OLD_LABELS = {0: 0, 1: NECROSIS, 2: EDEMA, 4: ENHANCING}
-_NEW_LABELS = {0: 0, 1: NECROSIS, 2: EDEMA, 3: ENHANCING}
-
-RELEASES = {
-    # name: how its cases begin, labels, reference
-    "2018": (
-        r"Brats1[789]_",
-        _OLD_LABELS,
-        "https://www.med.upenn.edu/sbia/brats2018.html; doi:10.1109/TMI.2014.2377694",
-    ),
-    "2020": (r"BraTS20_", _OLD_LABELS, "https://www.med.upenn.edu/cbica/brats2020; doi:10.1109/TMI.2014.2377694"),
-    "2021": (r"BraTS2021_", _OLD_LABELS, "https://www.synapse.org/brats2021; arXiv 2107.02314"),
-    "2023": (r"BraTS-GLI-", _NEW_LABELS, "https://www.synapse.org/brats2023; arXiv 2107.02314"),
-}
 
 
 def read(files: Sequence[Path], release: str = "auto", channels: Sequence[str] = tuple(CHANNELS)) -> Release:

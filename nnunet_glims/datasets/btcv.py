@@ -1,4 +1,4 @@
-"""BTCV, the abdomen data of "Multi-Atlas Labeling Beyond the Cranial Vault" (Synapse syn3193805)."""
+"""Reads a release of BTCV: pairs images and labels by their number."""
 
 from __future__ import annotations
 
@@ -8,20 +8,8 @@ from pathlib import Path
 
 from nnunet_glims.datasets.cases import Problem, Release, SourceCase
 from nnunet_glims.errors import UsageError
+from nnunet_glims.releases.btcv import BTCV13_TEST, ORGANS, SYNAPSE8, SYNAPSE8_TEST, SYNAPSE8_TRAIN
 from nnunet_glims.validation import nearest
-
-ORGANS = (
-    "spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
-    "inferior_vena_cava", "portal_and_splenic_veins", "pancreas", "right_adrenal_gland", "left_adrenal_gland",
-)  # fmt: skip
-"""Label 1 is the first."""
-
-SYNAPSE8 = ("aorta", "gallbladder", "left_kidney", "right_kidney", "liver", "pancreas", "spleen", "stomach")
-"""The eight organs that TransUNet (arXiv 2102.04306) and those who compare with it report, in its order."""
-
-_SYNAPSE8_TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
-_SYNAPSE8_TRAIN = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
-_BTCV13_TEST = (35, 36, 37, 38, 39, 40)
 
 PROTOCOLS = ("btcv13", "synapse8")
 SPLITS = ("nnunet", "24-6")
@@ -96,9 +84,9 @@ def _name(number: int) -> str:
 
 def _splits(protocol: str, split: str, labelled: Sequence[str]) -> list[dict[str, list[str]]] | None:
     if protocol == "synapse8":
-        train, test = [_name(number) for number in _SYNAPSE8_TRAIN], [_name(number) for number in _SYNAPSE8_TEST]
+        train, test = [_name(number) for number in SYNAPSE8_TRAIN], [_name(number) for number in SYNAPSE8_TEST]
     elif split == "24-6":
-        test = [_name(number) for number in _BTCV13_TEST]
+        test = [_name(number) for number in BTCV13_TEST]
         train = [name for name in labelled if name not in test]
     else:
         return None

@@ -17,9 +17,8 @@ import numpy as np
 from nnunet_glims.datasets import splits
 from nnunet_glims.datasets.cases import Problem, Release, SourceCase
 from nnunet_glims.datasets.checks import check_case
-from nnunet_glims.datasets.disk import need
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json, write_json
+from nnunet_glims.files import check_free_space, read_json, write_json
 from nnunet_glims.processes import Progress, processes, quietly
 
 REPORT = "conversion_report.json"
@@ -138,7 +137,7 @@ def convert(
         _prepare(target, {**report, "transfer": transfer}, resume)
         files = [file for case in cases for file in _written(case, release, target.unfinished, transfer)]
         missing = [file for file in files if not file.target.exists() and not file.target.is_symlink()]
-        need(sum(file.nbytes for file in missing), target.unfinished, f"for {target.dataset}")
+        check_free_space(sum(file.nbytes for file in missing), target.unfinished, f"for {target.dataset}")
         for _ in progress(each(_WrittenFile.write, missing), "Writing", len(missing)):
             pass
     _describe(target, release, len(training), folds, report)

@@ -19,15 +19,13 @@ import nibabel
 import numpy as np
 from scipy import fft, ndimage
 
-from nnunet_glims.datasets.brats import REGIONS_CLASS_ORDER
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.regions import NAMED
+from nnunet_glims.releases import brats
 
 CHANNELS = ("FLAIR", "T1ce", "T1", "T2")
 FILE_ENDING = ".nii.gz"
 
-NCR, ED, ET = 1, 2, 3
-REGIONS = NAMED["brats"]
+NCR, ED, ET = brats.NECROSIS, brats.EDEMA, brats.ENHANCING
 
 # Raised when the voxels for given parameters change, so that an older dataset is not mistaken for this one.
 PHANTOM_VERSION = 1
@@ -283,14 +281,13 @@ def _case_files(split: str, index: int) -> tuple[list[str], str]:
 def _write_dataset_json(folder: Path, dataset_name: str, cases: int, parameters: dict) -> None:
     from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
-    regions = {name: labels if len(labels) > 1 else labels[0] for name, labels in REGIONS.items()}
     generate_dataset_json(
         str(folder),
         channel_names={str(number): name for number, name in enumerate(CHANNELS)},
-        labels={"background": 0, **regions},
+        labels=brats.LABELS,
         num_training_cases=cases,
         file_ending=FILE_ENDING,
-        regions_class_order=REGIONS_CLASS_ORDER,
+        regions_class_order=brats.REGIONS_CLASS_ORDER,
         dataset_name=dataset_name,
         description="Synthetic brain tumours for trying nnunet-glims; not for measuring accuracy.",
         license="CC0-1.0",

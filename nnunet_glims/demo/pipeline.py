@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sysconfig
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +16,20 @@ from rich.console import Console
 
 from nnunet_glims.demo.phantom import write_raw_dataset
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.folders import of_folders
 from nnunet_glims.evaluation.protocol import PRESETS
 from nnunet_glims.evaluation.regions import of_dataset, short
 from nnunet_glims.evaluation.results import Settings, evaluate, read_results
 from nnunet_glims.files import read_json, write_text
-from nnunet_glims.models import ModelFolder
 from nnunet_glims.networks import network_named
-from nnunet_glims.plans import apply_override
+from nnunet_glims.nnunet.folders import of_folders
+from nnunet_glims.nnunet.models import ModelFolder
+from nnunet_glims.nnunet.plans.override import apply_override
+from nnunet_glims.processes import find_program
 from nnunet_glims.report.board import make_board
+from nnunet_glims.report.cases import telling_cases
 from nnunet_glims.report.drawing import listed
 from nnunet_glims.report.entries import Entry
 from nnunet_glims.report.page import render
-from nnunet_glims.report.telling import telling_cases
 
 OVERRIDES = {"GLIMS": "cpu_demo", "LATUPNet": "latupnet_cpu_demo"}
 """Network -> plans override."""
@@ -93,7 +93,7 @@ class Steps:
 
     def run(self, title: str, log: str, command: Sequence[str]) -> float:
         """Run one command; returns its seconds. Raises `RuntimeError` with the end of its output where it fails."""
-        program = Path(sysconfig.get_path("scripts"), command[0])
+        program = find_program(command[0])
         path = self.logs / f"{log}.log"
         started = time.monotonic()
         with self.console.status(f"{title}: {' '.join(command)}"), path.open("w") as output:

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.regions import NAMED, short
+from nnunet_glims.evaluation.regions import short
 from nnunet_glims.evaluation.results import Results
+from nnunet_glims.releases import brats
 from nnunet_glims.validation import nearest
-
-_BRATS_LABELS = ("NCR", "ED", "ET")
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ def label_names(evaluations: Sequence[Results]) -> list[str]:
     size = max((len(line["confusion"]) for results in evaluations for line in results.cases), default=1)
     names = ["background", *(f"label {label}" for label in range(1, size))]
     regions = {region: tuple(labels) for region, labels in evaluations[0].summary["regions"].items()}
-    if regions == dict(NAMED["brats"]):
-        names[1:4] = _BRATS_LABELS[: size - 1]
+    if regions == dict(brats.REGIONS):
+        names[1:4] = list(brats.LABEL_NAMES.values())[: size - 1]
         return names
     for region, labels in regions.items():
         if len(labels) == 1 and labels[0] < size:

@@ -8,22 +8,18 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
+from nnunet_glims.releases import brats
 from nnunet_glims.validation import nearest
 
 Regions = Mapping[str, tuple[int, ...]]
 
-NAMED: Mapping[str, Regions] = {
-    "brats": {"whole_tumor": (1, 2, 3), "tumor_core": (1, 3), "enhancing_tumor": (3,)},
-    "brats-original": {"whole_tumor": (1, 2, 4), "tumor_core": (1, 4), "enhancing_tumor": (4,)},
-}
+NAMED: Mapping[str, Regions] = {"brats": brats.REGIONS, "brats-original": brats.ORIGINAL_REGIONS}
 """brats: labels as BraTS 2023 and `nnunet-glims convert` have them; brats-original: as releases up to 2021."""
-
-_SHORT_NAMES = {"whole_tumor": "WT", "tumor_core": "TC", "enhancing_tumor": "ET"}
 
 
 def short(region: str) -> str:
     """As in the field, where it has an abbreviation."""
-    return _SHORT_NAMES.get(region, region)
+    return brats.SHORT_NAMES.get(region, region)
 
 
 def of_dataset(dataset_json: Mapping[str, Any]) -> Regions:

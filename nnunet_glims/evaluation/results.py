@@ -24,15 +24,24 @@ import pandas as pd
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.case import measure_case
-from nnunet_glims.evaluation.folders import CaseFiles
-from nnunet_glims.evaluation.images import LabelMap, read_label_map
 from nnunet_glims.evaluation.protocol import Protocol
 from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.evaluation.statistics import describe
 from nnunet_glims.files import read_json, write_json, write_text
+from nnunet_glims.images import LabelMap, read_label_map
 from nnunet_glims.processes import Progress, processes, quietly
 
 CASES, TABLE, SUMMARY = "cases.jsonl", "metrics.csv", "summary.json"
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Files of one case; `prediction` is None where there is none. `fold` is None outside of cross-validation."""
+
+    name: str
+    truth: Path
+    prediction: Path | None
+    fold: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
 from nnunet_glims.networks import NETWORKS, Network
-from nnunet_glims.plans import load_override
-from nnunet_glims.recipes import Positive, Recipe
+from nnunet_glims.nnunet.plans.override import load_override
+from nnunet_glims.training.recipes import Positive, Recipe
 from nnunet_glims.validation import validate
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

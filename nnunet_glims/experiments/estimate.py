@@ -14,7 +14,8 @@ from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.jobs import Plan
 from nnunet_glims.experiments.local import free_bytes
 from nnunet_glims.files import read_json
-from nnunet_glims.plans import BASE_PLANS, apply_override, load_override
+from nnunet_glims.nnunet.plans.complete import BASE_PLANS
+from nnunet_glims.nnunet.plans.override import apply_override, load_override
 
 NNUNET_STEPS = (1000, 250, 50)
 """Epochs, training and validation steps an epoch of nnU-Net's own trainer."""
@@ -89,7 +90,7 @@ def _built(plan: Plan, number: int, entry: Entry) -> tuple[Any, int, list[int], 
     path = folder / f"{entry.plans}.json"
     if not path.exists():
         return None
-    from nnunet_glims.models import network_of
+    from nnunet_glims.nnunet.models import network_of
 
     with TemporaryDirectory() as applied:
         if entry.override is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nnunet_glims.experiments.jobs import Plan, data_identifier, is_preprocessed
 from nnunet_glims.files import read_json, write_json
-from nnunet_glims.plans import apply_override
+from nnunet_glims.nnunet.plans.override import apply_override
 
 
 def prepare(plan: Plan, number: int) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from nnunet_glims.experiments.jobs import Job, Plan
 from nnunet_glims.experiments.step import read_log
-from nnunet_glims.report.training_log import read_training_log
+from nnunet_glims.nnunet.training_log import read_training_log
 
 State = Literal["waiting", "queued", "running", "done", "failed"]
 STATES: tuple[State, ...] = ("waiting", "queued", "running", "done", "failed")

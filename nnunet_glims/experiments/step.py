@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_glims.experiments.lock import hold, is_held
-from nnunet_glims.processes import available_cores
+from nnunet_glims.processes import available_cores, find_program
 
 STOPPED = 75
 """Exit code of our trainers after a signal: they saved, and go on with --c."""
@@ -84,7 +82,7 @@ class Step:
         return Step(self.commands, self.log, self.environment, self.cancelled)
 
     def _run(self, command: Sequence[str], log) -> int:
-        program = shutil.which(command[0], path=sysconfig.get_path("scripts")) or command[0]
+        program = find_program(command[0])
         environment = {**os.environ, **self.environment}
         if "SLURM_CPUS_PER_TASK" in os.environ:
             share = share_of(available_cores())

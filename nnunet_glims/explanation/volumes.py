@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export.description import GAUSSIAN_SIGMA_SCALE, GAUSSIAN_VALUE_SCALING, READERS
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 
 Tell = Callable[[Sequence[Any]], Iterable[Any]]
 

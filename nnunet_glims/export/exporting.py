@@ -14,13 +14,13 @@ from torch import nn
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export import conversion, parity
-from nnunet_glims.export.checkpoints import FINAL, load_checkpoint, load_weights, trained_folds
 from nnunet_glims.export.description import describe
 from nnunet_glims.export.exported import MODEL_JSON, ExportedModel, FoldFile, checksum
 from nnunet_glims.export.runner import load_networks
 from nnunet_glims.files import check_new, new_folder
 from nnunet_glims.kernels.ops import plain_operators
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.checkpoints import FINAL, load_checkpoint, load_weights, trained_folds
+from nnunet_glims.nnunet.models import ModelFolder
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_glims.export.exported import ExportedModel
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 
 Array = np.ndarray
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.folders import CaseFiles, of_model
-from nnunet_glims.evaluation.images import read_label_map
 from nnunet_glims.evaluation.overlap import Overlap, confusion_matrix
 from nnunet_glims.evaluation.ranking import signed_rank
 from nnunet_glims.evaluation.regions import Regions, ignored_label, of_dataset
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.evaluation.results import CaseFiles
+from nnunet_glims.images import read_label_map
+from nnunet_glims.nnunet.folders import of_model
+from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.postprocessing.case import apply_component_rule, box_of, components_of, mean_by_component, painted
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities
 from nnunet_glims.postprocessing.rules import ComponentRule, Fitted, RegionRule, Rules

@@ -14,10 +14,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.folders import ENDINGS
-from nnunet_glims.evaluation.images import read_label_map
 from nnunet_glims.files import read_json, write_json
 from nnunet_glims.geometry import Geometry, times
+from nnunet_glims.images import read_label_map
+from nnunet_glims.nnunet.folders import ENDINGS
 from nnunet_glims.postprocessing.case import apply_rules, label_map_of
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
 from nnunet_glims.postprocessing.rules import Rules, as_json

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.regions import NAMED
 from nnunet_glims.files import read_json
-from nnunet_glims.recipes import Count
+from nnunet_glims.releases import brats
+from nnunet_glims.training.recipes import Count
 from nnunet_glims.validation import nearest, validate
 
 Label = Annotated[int, Field(ge=0, le=255)]
@@ -111,8 +111,8 @@ class Rules(_Part):
         return bool(self.regions)
 
 
-_NCR, _ED, _ET = 1, 2, 3
-_BRATS = {name: list(labels) for name, labels in NAMED["brats"].items()}
+_NCR, _ED, _ET = brats.NECROSIS, brats.EDEMA, brats.ENHANCING
+_BRATS = {name: list(labels) for name, labels in brats.REGIONS.items()}
 
 PRESETS: Mapping[str, Rules] = {
     "none": Rules(description="Nothing is changed; several models are averaged"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.nnunet.training_log import TrainingLog, read_training_log
 from nnunet_glims.report.entries import Entry
-from nnunet_glims.report.training_log import TrainingLog, read_training_log
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.results import Results, is_evaluation, read_results
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.validation import validate
 
 

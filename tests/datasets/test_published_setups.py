@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.datasets import releases
-from tests.nnunet import run_command
+from tests.stock import run_command
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nnunet_glims.evaluation import METRICS, PRESETS, LesionRules, Protocol, measure_case
-from nnunet_glims.evaluation.images import read_label_map
 from nnunet_glims.evaluation.regions import NAMED
+from nnunet_glims.images import read_label_map
 from tests.golden.corrupt import corrupt
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/lesionwise.json").read_text())

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from nnunet_glims.cli import main
 from nnunet_glims.evaluation import results
-from nnunet_glims.evaluation.folders import of_folders
+from nnunet_glims.nnunet.folders import of_folders
 
 DATASET = {
     "channel_names": {"0": "T2"},

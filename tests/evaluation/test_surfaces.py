@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnunet_glims.evaluation.images import read_label_map
 from nnunet_glims.evaluation.surfaces import DEFINITIONS, SurfaceDistances, corner_areas, surface_of
+from nnunet_glims.images import read_label_map
 
 WAYS = (("gt_to_pred", "gt"), ("pred_to_gt", "pred"))
 SPACINGS = [(1.0, 1.0, 1.0), (0.7, 0.9, 5.0), (3.0, 1.25, 0.4)]

@@ -12,7 +12,7 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments import slurm
 from nnunet_glims.experiments.jobs import Plan
 from nnunet_glims.experiments.status import status_of
-from nnunet_glims.plans import load_override
+from nnunet_glims.nnunet.plans.override import load_override
 from tests.experiments.conftest import COMPARISON, made
 from tests.preprocessed import dataset_json, make_plans
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 from tests.export import write_case, write_model_folder
 
 SIZE = (22, 24, 20)

@@ -14,7 +14,7 @@ from nnunet_glims.cli import main
 from nnunet_glims.explanation import sanity
 from nnunet_glims.explanation.explaining import Explainer, Request
 from nnunet_glims.explanation.volumes import Volumes
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 from tests.export import PLAIN, head, write_case, write_model_folder
 
 from .conftest import cubes

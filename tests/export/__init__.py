@@ -9,7 +9,7 @@ import torch
 
 from nnunet_glims.export.description import describe
 from nnunet_glims.export.exported import ExportedModel
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 from tests.preprocessed import dataset_json, make_plans
 
 PLAIN = {

@@ -13,7 +13,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_glims.export import runner
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 
 from . import description, head, write_model_folder
 

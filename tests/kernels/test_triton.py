@@ -11,8 +11,8 @@ import torch
 from nnunet_glims.architectures import GLIMS
 from nnunet_glims.errors import UsageError
 from nnunet_glims.kernels import formulas, gpu, ops
-from nnunet_glims.memory import training_step
-from nnunet_glims.recipes import Recipe
+from nnunet_glims.nnunet.plans.memory import training_step
+from nnunet_glims.training.recipes import Recipe
 from tests.kernels.test_kernels import branch_parameters, norm_parameters
 
 needs_triton = pytest.mark.skipif(gpu.library() is None, reason="no Triton")

@@ -1,44 +1,97 @@
+"""How nnU-Net finds the trainers; these run new Python processes, as users do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from nnunet_glims.discovery import OPT_OUT, VARIABLE
+import nnunet_glims
+from nnunet_glims.nnunet import discovery
 
-from . import GLIMS, assert_same_prediction, model_folder, predict, train
-
-pytestmark = pytest.mark.slow
-
-OWN_TRAINER = """
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-
-class nnUNetTrainerOfTheirOwn(nnUNetTrainer):
-    def __init__(self, plans, configuration, fold, dataset_json, device):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = 1
-        self.num_iterations_per_epoch = 1
-        self.num_val_iterations_per_epoch = 1
-"""
+FIND = (
+    "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
+    "import nnunet_glims.trainers as installed; "
+    "print([find(name) is getattr(installed, name) for name in installed.__all__])"
+)
 
 
-@pytest.fixture(scope="module")
-def own_trainers(tmp_path_factory):
-    """A folder of a user's own, as nnU-Net's documentation has it."""
-    folder = tmp_path_factory.mktemp("own_trainers")
-    (folder / "their_trainer.py").write_text(OWN_TRAINER)
-    return folder
+def python(code, *options, **environment):
+    clean = {key: value for key, value in os.environ.items() if key not in (discovery.VARIABLE, discovery.OPT_OUT)}
+    return subprocess.run(
+        [sys.executable, *options, "-c", code],
+        env={**clean, **environment},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
-def test_a_users_own_trainer_is_found_beside_ours(folders, own_trainers, tmp_path):
-    environment = {**folders, "nnUNet_results": tmp_path, VARIABLE: own_trainers}
-    train(0, trainer="nnUNetTrainerOfTheirOwn", plans="nnUNetPlans", **environment)
-    model = model_folder(environment, "nnUNetTrainerOfTheirOwn", "nnUNetPlans")
-    assert (model / "fold_0" / "checkpoint_final.pth").is_file()
+def test_our_folder_is_appended_once_behind_the_users():
+    ours = discovery.TRAINER_FOLDER
+    assert discovery.extended("") == ours
+    assert discovery.extended("/mine") == f"/mine{os.pathsep}{ours}"
+    assert discovery.extended(f"/mine{os.pathsep}{ours}") == f"/mine{os.pathsep}{ours}"
+    assert discovery.extended(f"{ours}{os.pathsep}/mine") == f"{ours}{os.pathsep}/mine"
 
 
-def test_ours_are_found_beside_a_users_own(fold_0, own_trainers, prediction, tmp_path):
-    predict(tmp_path, **fold_0, **{VARIABLE: own_trainers})
-    assert_same_prediction(tmp_path, prediction)
+def test_opting_out_leaves_the_variable_alone():
+    for value, found in (("1", False), ("yes", False), ("0", True), ("", True)):
+        environment = {discovery.OPT_OUT: value}
+        discovery.announce(environment)
+        assert (discovery.VARIABLE in environment) == found
 
 
-def test_who_opted_out_has_stock_nnunet(folders, tiny_plans):
-    message = train(0, fails=True, **folders, **{OPT_OUT: "1"}).stderr
-    assert f"Could not find requested nnunet trainer {GLIMS}" in message
+def test_a_new_process_has_the_variable_and_imported_nothing_heavy():
+    result = python(
+        "import os, sys; print(os.environ['nnUNet_extTrainer']); "
+        "print([m for m in ('torch', 'numpy', 'nnunetv2', 'pydantic') if m in sys.modules])"
+    )
+    assert result.stdout.splitlines() == [discovery.TRAINER_FOLDER, "[]"], result.stderr
+
+
+@pytest.mark.slow
+def test_nnunet_finds_the_very_classes_of_the_package():
+    result = python(FIND)
+    assert result.stdout.splitlines()[-1] == "[True, True, True, True]", result.stderr
+
+
+@pytest.mark.slow
+def test_trainers_survive_a_spawned_process():
+    result = python(
+        "import torch.multiprocessing as mp\n"
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "if __name__ == '__main__':\n"
+        "    with mp.get_context('spawn').Pool(1) as pool:\n"
+        "        print('FOUND', pool.apply(find, ('nnUNetTrainerGLIMS',)).__name__)\n"
+    )
+    assert "FOUND nnUNetTrainerGLIMS" in result.stdout, result.stderr
+
+
+def test_another_environment_with_the_inherited_variable_searches_on():
+    # There the module in our folder is imported, but the package is not installed.
+    shim = Path(discovery.TRAINER_FOLDER) / "nnunet_glims_trainers.py"
+    result = python(f"import runpy; print(runpy.run_path({str(shim)!r}).get('nnUNetTrainerGLIMS'))", "-S", "-I")
+    assert result.stdout.strip() == "None", result.stderr
+
+
+@pytest.mark.parametrize("damage", ["missing", "syntax error", "half removed"])
+def test_a_broken_package_never_breaks_python(tmp_path, damage):
+    import sysconfig
+
+    line = (Path(sysconfig.get_path("purelib")) / "nnunet_glims.pth").read_text()
+    (tmp_path / "nnunet_glims.pth").write_text(line)
+    package = tmp_path / "nnunet_glims"
+    if damage != "missing":
+        (package / "nnunet").mkdir(parents=True)
+        (package / "nnunet/discovery.py").write_text("def announce(:" if damage == "syntax error" else "raise OSError")
+    result = python(f"import site; site.addsitedir({str(tmp_path)!r}); print('fine')", "-S", "-I")
+    assert (result.stdout.strip(), result.stderr) == ("fine", "")
+
+
+def test_the_version_is_that_of_the_installed_package():
+    from importlib.metadata import version
+
+    assert version("nnunet-glims") == nnunet_glims.__version__

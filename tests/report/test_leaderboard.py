@@ -11,8 +11,8 @@ import pytest
 
 from nnunet_glims.cli import main
 from nnunet_glims.evaluation import results
+from nnunet_glims.nnunet.training_log import read_training_log
 from nnunet_glims.report.figures import _cliques
-from nnunet_glims.report.training_log import read_training_log
 
 ENTRIES = ("poor", "good", "fair")
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from nnunet_glims.architectures.base import SegmentationNetwork
 from nnunet_glims.kernels.ops import meta_stands_for
-from nnunet_glims.recipes import Recipe
+from nnunet_glims.training.recipes import Recipe
 
 GIB = 2**30
 CUDA_CONTEXT = 0.75 * GIB

@@ -4,7 +4,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from nnunet_glims.discovery import OPT_OUT, TRAINER_FOLDER, VARIABLE
+from nnunet_glims.nnunet.discovery import OPT_OUT, TRAINER_FOLDER, VARIABLE
 
 from . import (
     DATASET,

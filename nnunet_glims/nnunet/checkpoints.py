@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 
 FINAL = "checkpoint_final.pth"
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_glims.losses import SquaredDiceLoss, WeightedDiceLoss, enet_weight, squared_dice
+from nnunet_glims.training.losses import SquaredDiceLoss, WeightedDiceLoss, enet_weight, squared_dice
 
 
 def by_hand(p, t, smooth=1e-5):

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_glims.datasets import brats
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.regions import NAMED
 from nnunet_glims.files import read_json, write_json
 from nnunet_glims.networks import network_named
-from nnunet_glims.plans import complete, load_override
+from nnunet_glims.nnunet.plans.complete import complete
+from nnunet_glims.nnunet.plans.override import load_override
+from nnunet_glims.releases import brats
 
 TRAINER = "nnUNetTrainerGLIMSReleased"
 PLANS = "nnUNetPlans_glims_released_brats"
@@ -25,7 +25,7 @@ AUTHORS_HEADS = ("tumor_core", "whole_tumor", "enhancing_tumor")
 _FIRST_KEY = "stem.conv.weight"
 _SIGNS_OF_CODE = ("GLOBAL", "Unsupported class", "unrecognized function", "Can only")
 """In torch's messages about what it does not load with weights_only; others are about files that are no pickles."""
-_REGIONS = tuple(NAMED["brats"])
+_REGIONS = tuple(brats.REGIONS)
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:

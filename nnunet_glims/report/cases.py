@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.folders import find_dataset_json
+from nnunet_glims.nnunet.folders import find_dataset_json
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.entries import Entry
 from nnunet_glims.report.slices import ShownCase

@@ -8,7 +8,7 @@ import torch
 
 from nnunet_glims.architectures import GLIMS as GLIMSNetwork
 from nnunet_glims.architectures import LATUPNet
-from nnunet_glims.plans import apply_override
+from nnunet_glims.nnunet.plans.override import apply_override
 from nnunet_glims.trainers.robust_trainer import EXIT_STOPPED
 
 from . import (

@@ -4,8 +4,9 @@ import pytest
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.networks import NETWORKS, network_named
-from nnunet_glims.plans import apply_override, complete, load_override, override_names
-from nnunet_glims.recipes import Recipe
+from nnunet_glims.nnunet.plans.complete import complete
+from nnunet_glims.nnunet.plans.override import apply_override, load_override, override_names
+from nnunet_glims.training.recipes import Recipe
 from tests.preprocessed import DATASET, make_plans
 
 PROMISED = {

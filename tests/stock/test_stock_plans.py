@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nnunet_glims.networks import NETWORKS
-from nnunet_glims.plans import apply_override
-from nnunet_glims.recipes import Recipe
+from nnunet_glims.nnunet.plans.override import apply_override
+from nnunet_glims.training.recipes import Recipe
 
 from . import CONFIGURATION, DATASET, prediction_arguments, probabilities, run_command, segmentation, tiny_override
 

@@ -7,12 +7,13 @@ from math import prod
 import pytest
 import torch
 
-from nnunet_glims import architectures, planning
+from nnunet_glims import architectures
 from nnunet_glims.cli import main
 from nnunet_glims.errors import UsageError
-from nnunet_glims.memory import GIB
 from nnunet_glims.networks import network_named
-from nnunet_glims.planning import Data, fit, shrinking_patches
+from nnunet_glims.nnunet.plans import auto as planning
+from nnunet_glims.nnunet.plans.auto import Data, fit, shrinking_patches
+from nnunet_glims.nnunet.plans.memory import GIB
 from nnunet_glims.topology import stage_strides, total_stride
 from tests.preprocessed import DATASET, make_plans, write_preprocessed
 

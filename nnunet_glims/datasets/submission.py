@@ -13,13 +13,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from nnunet_glims.datasets import brats, btcv
 from nnunet_glims.datasets.checks import read_voxels
 from nnunet_glims.datasets.conversion import REPORT
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.processes import Progress, quietly
+from nnunet_glims.releases import brats, btcv
 from nnunet_glims.validation import nearest
 
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, RuntimeError, nibabel.filebasedimages.ImageFileError)

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from nnunet_glims.architectures import GLIMS, LATUPNet
-from nnunet_glims.memory import nnunet_loss, training_step
 from nnunet_glims.networks import network_named
-from nnunet_glims.recipes import Recipe
+from nnunet_glims.nnunet.plans.memory import nnunet_loss, training_step
+from nnunet_glims.training.recipes import Recipe
 
 PATCH = (32, 32, 48)
 GLIMS_OPTIONS = {"feature_size": 12, "num_heads": [3] * 5, "depths": [1] * 5}

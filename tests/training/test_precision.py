@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnunet_glims.architectures import LATUPNet, base
-from nnunet_glims.architectures.precision import labels_alike
+from nnunet_glims.training.precision import labels_alike
 
 
 @pytest.fixture

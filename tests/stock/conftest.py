@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_glims.demo.phantom import write_raw_dataset
-from nnunet_glims.plans import apply_override
+from nnunet_glims.nnunet.plans.override import apply_override
 
 from . import (
     DATASET,

@@ -9,20 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.results import CaseFiles
 from nnunet_glims.files import read_json
-from nnunet_glims.models import ModelFolder, checked
+from nnunet_glims.nnunet.models import ModelFolder, checked
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """Files of one case; `prediction` is None where there is none. `fold` is None outside of cross-validation."""
-
-    name: str
-    truth: Path
-    prediction: Path | None
-    fold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,3 +151,20 @@ def _truths_of(dataset: str) -> Path:
 def _splits_of(dataset: str) -> list[dict[str, list[str]]] | None:
     path = _folder_of("nnUNet_preprocessed", dataset, "splits_final.json")
     return None if path is None else read_json(path)
+
+
+def preprocessed_folder(dataset: str) -> Path:
+    """The data set's folder in nnUNet_preprocessed, by number or name; raises `UsageError` where there is none."""
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    root = os.environ.get("nnUNet_preprocessed")
+    if not root:
+        raise UsageError("the environment variable nnUNet_preprocessed is not set: nnU-Net keeps its plans there")
+    try:
+        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"data set {dataset!r}: {error}") from None
+    folder = Path(root) / name
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder. Run nnUNetv2_plan_and_preprocess -d {dataset} first")
+    return folder

@@ -1,10 +1,8 @@
-"""nnU-Net plans: what a trainer completes them with, and overrides that make a new plans file of an old one."""
+"""Plans overrides: published and recommended setups that make a new plans file of an old one."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,12 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json, write_json
-from nnunet_glims.networks import NETWORKS, Network, network_named
-from nnunet_glims.recipes import Count, Positive, Recipe
-from nnunet_glims.topology import stage_strides
+from nnunet_glims.networks import network_named
+from nnunet_glims.nnunet.plans.complete import BASE_PLANS, complete, planned_configuration, preprocess_command
+from nnunet_glims.training.recipes import Count, Positive, Recipe
 from nnunet_glims.validation import nearest, validate
 
-BASE_PLANS = "nnUNetPlans"
 Triple = Annotated[list[Count], Field(min_length=3, max_length=3)]
 Spacing = Annotated[list[Positive], Field(min_length=3, max_length=3)]
 
@@ -36,7 +33,7 @@ class Override(BaseModel):
         batch_size: patches a step.
         spacing: mm along the same axes. Another spacing than planned needs a preprocessing of its own.
         normalization_schemes: nnU-Net's names, one for all channels or one a channel; likewise.
-        training: settings of `nnunet_glims.recipes.Recipe`.
+        training: settings of `nnunet_glims.training.recipes.Recipe`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,67 +91,9 @@ def load_override(name: str) -> tuple[str, Override]:
     return path.stem, override
 
 
-def complete(
-    configuration: Mapping[str, Any], network: Network, arguments: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """A plans configuration with all that the network needs: its `architecture` and the whole `training` block.
-
-    A configuration planned for nnU-Net's own network gets ours, with strides for its patch and spacing. One that names our
-    network already keeps its arguments.
-
-    Args:
-        configuration: of a plans file, inheritance resolved.
-        network: what the trainer trains.
-        arguments: of the network, on which the trainer insists.
-        where: names the configuration in errors.
-
-    Raises:
-        UsageError: the plans name another of our networks, contradict the trainer, or have a wrong training block.
-    """
-    result = deepcopy(dict(configuration))
-    result["training"] = network.recipe.changed(configuration.get("training", {}), f"{where}: training").model_dump()
-    planned = configuration.get("architecture", {})
-    named = planned.get("network_class_name", "")
-    given: dict[str, Any] = dict(planned["arch_kwargs"]) if named == network.path else {}
-    for other in NETWORKS:
-        if named == other.path and other is not network:
-            raise UsageError(
-                f"{where}: the plans are made for {other.name}, the trainer trains {network.name}: "
-                f"use -tr {other.trainer}, or other plans (-p)"
-            )
-    expected = {"patch_size": list(configuration["patch_size"]), **arguments}
-    for name, value in expected.items():
-        if given.get(name, value) != value:
-            raise UsageError(
-                f"{where}: architecture.arch_kwargs.{name} is {given[name]!r}, but the trainer and the configuration "
-                f"ask for {value!r}: make them agree"
-            )
-    if network.stages is not None:
-        given.setdefault(
-            "strides", stage_strides(configuration["patch_size"], configuration["spacing"], network.stages)
-        )
-    result["architecture"] = {
-        "network_class_name": network.path,
-        "arch_kwargs": {**given, **expected},
-        "_kw_requires_import": [],
-    }
-    return result
-
-
-def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
-    """Raise `UsageError` for a 2D configuration, naming the 3D ones these plans have."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    manager = PlansManager(dict(plans))
-    sizes = {name: manager.get_configuration(name).configuration.get("patch_size") for name in plans["configurations"]}
-    if configuration not in sizes:
-        raise UsageError(f"configuration {configuration!r} is not in the plans: {nearest(configuration, list(sizes))}")
-    if len(sizes[configuration] or ()) != 3:
-        usable = [name for name, size in sizes.items() if size is not None and len(size) == 3]
-        raise UsageError(
-            f"configuration {configuration!r} is two-dimensional, and these networks are 3D only: "
-            f"use {' or '.join(usable) or 'a data set that nnU-Net plans in 3D'}"
-        )
+def overridden_plans_name(short_name: str, base: str = BASE_PLANS) -> str:
+    """Name of the plans that an override makes of base plans."""
+    return f"{base}_{short_name}"
 
 
 def apply_override(
@@ -180,38 +119,10 @@ def apply_override(
         configuration,
         planned,
         override,
-        f"{BASE_PLANS}_{short_name}",
+        overridden_plans_name(short_name, base),
         f"{short_name}.json",
         overwrite,
     )
-
-
-def planned_configuration(
-    dataset_folder: Path, configuration: str, base: str = BASE_PLANS
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plans and one of their 3D configurations, inheritance resolved and links to others left out.
-
-    Raises:
-        UsageError: no plans, no such configuration, 2D, or the second stage of a cascade.
-    """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    path = dataset_folder / f"{base}.json"
-    if not path.exists():
-        raise UsageError(
-            f"{path}: there are no plans yet. Run nnUNetv2_plan_and_preprocess first, "
-            "or nnUNetv2_plan_experiment where fingerprints are there"
-        )
-    plans = read_json(path)
-    check_is_3d(plans, configuration)
-    planned = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)
-    if planned.get("previous_stage"):
-        raise UsageError(
-            f"configuration {configuration!r} is the second stage of a cascade: overrides do not change those"
-        )
-    for link in ("inherits_from", "next_stage"):
-        planned.pop(link, None)
-    return plans, planned
 
 
 def write_changed(
@@ -251,12 +162,6 @@ def write_changed(
     return Applied(path, plans_name, trainer, command)
 
 
-def preprocess_command(plans: Mapping[str, Any], configuration: str) -> str:
-    """nnU-Net's command that preprocesses a data set for these plans. It takes the number, no name."""
-    number = int(plans["dataset_name"].removeprefix("Dataset")[:3])
-    return f"nnUNetv2_preprocess -d {number} -plans_name {plans['plans_name']} -c {configuration}"
-
-
 def _changes(planned: Mapping[str, Any], override: Override, where: str) -> dict[str, Any]:
     changes: dict[str, Any] = {
         key: value for key in ("patch_size", "batch_size", "spacing") if (value := getattr(override, key)) is not None
@@ -280,20 +185,3 @@ def _changes(planned: Mapping[str, Any], override: Override, where: str) -> dict
         changes["normalization_schemes"] = schemes * (channels // len(schemes))
         changes["use_mask_for_norm"] = [False] * channels
     return changes
-
-
-def preprocessed_folder(dataset: str) -> Path:
-    """The data set's folder in nnUNet_preprocessed, by number or name; raises `UsageError` where there is none."""
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
-    root = os.environ.get("nnUNet_preprocessed")
-    if not root:
-        raise UsageError("the environment variable nnUNet_preprocessed is not set: nnU-Net keeps its plans there")
-    try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"data set {dataset!r}: {error}") from None
-    folder = Path(root) / name
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder. Run nnUNetv2_plan_and_preprocess -d {dataset} first")
-    return folder

@@ -2,7 +2,7 @@
 
 As there, patches start with the same length in mm along all axes, cut to the median image, and shrink along the axis that
 covers most of that image; batches are of two patches at least and of 5 % of the data set at most. What differs: memory is
-counted (`nnunet_glims.memory`), and where no patch of that row uses the GPU well, one of similar shape does.
+counted (`nnunet_glims.nnunet.plans.memory`), and where no patch of that row uses the GPU well, one of similar shape does.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
-from nnunet_glims.memory import GIB, StepMemory, training_step
 from nnunet_glims.networks import Network
-from nnunet_glims.plans import BASE_PLANS, Applied, Override, complete, planned_configuration, write_changed
-from nnunet_glims.recipes import Recipe
+from nnunet_glims.nnunet.plans.complete import BASE_PLANS, complete, planned_configuration
+from nnunet_glims.nnunet.plans.memory import GIB, StepMemory, training_step
+from nnunet_glims.nnunet.plans.override import Applied, Override, write_changed
 from nnunet_glims.topology import Triple, triple
+from nnunet_glims.training.recipes import Recipe
 from nnunet_glims.validation import nearest
 
 FIRST_VOLUME = 256**3

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from nnunet_glims import recipes
 from nnunet_glims.errors import UsageError
-from nnunet_glims.recipes import Recipe
+from nnunet_glims.training import recipes
+from nnunet_glims.training.recipes import Recipe
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What nnU-Net's search for trainers imports; see `nnunet_glims.discovery`."""
+"""What nnU-Net's search for trainers imports; see `nnunet_glims.nnunet.discovery`."""
 
 try:
     from nnunet_glims.trainers import *  # noqa: F403

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from nnunet_glims.cli import main
-from nnunet_glims.models import ModelFolder
+from nnunet_glims.nnunet.models import ModelFolder
 from tests import golden
-from tests.nnunet import child_environment
+from tests.stock import child_environment
 
 HEADS = {"tumor_core": 0, "whole_tumor": 1, "enhancing_tumor": 2}
 """The authors' order."""

@@ -1,0 +1,17 @@
+"""BTCV, the abdomen data of "Multi-Atlas Labeling Beyond the Cranial Vault" (Synapse syn3193805)."""
+
+from __future__ import annotations
+
+ORGANS = (
+    "spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
+    "inferior_vena_cava", "portal_and_splenic_veins", "pancreas", "right_adrenal_gland", "left_adrenal_gland",
+)  # fmt: skip
+"""Label 1 is the first."""
+
+SYNAPSE8 = ("aorta", "gallbladder", "left_kidney", "right_kidney", "liver", "pancreas", "spleen", "stomach")
+"""The eight organs that TransUNet (arXiv 2102.04306) and those who compare with it report, in its order."""
+
+SYNAPSE8_TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
+SYNAPSE8_TRAIN = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
+BTCV13_TEST = (35, 36, 37, 38, 39, 40)
+"""Numbers of cases. The last ones are the validation cases of the split of 24 and 6 cases."""
