@@ -25,7 +25,8 @@ from nnunet_glims.explanation.attribution import (
     with_gates,
 )
 from nnunet_glims.explanation.volumes import Preprocessed, Volumes
-from nnunet_glims.export.runner import Case, find_cases, read_image, write_image
+from nnunet_glims.export.cases import Case, find_cases
+from nnunet_glims.export.runner import read_image, write_image
 from nnunet_glims.files import check_new, new_folder, write_json, write_text
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import read_label_map

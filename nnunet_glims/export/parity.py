@@ -121,7 +121,8 @@ def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[st
 
 
 def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:
-    from nnunet_glims.export import runner
+    from nnunet_glims.export.preprocessing import prepare
+    from nnunet_glims.export.runner import read_image
 
     folder = Path(os.environ.get("nnUNet_raw") or os.devnull, exported.dataset, "imagesTr")
     first = min(folder.glob(f"*_0000{exported.file_ending}"), default=None) if folder.is_dir() else None
@@ -131,5 +132,5 @@ def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array 
     files = [folder / f"{case}_{channel:04d}{exported.file_ending}" for channel in range(len(exported.channels))]
     if not all(file.is_file() for file in files):
         return "", None
-    image, geometry = runner.read_image(files)
-    return f"raw {case}", runner.prepare(image, geometry.spacing[::-1], exported).data
+    image, geometry = read_image(files)
+    return f"raw {case}", prepare(image, geometry.spacing[::-1], exported).data

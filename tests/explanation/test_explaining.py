@@ -249,7 +249,7 @@ def test_an_explanation_is_replaced_on_request_only(trained, images, tmp_path, c
 
 
 def test_several_cases_as_files(trained, images):
-    from nnunet_glims.export.runner import find_cases
+    from nnunet_glims.export.cases import find_cases
 
     files = sorted(images.glob("*.nii.gz"))
     assert [case.name for case in find_cases(files, ".nii.gz", ["a", "b"])] == ["one", "two"]
