@@ -11,14 +11,14 @@ from nnunet_glims.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Case:
+class InputCase:
     """An image to predict: its name and a file a channel."""
 
     name: str
     files: tuple[Path, ...]
 
 
-def find_cases(inputs: Sequence[Path], ending: str, channels: Sequence[str]) -> list[Case]:
+def find_input_cases(inputs: Sequence[Path], ending: str, channels: Sequence[str]) -> list[InputCase]:
     """The cases in a folder of CASE_0000.nii.gz, …, or those whose channels are given as files.
 
     Args:
@@ -49,10 +49,10 @@ def find_cases(inputs: Sequence[Path], ending: str, channels: Sequence[str]) -> 
     name = inputs[0].name
     if not name.endswith(ending):
         raise UsageError(f"{inputs[0]}: the model was trained on {ending} files: convert the images")
-    return [Case(re.sub(r"_\d{4}$", "", name.removesuffix(ending)), tuple(inputs))]
+    return [InputCase(re.sub(r"_\d{4}$", "", name.removesuffix(ending)), tuple(inputs))]
 
 
-def _cases_among(paths: Sequence[Path], folder: Path, ending: str, channels: Sequence[str]) -> list[Case]:
+def _cases_among(paths: Sequence[Path], folder: Path, ending: str, channels: Sequence[str]) -> list[InputCase]:
     count = len(channels)
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     found: dict[str, dict[int, Path]] = {}
@@ -69,7 +69,7 @@ def _cases_among(paths: Sequence[Path], folder: Path, ending: str, channels: Seq
                 raise UsageError(f"{expected}: case {name} lacks this channel; the model takes {_named(channels)}")
         if len(files) > count:
             raise UsageError(f"{files[max(files)]}: the model takes {count} channels a case, {_named(channels)}")
-    return [Case(name, tuple(files[channel] for channel in range(count))) for name, files in found.items()]
+    return [InputCase(name, tuple(files[channel] for channel in range(count))) for name, files in found.items()]
 
 
 def _named(channels: Sequence[str]) -> str:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from nnunet_glims.export.exported import ExportedModel
-from nnunet_glims.export.preprocessing import Prepared
+from nnunet_glims.export.preprocessing import PreprocessedImage
 from nnunet_glims.export.resampling import coarse_axis, resample
 
 Array = np.ndarray
 
 
-def to_labels(logits: Array, prepared: Prepared, model: ExportedModel) -> Array:
+def label_map(logits: Array, preprocessed: PreprocessedImage, model: ExportedModel) -> Array:
     """Label map (z, y, x) of the whole image from logits at the model's spacing.
 
     One output after the other is resampled, so that never all of them exist at the image's resolution.
     """
-    size = tuple(part.stop - part.start for part in prepared.crop)
-    axis = coarse_axis(model.resampling_logits, model.spacing, prepared.spacing)
+    size = tuple(part.stop - part.start for part in preprocessed.crop)
+    axis = coarse_axis(model.resampling_logits, model.spacing, preprocessed.spacing)
     order = model.resampling_logits.order
     labels = np.zeros(size, np.uint16)
     if model.regions_class_order is not None:
@@ -29,6 +29,6 @@ def to_labels(logits: Array, prepared: Prepared, model: ExportedModel) -> Array:
             candidate = resample(logits[label], size, order, axis)
             labels[candidate > highest] = label
             highest = np.maximum(highest, candidate)
-    whole = np.zeros(prepared.size, np.uint8 if labels.max(initial=0) < 255 else np.uint16)
-    whole[prepared.crop] = labels
+    whole = np.zeros(preprocessed.size, np.uint8 if labels.max(initial=0) < 255 else np.uint16)
+    whole[preprocessed.crop] = labels
     return whole.transpose(model.transpose_backward)

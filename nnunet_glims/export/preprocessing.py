@@ -16,7 +16,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreprocessedImage:
     """A preprocessed image and what it takes to go back.
 
     Attributes:
@@ -32,7 +32,7 @@ class Prepared:
     spacing: tuple[float, ...]
 
 
-def prepare(image: Array, spacing: Sequence[float], model: ExportedModel) -> Prepared:
+def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> PreprocessedImage:
     """What nnU-Net's DefaultPreprocessor does to an image.
 
     Args:
@@ -52,7 +52,7 @@ def prepare(image: Array, spacing: Sequence[float], model: ExportedModel) -> Pre
     data = np.empty((len(image), *new), np.float32)
     for index, settings in enumerate(model.normalization):
         data[index] = resample(normalize(image[index], inside, settings), new, model.resampling_image.order, axis)
-    return Prepared(data, crop, size, spacing)
+    return PreprocessedImage(data, crop, size, spacing)
 
 
 def _bounding_box(mask: Array) -> tuple[slice, ...]:

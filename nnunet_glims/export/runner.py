@@ -18,10 +18,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.export.cases import find_cases
+from nnunet_glims.export.cases import find_input_cases
 from nnunet_glims.export.exported import ExportedModel
-from nnunet_glims.export.label_maps import to_labels
-from nnunet_glims.export.preprocessing import prepare
+from nnunet_glims.export.label_maps import label_map
+from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import Network, predict_logits
 from nnunet_glims.geometry import Geometry
 
@@ -124,8 +124,8 @@ def predict_case(
     image: Array, geometry: Geometry, networks: Sequence[Network], model: ExportedModel, mirror: bool
 ) -> Array:
     """(channels, z, y, x) -> label map (z, y, x)."""
-    prepared = prepare(image, geometry.spacing[::-1], model)
-    return to_labels(predict_logits(prepared.data, networks, model, mirror), prepared, model)
+    preprocessed = preprocess(image, geometry.spacing[::-1], model)
+    return label_map(predict_logits(preprocessed.data, networks, model, mirror), preprocessed, model)
 
 
 def predict(
@@ -136,7 +136,7 @@ def predict(
     device: str = "auto",
     threads: int | None = None,
     keep_finished: bool = False,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[Path]:
     """Predict cases with an exported model and write their label maps.
 
@@ -147,7 +147,7 @@ def predict(
         mirror: average over mirrored versions too, as nnU-Net does by default.
         device, threads: see `load_networks`.
         keep_finished: leave out cases whose label map is there.
-        say: told what is done.
+        log: told what is done.
 
     Returns:
         The files written.
@@ -158,7 +158,7 @@ def predict(
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: at least one is needed")
     model = ExportedModel.read(folder)
-    cases = find_cases(inputs, model.file_ending, model.channels)
+    cases = find_input_cases(inputs, model.file_ending, model.channels)
     networks = load_networks(folder, model, device, threads)
     output.mkdir(parents=True, exist_ok=True)
     written = []
@@ -170,5 +170,5 @@ def predict(
         image, geometry = read_image(case.files)
         write_image(predict_case(image, geometry, networks, model, mirror), geometry, path)
         written.append(path)
-        say(f"{number} of {len(cases)}: {path} ({time.monotonic() - started:.1f} s)")
+        log(f"{number} of {len(cases)}: {path} ({time.monotonic() - started:.1f} s)")
     return written

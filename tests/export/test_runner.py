@@ -12,8 +12,8 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_glims.export.label_maps import to_labels
-from nnunet_glims.export.preprocessing import prepare
+from nnunet_glims.export.label_maps import label_map
+from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import gaussian, predict_logits, windows
 from nnunet_glims.nnunet.models import ModelFolder
 
@@ -49,11 +49,11 @@ def test_preprocessing_is_nnunets(tmp_path, case, transpose):
     settings, spacing = CASES[case]
     folder = write_model_folder(tmp_path, folds=(), transpose=transpose, **settings)
     expected, properties, *_ = nnunet_preprocessed(folder, head(), spacing)
-    prepared = prepare(head(), spacing, description(folder))
-    assert prepared.data.shape == expected.shape
-    np.testing.assert_allclose(prepared.data, expected, atol=2e-5)
-    assert prepared.size == properties["shape_before_cropping"]
-    assert [[part.start, part.stop] for part in prepared.crop] == properties["bbox_used_for_cropping"]
+    preprocessed = preprocess(head(), spacing, description(folder))
+    assert preprocessed.data.shape == expected.shape
+    np.testing.assert_allclose(preprocessed.data, expected, atol=2e-5)
+    assert preprocessed.size == properties["shape_before_cropping"]
+    assert [[part.start, part.stop] for part in preprocessed.crop] == properties["bbox_used_for_cropping"]
 
 
 def test_rgb_and_an_empty_image(tmp_path):
@@ -62,8 +62,8 @@ def test_rgb_and_an_empty_image(tmp_path):
     rgb = np.abs(head()) * 30
     expected = nnunet_preprocessed(folder, rgb, (1.0, 1.0, 1.0))[0]
     model = description(folder)
-    np.testing.assert_allclose(prepare(rgb, (1.0, 1.0, 1.0), model).data, expected, atol=2e-5)
-    empty = prepare(np.zeros((2, 8, 9, 10)), (1.0, 1.0, 1.0), model)
+    np.testing.assert_allclose(preprocess(rgb, (1.0, 1.0, 1.0), model).data, expected, atol=2e-5)
+    empty = preprocess(np.zeros((2, 8, 9, 10)), (1.0, 1.0, 1.0), model)
     assert empty.data.shape == (2, 8, 9, 10)
     assert not empty.data.any()
 
@@ -116,15 +116,15 @@ def test_logits_and_labels_are_nnunets(tmp_path, monkeypatch, regions, folds, mi
         network = Blur(model.outputs, 9)
         predictor.manual_initialization(network, manager, configuration, weights, dataset_json, "any", (0, 2))
         expected_logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-    prepared = prepare(image, spacing, model)
-    logits = predict_logits(prepared.data, [as_network(module) for module in modules], model, mirror)
+    preprocessed = preprocess(image, spacing, model)
+    logits = predict_logits(preprocessed.data, [as_network(module) for module in modules], model, mirror)
     np.testing.assert_allclose(logits, expected_logits.numpy(), atol=1e-5)
 
     labels = manager.get_label_manager(dataset_json)
     expected = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits, manager, configuration, labels, properties, num_threads_torch=1
     )
-    found = to_labels(logits, prepared, model)
+    found = label_map(logits, preprocessed, model)
     assert found.shape == image.shape[1:]
     assert len(np.unique(found)) == 3
     assert found.dtype == expected.dtype
