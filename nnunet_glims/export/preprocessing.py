@@ -44,7 +44,8 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
     size = image.shape[1:]
     inside = binary_fill_holes((image != 0).any(axis=0))
     crop = _bounding_box(inside)
-    image, inside = image[(slice(None), *crop)], inside[crop]
+    every_channel = (slice(None), *crop)
+    image, inside = image[every_channel], inside[crop]
     new = new_size(image.shape[1:], spacing, model.spacing)
     if min(new) < 1:
         raise UsageError(f"the image has {new} voxels at the model's spacing of {model.spacing} mm: it is too small")
