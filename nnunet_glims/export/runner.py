@@ -24,7 +24,7 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export.exported import ExportedModel, Normalization
 from nnunet_glims.export.resampling import coarse_axis, new_size, resample
-from nnunet_glims.geometry import Geometry
+from nnunet_glims.geometry import Geometry, bounding_box
 
 Array = np.ndarray
 Network = Callable[[Array], Array]
@@ -182,7 +182,7 @@ def prepare(image: Array, spacing: Sequence[float], model: ExportedModel) -> Pre
     spacing = tuple(float(spacing[axis]) for axis in model.transpose_forward)
     size = image.shape[1:]
     inside = binary_fill_holes((image != 0).any(axis=0))
-    crop = _bounding_box(inside)
+    crop = bounding_box(inside) or tuple(slice(0, length) for length in size)
     image, inside = image[_every_channel(crop)], inside[crop]
     new = new_size(image.shape[1:], spacing, model.spacing)
     if min(new) < 1:
@@ -192,18 +192,6 @@ def prepare(image: Array, spacing: Sequence[float], model: ExportedModel) -> Pre
     for index, settings in enumerate(model.normalization):
         data[index] = resample(normalize(image[index], inside, settings), new, model.resampling_image.order, axis)
     return Prepared(data, crop, size, spacing)
-
-
-def _bounding_box(mask: Array) -> tuple[slice, ...]:
-    """Of the true voxels; the whole volume where there are none."""
-    if not mask.any():
-        return tuple(slice(0, length) for length in mask.shape)
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        (filled,) = np.nonzero(mask.any(axis=others))
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return tuple(box)
 
 
 def _every_channel(part: Sequence[slice]) -> tuple[slice, ...]:
