@@ -11,6 +11,7 @@ from scipy.ndimage import binary_fill_holes
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export.exported import ExportedModel, Normalization
 from nnunet_glims.export.resampling import coarse_axis, new_size, resample
+from nnunet_glims.geometry import bounding_box
 
 Array = np.ndarray
 
@@ -43,7 +44,7 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
     spacing = tuple(float(spacing[axis]) for axis in model.transpose_forward)
     size = image.shape[1:]
     inside = binary_fill_holes((image != 0).any(axis=0))
-    crop = _bounding_box(inside)
+    crop = bounding_box(inside) or tuple(slice(0, length) for length in size)
     every_channel = (slice(None), *crop)
     image, inside = image[every_channel], inside[crop]
     new = new_size(image.shape[1:], spacing, model.spacing)
@@ -54,18 +55,6 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
     for index, settings in enumerate(model.normalization):
         data[index] = resample(normalize(image[index], inside, settings), new, model.resampling_image.order, axis)
     return PreprocessedImage(data, crop, size, spacing)
-
-
-def _bounding_box(mask: Array) -> tuple[slice, ...]:
-    """Of the true voxels; the whole volume where there are none."""
-    if not mask.any():
-        return tuple(slice(0, length) for length in mask.shape)
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        (filled,) = np.nonzero(mask.any(axis=others))
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return tuple(box)
 
 
 def normalize(channel: Array, inside: Array, settings: Normalization) -> Array:

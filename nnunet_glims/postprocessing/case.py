@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import cc3d
 import numpy as np
 
+from nnunet_glims.geometry import bounding_box
 from nnunet_glims.postprocessing.probabilities import Heads, mean_probabilities
 from nnunet_glims.postprocessing.rules import ComponentRule, HoleRule, RegionRule, Rules
-
-Box = tuple[slice, slice, slice]
 
 
 def postprocessed_label_map(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np.ndarray:
@@ -49,7 +48,7 @@ def paint_regions(probabilities: Mapping[str, np.ndarray], regions: Sequence[Reg
     return labels
 
 
-def _candidates(models: Sequence[np.ndarray], heads: Heads, regions: Sequence[RegionRule]) -> Box | None:
+def _candidates(models: Sequence[np.ndarray], heads: Heads, regions: Sequence[RegionRule]) -> tuple[slice, ...] | None:
     """Around all voxels that can get a label; None where there are none.
 
     A mean of logits is above a threshold only where some model is. This does not hold for sums of a softmax' means.
@@ -60,19 +59,7 @@ def _candidates(models: Sequence[np.ndarray], heads: Heads, regions: Sequence[Re
     for model in models:
         for region in regions:
             possible |= heads.probability(model, region.labels) > region.threshold
-    return box_of(possible)
-
-
-def box_of(mask: np.ndarray) -> Box | None:
-    """Around all that is true; None where nothing is."""
-    slices = []
-    for axis in range(3):
-        where = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
-        if not len(where):
-            return None
-        slices.append(slice(int(where[0]), int(where[-1]) + 1))
-        mask = mask[(slice(None),) * axis + (slices[-1],)]
-    return slices[0], slices[1], slices[2]
+    return bounding_box(possible)
 
 
 def apply_rules(labels: np.ndarray, rules: Rules, probabilities: Mapping[str, np.ndarray] | None = None) -> None:
@@ -93,7 +80,7 @@ def apply_component_rule(
     labels: np.ndarray, rule: ComponentRule, probabilities: Mapping[str, np.ndarray] | None
 ) -> None:
     """Change labels in place by one rule."""
-    box = box_of(labels == rule.label)
+    box = bounding_box(labels == rule.label)
     if box is None or rule.smaller_than <= 1:
         return
     inside = labels[box]
@@ -124,7 +111,7 @@ def mean_by_component(components: np.ndarray, values: np.ndarray, count: int) ->
 
 
 def _fill_holes(labels: np.ndarray, rule: HoleRule) -> None:
-    box = box_of(labels == rule.label)
+    box = bounding_box(labels == rule.label)
     if box is None:
         return
     inside = labels[box]

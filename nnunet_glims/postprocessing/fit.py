@@ -19,12 +19,12 @@ from nnunet_glims.evaluation.overlap import Overlap, confusion_matrix
 from nnunet_glims.evaluation.ranking import signed_rank
 from nnunet_glims.evaluation.regions import Regions, ignored_label, of_dataset
 from nnunet_glims.evaluation.results import CaseFiles
+from nnunet_glims.geometry import bounding_box
 from nnunet_glims.images import read_label_map
 from nnunet_glims.nnunet.folders import of_model
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.postprocessing.case import (
     apply_component_rule,
-    box_of,
     components_of,
     mean_by_component,
     paint_regions,
@@ -210,13 +210,13 @@ def _load_case(case: _ValidationCase, heads: Heads, rules: Rules) -> _LoadedCase
     if case.probabilities is None:
         labels = read_label_map(case.files.prediction).labels
         _check_shape(case.files.prediction, labels.shape, truth.shape, case.files.truth)
-        box = box_of(labels != 0) or _EMPTY
+        box = bounding_box(labels != 0) or _EMPTY
         predicted = labels[box]
     else:
         everything = read_probabilities(case.probabilities)
         _check_shape(case.probabilities, everything.shape[1:], truth.shape, case.files.truth)
         possible = [heads.probability(everything, region.labels) > _LOWEST for region in rules.regions]
-        box = box_of(np.logical_or.reduce(possible)) or _EMPTY
+        box = bounding_box(np.logical_or.reduce(possible)) or _EMPTY
         part = (slice(None), *box)
         inside = everything[part]
         probabilities = {region.name: heads.probability(inside, region.labels) for region in rules.regions}
