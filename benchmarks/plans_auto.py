@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnunet_glims.networks import NETWORKS, network_named
+from nnunet_glims.networks import network_named, networks
 from nnunet_glims.nnunet.plans.auto import DatasetProperties, size_for_gpu
 from nnunet_glims.nnunet.plans.memory import GIB
 
@@ -26,7 +26,7 @@ DATA = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="GLIMS", choices=[network.name for network in NETWORKS])
+    parser.add_argument("--network", default="GLIMS", choices=[network.name for network in networks()])
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
     parser.add_argument("--vram", nargs="+", type=float, default=[6, 8, 12, 24, 80])
     parser.add_argument("--eager", action="store_true", help="a GPU without the package's kernels")

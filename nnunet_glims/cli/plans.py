@@ -57,18 +57,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _auto(options: argparse.Namespace) -> None:
-    from nnunet_glims.errors import UsageError
     from nnunet_glims.files import read_json
-    from nnunet_glims.networks import NETWORKS, network_named
+    from nnunet_glims.networks import network_named
     from nnunet_glims.nnunet.folders import preprocessed_folder
     from nnunet_glims.nnunet.plans.auto import write_sized_plans
     from nnunet_glims.nnunet.plans.memory import GIB
-    from nnunet_glims.validation import nearest
 
-    names = {network.name.lower(): network.name for network in NETWORKS}
-    if options.network.lower() not in names:
-        raise UsageError(f"--network {options.network}: {nearest(options.network.lower(), list(names))}")
-    network = network_named(names[options.network.lower()])
+    network = network_named(options.network)
     folder = preprocessed_folder(options.dataset)
     fitted, applied = write_sized_plans(
         folder,

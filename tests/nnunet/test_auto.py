@@ -152,7 +152,7 @@ def test_another_plans_file_of_that_name_stays_without_overwrite(preprocessed, c
         (["--vram", "0.5"], "0.5 GB are too little"),
         (["--vram", "-8"], "--vram -8"),
         (["--vram", "nan"], "--vram nan"),
-        (["--network", "glimz"], "--network glimz: did you mean 'glims'"),
+        (["--network", "glimz"], "network 'glimz' is unknown: did you mean 'GLIMS'"),
         (["--checkpointing", "all"], "LATUPNet has none"),
         (["--network", "glims", "--checkpointing", "stage"], "did you mean 'stages'"),
         (["-o", "a/b"], "--name 'a/b'"),

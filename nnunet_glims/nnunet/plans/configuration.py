@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
-from nnunet_glims.networks import NETWORKS, Network
+from nnunet_glims.networks import Network, network_of_class
 from nnunet_glims.topology import stage_strides
 from nnunet_glims.validation import nearest
 
@@ -38,12 +38,12 @@ def complete_configuration(
     planned = configuration.get("architecture", {})
     named = planned.get("network_class_name", "")
     given: dict[str, Any] = dict(planned["arch_kwargs"]) if named == network.path else {}
-    for other in NETWORKS:
-        if named == other.path and other is not network:
-            raise UsageError(
-                f"{where}: the plans are made for {other.name}, the trainer trains {network.name}: "
-                f"use -tr {other.trainer}, or other plans (-p)"
-            )
+    other = network_of_class(named)
+    if other is not None and other.name != network.name:
+        raise UsageError(
+            f"{where}: the plans are made for {other.name}, the trainer trains {network.name}: "
+            f"use -tr {other.trainer}, or other plans (-p)"
+        )
     expected = {"patch_size": list(configuration["patch_size"]), **arguments}
     for name, value in expected.items():
         if given.get(name, value) != value:
