@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 
 from nnunet_glims.networks import network_named, networks
-from nnunet_glims.nnunet.plans.auto import DatasetProperties, size_for_gpu
 from nnunet_glims.nnunet.plans.memory import GIB
+from nnunet_glims.nnunet.plans.sizing import DatasetProperties, size_for_gpu
 
 DATA = {
     "hippocampus": DatasetProperties(1, 3, False, (1, 1, 1), (36, 50, 35), 260, (40, 56, 40)),
