@@ -23,7 +23,6 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.cpu import CHANNELS, CLASSES, processor
-from nnunet_glims import architectures
 from nnunet_glims.kernels.cpu import keep_freed_memory
 from nnunet_glims.networks import network_named
 from nnunet_glims.nnunet.plans.memory import GIB, StepMemory, nnunet_loss, training_step
@@ -53,8 +52,9 @@ ON_GPU = [
 
 
 def build(name: str, arguments: dict, patch: tuple[int, ...]) -> nn.Module:
-    deep_supervision = network_named(name).recipe.deep_supervision
-    return getattr(architectures, name)(CHANNELS, CLASSES, tuple(patch), deep_supervision=deep_supervision, **arguments)
+    network = network_named(name)
+    deep_supervision = network.recipe.deep_supervision
+    return network.load_class()(CHANNELS, CLASSES, tuple(patch), deep_supervision=deep_supervision, **arguments)
 
 
 def estimate(name: str, arguments: dict, patch: tuple[int, ...], batch: int, device: str) -> StepMemory:
