@@ -43,7 +43,7 @@ def _mixed(*numbers: int) -> int:
 
 @cache
 def _say(text: str) -> None:
-    print(text)
+    print(f"\n{text}")  # nnU-Net's progress bar has not ended its line
 
 
 def _say_precision(network: SegmentationNetwork, inputs: tuple[Tensor, ...]) -> None:
