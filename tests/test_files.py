@@ -49,9 +49,14 @@ def test_a_crash_while_writing_leaves_the_old_file_alone(tmp_path, monkeypatch):
 def test_an_interrupted_folder_leaves_the_old_one_and_nothing_beside(error, tmp_path):
     with new_folder(tmp_path / "out") as folder:
         (folder / "old").touch()
-    with pytest.raises(error), new_folder(tmp_path / "out") as folder:
-        (folder / "half").touch()
-        raise error
+
+    def interrupted():
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "half").touch()
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
     with new_folder(tmp_path / "out") as folder:
         (folder / "new").touch()

@@ -21,7 +21,7 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.files import new_folder
 from nnunet_glims.releases import brats
 
-CHANNELS = ("FLAIR", "T1ce", "T1", "T2")
+CHANNELS = tuple(brats.CHANNELS[name] for name in ("flair", "t1ce", "t1", "t2"))
 FILE_ENDING = ".nii.gz"
 
 NCR, ED, ET = brats.NECROSIS, brats.EDEMA, brats.ENHANCING

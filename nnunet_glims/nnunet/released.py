@@ -18,7 +18,7 @@ from nnunet_glims.releases import brats
 TRAINER = "nnUNetTrainerGLIMSReleased"
 PLANS = "nnUNetPlans_glims_released_brats"
 CONFIGURATION = "3d_fullres"
-CHANNELS = ("FLAIR", "T1ce", "T1", "T2")
+CHANNELS = tuple(brats.CHANNELS[name] for name in ("flair", "t1ce", "t1", "t2"))
 """In the authors' order."""
 AUTHORS_HEADS = ("tumor_core", "whole_tumor", "enhancing_tumor")
 _FIRST_KEY = "stem.conv.weight"
@@ -145,7 +145,7 @@ def dataset_json() -> dict[str, Any]:
         "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
         "labels": brats.LABELS,
         "regions_class_order": list(brats.REGIONS_CLASS_ORDER),
-        "numTraining": 1251,
+        "numTraining": brats.RELEASES["2021"].training_cases,
         "file_ending": ".nii.gz",
         "name": "BraTS",
     }
