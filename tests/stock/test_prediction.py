@@ -71,7 +71,7 @@ def test_prediction_from_a_model_folder_with_the_variable_set_by_hand_is_the_sam
     environment = {"nnUNet_raw": fold_0["nnUNet_raw"], VARIABLE: TRAINER_FOLDER, OPT_OUT: "1"}
     model = ("-m", model_folder(fold_0), "-f", "0")
     run_command(
-        "nnUNetv2_predict_from_modelfolder", *model, *prediction_arguments(tmp_path, environment), **environment
+        "nnUNetv2_predict_from_modelfolder", *model, *prediction_arguments(tmp_path, environment["nnUNet_raw"]), **environment
     )
     assert_same_prediction(tmp_path, prediction)
 
