@@ -23,6 +23,7 @@ import pytest
 import torch
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.utilities import utils as nnunet_utilities
 
 from nnunet_glims.nnunet.discovery import announce
 
@@ -32,7 +33,6 @@ PLANS = "nnUNetPlans_tiny"
 GLIMS, LATUPNET = "nnUNetTrainerGLIMS", "nnUNetTrainerLATUPNet"
 collect_foreground_intensities = DatasetFingerprintExtractor.collect_foreground_intensities
 FOLDS = ("0", "1", "2", "3", "4")
-NO_WORKERS = ("-npp", 0, "-nps", 0)
 
 NETWORK_ARGUMENTS = {
     "GLIMS": {"feature_size": 3, "depths": [1] * 5, "num_heads": [3] * 5},
@@ -114,8 +114,10 @@ def call_entry_point(command: list[str], environment: dict[str, str]) -> int:
         patch.chdir(folder)
         patch.setattr(sys, "argv", command)
         patch.setattr(multiprocessing, "get_context", lambda method=None: SimpleNamespace(Pool=ThreadPool))
+        patch.setattr(nnunet_utilities, "Pool", ThreadPool)
         patch.setattr(multiprocessing, "cpu_count", lambda: 1)  # so many threads nnU-Net gives torch
-        patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)  # takes longer than such a training
+        # Its plots take longer than such a training.
+        patch.setattr(LocalLogger, "plot_progress_png", lambda _, folder: Path(folder, "progress.png").touch())
         patch.setattr(DatasetFingerprintExtractor, "collect_foreground_intensities", staticmethod(few_intensities))
         try:
             return script.load()() or 0
@@ -152,19 +154,16 @@ def train(fold, *arguments, trainer: str = GLIMS, plans: str = PLANS, **environm
 def prediction_command(output: Path, raw: Path, *arguments, trainer: str = GLIMS, plans: str = PLANS, folds=("0",)):
     """`nnUNetv2_predict` of the test case with probabilities, on the CPU."""
     model = ("-d", DATASET, "-c", CONFIGURATION, "-tr", trainer, "-p", plans, "-f", *folds)
-    return ("nnUNetv2_predict", *model, *prediction_arguments(output, raw), *arguments)
-
-
-def prediction_arguments(output: Path, raw: Path) -> tuple:
-    """What `nnUNetv2_predict` and `nnUNetv2_predict_from_modelfolder` have in common."""
-    return ("-i", Path(raw, DATASET, "imagesTs"), "-o", output, "-device", "cpu", "--save_probabilities")
+    images = Path(raw, DATASET, "imagesTs")
+    files = ("-i", images, "-o", output, "--save_probabilities", "-device", "cpu")
+    return ("nnUNetv2_predict", *model, *files, *arguments)
 
 
 def predict(output: Path, *arguments, trainer: str = GLIMS, plans: str = PLANS, folds=("0",), **environment) -> Path:
     """Predict the test case in this process; returns the folder of the prediction."""
     raw = environment["nnUNet_raw"]
     command = prediction_command(output, raw, *arguments, trainer=trainer, plans=plans, folds=folds)
-    call(*command, *NO_WORKERS, **environment)
+    call(*command, "-npp", 0, "-nps", 0, **environment)
     return output
 
 

@@ -9,6 +9,7 @@ from nnunet_glims.nnunet.plans.override import apply_override
 
 from . import DATASET, FOLDS, GLIMS, LATUPNET, PLANS, call, predict, tiny_override, train
 
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """nnU-Net's three folders with a planned and preprocessed data set of 10 training cases and 1 test case."""
