@@ -26,7 +26,7 @@ from benchmarks.cpu import CHANNELS, CLASSES, processor
 from nnunet_glims.kernels.cpu import keep_freed_memory
 from nnunet_glims.networks import network_named
 from nnunet_glims.nnunet.plans.memory import GIB, StepMemory, nnunet_loss, training_step
-from nnunet_glims.trainers.robust_trainer import _peak_memory
+from nnunet_glims.trainers.robust_trainer import peak_memory
 
 GLIMS = [("GLIMS", {"checkpointing": setting}) for setting in ("none", "aggregators", "stages")]
 LATUPNET, SWIN_UNETR = ("LATUPNet", {}), ("SwinUNETR", {})
@@ -92,7 +92,7 @@ def measure(case: tuple, device: str) -> dict[str, float]:
     now += sum(value.nbytes for state in optimizer.state.values() for value in state.values())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step(patch, batch)
-    grown = _peak_memory(torch.device(device)) - before
+    grown = peak_memory(torch.device(device)) - before
     peak = now
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -128,11 +128,12 @@ def _device() -> Iterator[Finding]:
     import torch
 
     from nnunet_glims.kernels import cpu, gpu
+    from nnunet_glims.training.precision import resolve
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            precision = resolve("auto", "cuda")
             memory = properties.total_memory / 2**30
             yield Finding(f"GPU {index}", "ok", f"{properties.name}, {memory:.0f} GiB; precision auto is {precision}")
         if gpu.library() is not None:
@@ -319,7 +320,7 @@ def _splits(folder: Path, data: Path) -> Finding:
 
 
 def _models(dataset: str, trainer: str, plans_name: str, configuration: str) -> Iterator[Finding]:
-    from nnunet_glims.trainers.robust_trainer import is_intact
+    from nnunet_glims.trainers.checkpoint_files import is_intact
 
     results = os.environ.get("nnUNet_results")
     if not results:

@@ -8,7 +8,7 @@ from nnunet_glims.networks import BUILT_IN
 from nnunet_glims.nnunet.plans.override import apply_override
 from nnunet_glims.training.recipes import Recipe
 
-from . import CONFIGURATION, DATASET, prediction_arguments, probabilities, run_command, segmentation, tiny_override
+from . import CONFIGURATION, DATASET, predict, probabilities, segmentation, tiny_override
 
 pytestmark = pytest.mark.slow
 
@@ -53,8 +53,6 @@ def test_nnunets_own_trainer_runs_our_network(network, nnunet_here, folders, dat
     trainer.run_training()
 
     results = {**folders, "nnUNet_results": nnunet_here["nnUNet_results"]}
-    output = tmp_path / "prediction"
-    model = ("-d", DATASET, "-c", CONFIGURATION, "-tr", "nnUNetTrainer", "-p", plans, "-f", "0")
-    run_command("nnUNetv2_predict", *model, *prediction_arguments(output, results), **results)
-    assert set(np.unique(segmentation(output))) <= {0, 1, 2, 3}
+    output = predict(tmp_path / "prediction", trainer="nnUNetTrainer", plans=plans, **results)
+    assert probabilities(output).shape == (3, *segmentation(output).T.shape)
     assert probabilities(output).std() > 0
