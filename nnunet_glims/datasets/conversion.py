@@ -122,11 +122,11 @@ def convert(
         destination: where it goes.
         transfer: how files that need no change get there; "move" is for files that were unpacked for this conversion.
         split: file with the splits; None for those of the release, or, where a patient has several cases, folds by
-            patient; else nnU-Net draws its own.
+            patient; otherwise nnU-Net draws its own folds.
         workers: processes.
         resume: go on with an interrupted conversion of the same release.
         skip_bad: leave cases with problems out instead of refusing the release.
-        progress: wraps the results of long work, (results, what is done, how many) -> results.
+        progress: shows how far the work is.
 
     Returns:
         The content of conversion_report.json.
@@ -226,17 +226,16 @@ def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: 
 
 @dataclass(frozen=True)
 class _WrittenFile:
-    """One file of the converted data set."""
+    """A file of the converted data set, and the file of the release that it is made from."""
 
     source: Path
     target: Path
     transfer: Transfer
-    label_map: Mapping[int, int] | None
-    """None for files whose voxels stay as they are."""
+    label_map: Mapping[int, int] | None  # None for files whose voxels stay as they are
 
     @property
     def nbytes(self) -> int:
-        """On disk, about."""
+        """About how many bytes the file will take on the disk."""
         return self.source.stat().st_size if self.transfer == "copy" or self.label_map is not None else 0
 
     def write(self) -> None:

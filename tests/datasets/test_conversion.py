@@ -18,6 +18,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 from nnunet_glims.cli import main
 from nnunet_glims.datasets import conversion, splits
 from tests.datasets import releases
+from tests.test_files import largest_file
 
 
 def convert(kind, source, *options, code=0):
@@ -223,6 +224,49 @@ def test_an_interrupted_conversion_resumes_to_the_same_folder(raw, tmp_path, mon
     assert "this is another conversion" in capsys.readouterr().err
     convert("brats", source, "--resume")
     assert contents(raw / "Dataset137_BraTS") == whole
+    assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
+
+
+CHANGES = {
+    "channels": lambda source, tmp_path: ("--channels", "t1,t2"),
+    "transfer": lambda source, tmp_path: ("--link",),
+    "splits": lambda source, tmp_path: ("--split", str(own_split(tmp_path))),
+    "source": lambda source, tmp_path: (
+        releases.write(sorted(source.rglob("*_t1.nii.gz"))[0], releases.image(77)) and ()
+    ),
+}
+
+
+def own_split(folder):
+    path = folder / "own.json"
+    path.write_text(json.dumps([{"train": ["BraTS2021_00000"], "val": ["BraTS2021_00001"]}]))
+    return path
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_what_was_converted_otherwise_is_not_resumed(changed, raw, tmp_path, monkeypatch, capsys):
+    source = releases.write_brats(tmp_path / "release", "2021")
+    with monkeypatch.context() as interrupted:
+        interrupt_after(1, interrupted)
+        convert("brats", source, code=130)
+    convert("brats", source, *CHANGES[changed](source, tmp_path), "--resume", code=2)
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"{changed} " in message.split("another conversion")[1]
+
+
+def test_a_disk_that_fills_up_ends_with_1_and_the_conversion_goes_on_later(raw, tmp_path, capsys):
+    source = releases.write_brats(tmp_path / "release", "2021")
+    large = sorted(source.rglob("*_flair.nii.gz"))[3]
+    releases.write(large, np.random.default_rng(0).integers(0, 9999, (9, 8, 7)).astype(np.float64))
+    size = large.stat().st_size
+    assert size == max(path.stat().st_size for path in source.rglob("*"))
+    with largest_file(size - 1):
+        convert("brats", source, code=1)
+    message = " ".join(capsys.readouterr().err.split())
+    assert "BraTS2021_00003_0003.nii.gz: cannot be written: File too large" in message and "bytes" in message
+    assert not list(raw.rglob("BraTS2021_00003_0003*"))
+    convert("brats", source, "--resume")
+    assert (raw / "Dataset137_BraTS/imagesTr/BraTS2021_00003_0003.nii.gz").read_bytes() == large.read_bytes()
     assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
 
 
