@@ -4,6 +4,7 @@ file."""
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ _PLAN = "conversion_plan.json"
 _DATASET = "dataset"
 _VERSION = 1
 """Raised when the same release is converted to other files, so that a conversion by an older version is not resumed."""
+_SHOWN = 80
+"""Characters of the longest value that an error message shows."""
 Transfer = Literal["copy", "symlink", "move"]
 
 
@@ -208,10 +211,10 @@ def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: 
         )
         if not resume:
             raise UsageError(f"{left}. Go on with --resume, or delete the folder to start again")
-        differing = sorted(key for key in {*plan, *there} if plan.get(key) != there.get(key))
+        differing = [_difference(key, plan[key], there.get(key)) for key in plan if plan[key] != there.get(key)]
         if differing:
             raise UsageError(
-                f"{left}, and this is another conversion, from {plan['source']['path']}: {', '.join(differing)} differ. "
+                f"{left}, and this is another conversion, from {plan['source']['path']}: {'; '.join(differing)}. "
                 "Delete the folder to start again"
             )
         for name in subfolders:
@@ -222,6 +225,11 @@ def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: 
             (started / folder.name / _DATASET / name).mkdir(parents=True)
         write_json(started / folder.name / _PLAN, plan)
         move_folder(started / folder.name, folder)  # fails where another conversion made it meanwhile
+
+
+def _difference(key: str, now: Any, before: Any) -> str:
+    texts = [json.dumps(value) for value in (now, before)]
+    return f"{key} is {texts[0]}, and was {texts[1]}" if max(map(len, texts)) < _SHOWN else f"{key} is another one"
 
 
 @dataclass(frozen=True)
