@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import new_folder, read_json, write_bytes, write_json
-from nnunet_glims.networks import network_named
+from nnunet_glims.networks import trained_by
 from nnunet_glims.nnunet.plans.configuration import complete_configuration
 from nnunet_glims.nnunet.plans.override import load_override
 from nnunet_glims.releases import brats
@@ -159,7 +159,7 @@ def plans(width: int) -> dict[str, Any]:
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     labels_resampling = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
     probabilities_resampling = {**resampling, "order": 1}
-    network = network_named("GLIMS")
+    network, arguments = trained_by(TRAINER)
     configuration = {
         "data_identifier": f"{PLANS}_{CONFIGURATION}",
         "preprocessor_name": "DefaultPreprocessor",
@@ -190,7 +190,7 @@ def plans(width: int) -> dict[str, Any]:
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
-        "configurations": {CONFIGURATION: complete_configuration(configuration, network, {"released": True}, PLANS)},
+        "configurations": {CONFIGURATION: complete_configuration(configuration, network, arguments, PLANS)},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(len(CHANNELS))},
