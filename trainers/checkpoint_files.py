@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nnunet_glims.errors import ProcessingError
+from nnunet_glims.files import new_file
 
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 """The names nnU-Net gives to the checkpoints of an unfinished training."""
@@ -31,7 +32,7 @@ def newest_intact(folder: Path, *wanted: Path) -> Path | None:
 
 
 def write_checkpoint(target: Path, save: Callable[[str], None]) -> None:
-    """Write a checkpoint under a temporary name, then rename it. The latest one before is kept under the name `PREVIOUS`.
+    """Write a checkpoint as `nnunet_glims.files.new_file` does. The latest one before is kept under the name `PREVIOUS`.
 
     Args:
         target: the checkpoint's name.
@@ -40,22 +41,18 @@ def write_checkpoint(target: Path, save: Callable[[str], None]) -> None:
     Raises:
         ProcessingError: it could not be written, for example because the disk is full. `target` is as it was.
     """
-    temporary = target.with_name(f"{target.name}.tmp")
     try:
-        save(str(temporary))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        if target.name == LATEST and target.exists():
-            _keep(target, target.with_name(PREVIOUS))
-        os.replace(temporary, target)
+        with new_file(target) as temporary:
+            save(str(temporary))
+            if target.name == LATEST and target.exists():
+                _keep(target, target.with_name(PREVIOUS))
     except (OSError, RuntimeError) as error:  # torch has RuntimeErrors for full disks
+        reason = error.__cause__ if isinstance(error, ProcessingError) else error
         free = shutil.disk_usage(target.parent).free / 2**20
         raise ProcessingError(
-            f"{target}: this checkpoint could not be written ({' '.join(str(error).split())[:300]}); its disk has {free:.0f} "
+            f"{target}: this checkpoint could not be written ({' '.join(str(reason).split())[:300]}); its disk has {free:.0f} "
             "MiB free. The checkpoint before is intact: make room, then run the same command with --c"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _keep(checkpoint: Path, name: Path) -> None:
