@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def export(
             checkpoint = first if fold == folds[0] else load_checkpoint(checkpoints[fold], request.trust)
             load_weights(network, checkpoint, checkpoints[fold])
             files.append(_export_fold(network, fold, unfinished, exported, patches, log))
-        exported = replace(exported, folds=files)
+        exported = exported.model_copy(update={"folds": files})
         exported.write(unfinished)
     return exported
 
@@ -136,8 +136,8 @@ def _export_fold(
         conversion.write_onnx(network, example, path, exported.precision, exported.opset)
     else:
         conversion.write_torchscript(network, example, path)
-    file = FoldFile(fold, path.name, checksum(path), [])
-    compute = _load_written(folder, replace(exported, folds=[file]))
+    file = FoldFile(fold=fold, file=path.name, sha256=checksum(path), parity=[])
+    compute = _load_written(folder, exported.model_copy(update={"folds": [file]}))
     figures = []
     for name, patch in patches.items():
         with plain_operators(), torch.inference_mode():
@@ -151,7 +151,7 @@ def _export_fold(
         f"fold {fold}: {path.stat().st_size / 1e6:.1f} MB; differs from PyTorch by {last['relative_error']:.1g} of the logits' "
         f"standard deviation, same label in {last['agreement']:.3%} of voxels ({last['patch']})"
     )
-    return replace(file, parity=figures)
+    return file.model_copy(update={"parity": figures})
 
 
 def _load_written(folder: Path, exported: ExportedModel) -> Callable[[np.ndarray], np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.export.exported import ExportedModel, Normalization
+from nnunet_glims.export.exported import ExportedModel, Normalization, NormalizationScheme
 from nnunet_glims.export.resampling import coarse_axis, new_size, resample
 from nnunet_glims.geometry import bounding_box
 
@@ -82,7 +82,7 @@ def _rescale_to_01(channel: Array, *_) -> Array:
     return channel / max(channel.max(), 1e-8)
 
 
-SCHEMES: dict[str, Callable[[Array, Array, Normalization], Array]] = {
+SCHEMES: dict[NormalizationScheme, Callable[[Array, Array, Normalization], Array]] = {
     "ZScoreNormalization": _z_score,
     "CTNormalization": _ct,
     "RescaleTo01Normalization": _rescale_to_01,
