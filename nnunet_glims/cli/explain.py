@@ -1,8 +1,9 @@
-"""`nnunet-glims explain`: where a trained network looks."""
+"""`nnunet-glims explain`: show where a trained network looks."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 HELP = "Grad-CAM of whole cases, values of attention gates, and checks of whether to trust them"
 
@@ -34,7 +35,8 @@ def run(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.explanation.explaining import Explainer, ExplanationRequest, default_layer, explain
+    from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest, default_layer
+    from nnunet_glims.explanation.explaining import explain
     from nnunet_glims.geometry import times
 
     def parts(given: str | None) -> tuple[str, ...]:
@@ -70,7 +72,9 @@ def run(options: argparse.Namespace) -> None:
         request,
         None if options.truth is None else Path(options.truth),
         options.overwrite,
-        lambda windows, what: track(windows, what, console=console, transient=True, disable=not console.is_terminal),
+        lambda windows, what, count: track(
+            windows, what, count, console=console, transient=True, disable=not console.is_terminal
+        ),
     )
     for case, found in summary["cases"].items():
         voxels = ", ".join(f"{target} {count} voxels" for target, count in found["predicted_voxels"].items())
@@ -81,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     console.print(f"Wrote {out / 'index.html'}", soft_wrap=True)
 
 
-def _describe_checks(checks) -> str:
+def _describe_checks(checks: dict[str, Any] | None) -> str:
     if checks is None:
         return "not predicted, so nothing to check"
     correlation, deletion = checks["random_weights"]["rank_correlation"], checks["deletion"]

@@ -1,4 +1,4 @@
-"""The cases that are predicted or explained: a folder of CASE_0000.nii.gz, …, or channel files that are named one by one."""
+"""Find the images to predict or to explain: in a folder of CASE_0000.nii.gz, …, or as channel files named one by one."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from nnunet_glims.errors import UsageError
 
 @dataclass(frozen=True)
 class InputCase:
-    """An image to predict: its name and a file a channel."""
+    """A case to predict.
+
+    Attributes:
+        name: name of the case.
+        files: one file per channel, in the order of the channels.
+    """
 
     name: str
     files: tuple[Path, ...]
 
 
 def find_input_cases(inputs: Sequence[Path], ending: str, channels: Sequence[str]) -> list[InputCase]:
-    """The cases in a folder of CASE_0000.nii.gz, …, or those whose channels are given as files.
+    """Return the cases of a folder of CASE_0000.nii.gz, …, or those whose channel files are given.
 
     Args:
-        inputs: a folder, the files of one case in the channels' order, or files of several cases by their names.
-        ending: of the files' names.
-        channels: their names.
+        inputs: a folder; or the channel files of one case, in the order of the channels; or the channel files of
+            several cases, which are told apart by their names.
+        ending: the ending that the files' names must have, such as ".nii.gz".
+        channels: names of the channels, for messages.
 
     Raises:
-        UsageError: no images, a channel too many or too few, files that do not exist.
+        UsageError: there are no images, a case has too many or too few channels, or a file does not exist.
     """
     count = len(channels)
     missing = [path for path in inputs if not path.exists()]

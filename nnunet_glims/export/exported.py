@@ -1,5 +1,5 @@
-"""The folder that an export is: model.json, which says how an image becomes the network's input and its output a label map,
-and one network file per fold."""
+"""The folder that an export is: model.json, which says how an image becomes the network's input and its output a label
+map, and one network file per fold."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ class ExportedModel(_StrictModel):
         channels: names of the image's channels in their order.
         file_ending: ending of the images' names, such as ".nii.gz".
         labels: name -> label, or the labels of a region, as in dataset.json.
-        regions_class_order: the label that the voxels of each region get, in the order of the network's outputs; None for
-            a model of labels, where the highest output decides.
+        regions_class_order: the label that the voxels of each region get, in the order of the network's outputs; None
+            for a model of labels, where the highest output decides.
         outputs: number of the network's outputs.
         patch_size: voxels.
         spacing: mm.

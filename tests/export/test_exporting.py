@@ -173,7 +173,7 @@ def test_our_networks_survive(network, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "part"), [("fp16", 0.6), ("int8", 0.4)])
 def test_smaller_files(trained, exported, tmp_path, monkeypatch, precision, part):
-    monkeypatch.setattr(exporting.conversion, "WORTHWHILE", 10)  # these networks are tiny
+    monkeypatch.setattr(exporting.conversion, "SMALLEST_COMPRESSED", 10)  # these networks are tiny
     monkeypatch.setitem(parity.TOLERANCES, "int8", parity.Tolerance(agreement=0.9))  # and the patch is noise
     monkeypatch.setitem(parity.TOLERANCES, "fp16", parity.Tolerance(relative_error=0.02, agreement=0.99))
     out = tmp_path / "out"
