@@ -16,11 +16,10 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.explanation import pictures, sanity
 from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest
 from nnunet_glims.explanation.volumes import NetworkInput
-from nnunet_glims.export.cases import InputCase, find_input_cases
-from nnunet_glims.export.runner import read_image, write_image
+from nnunet_glims.export.cases import InputCase, find_input_cases, read_image
 from nnunet_glims.files import check_new, new_folder, write_json, write_text
 from nnunet_glims.geometry import Geometry
-from nnunet_glims.images import read_label_map
+from nnunet_glims.images import read_label_map, write_image
 from nnunet_glims.processes import Progress, quietly
 
 SUMMARY = "explanation.json"

@@ -1,4 +1,4 @@
-"""Find the images to predict or to explain: in a folder of CASE_0000.nii.gz, …, or as channel files named one by one."""
+"""Find and read the images to predict or to explain: a folder of CASE_0000.nii.gz, …, or channel files given one by one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import SimpleITK as sitk
+
 from nnunet_glims.errors import UsageError
+from nnunet_glims.geometry import Geometry
+from nnunet_glims.images import check_compressed
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,29 @@ def _cases_among(paths: Sequence[Path], folder: Path, ending: str, channels: Seq
 
 def _named(channels: Sequence[str]) -> str:
     return ", ".join(f"{index:04d} = {name}" for index, name in enumerate(channels))
+
+
+def read_image(files: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
+    """Read the channel files of a case: the image (channels, z, y, x) in float32, and its geometry.
+
+    Raises:
+        ProcessingError: a compressed file is damaged or cut off.
+        UsageError: a file is no 3D image, or the channels have different grids.
+    """
+    arrays, geometries = [], []
+    for file in files:
+        check_compressed(file)
+        try:
+            image = sitk.ReadImage(str(file))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UsageError(f"{file}: SimpleITK cannot read this image: {reason}") from None
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+            raise UsageError(f"{file}: this is no 3D image with one value a voxel: give one file a channel")
+        arrays.append(sitk.GetArrayFromImage(image).astype(np.float32))
+        geometries.append(Geometry.of(image))
+    for file, geometry in zip(files, geometries, strict=True):
+        difference = geometry.difference(geometries[0])
+        if difference:
+            raise UsageError(f"{file}: {difference} like {files[0].name}: resample the channels to one grid")
+    return np.stack(arrays), geometries[0]

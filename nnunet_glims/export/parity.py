@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_glims.errors import ProcessingError
+from nnunet_glims.export.cases import read_image
 from nnunet_glims.export.exported import ExportedModel
+from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.nnunet.models import ModelFolder
 
 Array = np.ndarray
@@ -138,9 +140,6 @@ def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[st
 
 
 def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:
-    from nnunet_glims.export.preprocessing import preprocess
-    from nnunet_glims.export.runner import read_image
-
     folder = Path(os.environ.get("nnUNet_raw") or os.devnull, exported.dataset, "imagesTr")
     first = min(folder.glob(f"*_0000{exported.file_ending}"), default=None) if folder.is_dir() else None
     if first is None:

@@ -8,76 +8,22 @@ the grid of the image.
 
 from __future__ import annotations
 
-import gzip
-import os
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.export.cases import find_input_cases
+from nnunet_glims.export.cases import find_input_cases, read_image
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.label_maps import label_map
 from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import Network, predict_logits
 from nnunet_glims.geometry import Geometry
+from nnunet_glims.images import write_image
 
 Array = np.ndarray
-
-
-def read_image(files: Sequence[Path]) -> tuple[Array, Geometry]:
-    """(channels, z, y, x) in float32 and where the voxels lie.
-
-    Raises:
-        UsageError: damaged files, channels that do not fit together.
-    """
-    arrays, geometries = [], []
-    for file in files:
-        _check_whole(file)
-        try:
-            image = sitk.ReadImage(str(file))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UsageError(f"{file}: SimpleITK cannot read this image: {reason}") from None
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise UsageError(f"{file}: this is no 3D image with one value a voxel: give one file a channel")
-        arrays.append(sitk.GetArrayFromImage(image).astype(np.float32))
-        geometries.append(Geometry.of(image))
-    for file, geometry in zip(files, geometries, strict=True):
-        difference = geometry.difference(geometries[0])
-        if difference:
-            raise UsageError(f"{file}: {difference} like {files[0].name}: resample the channels to one grid")
-    return np.stack(arrays), geometries[0]
-
-
-def _check_whole(file: Path) -> None:
-    """Raise `UsageError` for a compressed file that is damaged or cut off, of which SimpleITK reads zeros."""
-    if file.suffix != ".gz":
-        return
-    try:
-        with gzip.open(file) as content:
-            while content.read(2**24):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{file}: this file is damaged or cut off ({error}): copy it again") from None
-
-
-def write_image(voxels: Array, geometry: Geometry, path: Path) -> None:
-    """Write an image or a label map (z, y, x) under a temporary name, then rename it."""
-    image = sitk.GetImageFromArray(voxels)
-    image.SetSpacing(geometry.spacing)
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the ending tells SimpleITK the format
-    try:
-        sitk.WriteImage(image, str(temporary), True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_networks(

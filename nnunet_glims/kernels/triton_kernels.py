@@ -430,7 +430,7 @@ def _stats(x: Tensor, eps: float) -> Tensor:
 
 
 def _normalised(x: Tensor, stats: Tensor, norm: list[Tensor], sharing: int, out: Tensor) -> Tensor:
-    """Write norm and PReLU to `out`, which may be x. `norm`: gain, shift, slope; `sharing` consecutive channels share a slope."""
+    """Write norm and PReLU to `out`, which may be x. `norm`: gain, shift, slope; `sharing` channels share a slope."""
     _Rows(x).launch(_apply, x, stats, *norm, out, channels=(x.shape[1], sharing))
     return out
 

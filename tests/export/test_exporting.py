@@ -341,5 +341,6 @@ def test_wrong_images_are_refused(exported, images, tmp_path, capsys):
     shifted = write_case(tmp_path / "shifted", "case", head(), (1.0, 1.0, 1.0))
     assert "has spacing" in refused(capsys, exported, one, shifted[1], "-o", out)
     (tmp_path / "text.nii.gz").write_text("no image")
-    assert "this file is damaged or cut off" in refused(capsys, exported, tmp_path / "text.nii.gz", one, "-o", out)
+    message = refused(capsys, exported, tmp_path / "text.nii.gz", one, "-o", out, code=1)
+    assert "this file is damaged or cut off" in message
     assert list(out.iterdir()) == []
