@@ -70,8 +70,7 @@ class DecoderStage(Recomputing):
 
 
 class PatchMerging(nn.Module):
-    """Concatenate the channels of neighbouring voxels, layer norm, linear layer: (N, C, D, H, W) -> (N, C', D/s, H/s,
-    W/s).
+    """Concatenate neighbouring voxels, layer norm, linear layer: (N, C, D, H, W) -> (N, C', D/s, H/s, W/s).
 
     Sizes that the stride does not divide are zero-padded at the end.
     """
@@ -112,9 +111,7 @@ class PatchExpanding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stem, four convolutional stages, and three Swin stages: A before the last convolutional stage, B after it, C in
-    the bottleneck.
-    """
+    """Stem, four convolutional stages, Swin stages A and B before and after the last of them, and C in the bottleneck."""
 
     def __init__(
         self,

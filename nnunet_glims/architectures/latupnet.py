@@ -32,9 +32,7 @@ def _convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Conv3d:
 
 
 class ParallelConvolutions(nn.Module):
-    """First stage: a 3³ convolution makes the skip connection; parallel 1³, 3³ and 5³ convolutions, each with max
-    pooling, are concatenated.
-    """
+    """3³ convolution (the skip connection), then parallel 1³, 3³ and 5³ convolutions, max-pooled and concatenated."""
 
     def __init__(self, input_channels: int, channels: int, stride: Triple):
         super().__init__()
@@ -103,9 +101,7 @@ class UpsampleConvolution(nn.Conv3d):
 
 
 class DecoderStage(nn.Module):
-    """Upsampling with a 2³ convolution, norm; concatenation with the skip connection; convolution, attention, dropout,
-    convolution.
-    """
+    """Upsampling by a 2³ convolution, norm; concatenation with the skip; convolution, attention, dropout, convolution."""
 
     def __init__(self, in_channels: int, channels: int, stride: Triple, attention: str, dropout: float):
         super().__init__()

@@ -83,9 +83,7 @@ class EfficientChannelAttention(Attention):
 
 
 class ChannelAttention(Attention):
-    """Channel gate from average and maximum pooling, each through the same linear layer c -> c, sigmoid, and linear
-    layer c -> c; their sum, sigmoid.
-    """
+    """Channel gate: average and maximum pooling, each through c -> c, sigmoid, c -> c (shared); their sum; sigmoid."""
 
     released_layers: ClassVar = {"fc1": "CH_fc1", "fc2": "CH_fc2"}
 
@@ -181,8 +179,7 @@ class Multimodal(Attention):
 
 
 class MultimodalFixed(Multimodal):
-    """Multimodal attention with the softmax over the voxels, which the description in the paper needs to have an
-    effect.
+    """Multimodal attention with the softmax over the voxels, without which the paper's description has no effect.
 
     The spatial gate is multiplied by the number of voxels. It is 1 on average then, and the features keep their scale.
     """

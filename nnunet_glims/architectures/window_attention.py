@@ -1,8 +1,7 @@
 """Swin transformer blocks (arXiv 2103.14030) on volumes, as GLIMS uses them.
 
-They differ from Swin in three points: windows are clipped along each axis where the volume is smaller; the MLP has a
-    PReLU; a
-stage starts with a learned position embedding. Inside a block, features are channels-last: (N, D, H, W, C).
+They differ from Swin in three points. Windows are clipped along each axis where the volume is smaller; the MLP has a
+PReLU; a stage starts with a learned position embedding. Inside a block, features are channels-last (N, D, H, W, C).
 """
 
 from __future__ import annotations

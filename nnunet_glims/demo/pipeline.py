@@ -167,8 +167,8 @@ class Steps:
 def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, console: Console | None = None) -> Path:
     """Plan, preprocess, train GLIMS and LATUP-Net, predict unseen cases, evaluate, and write a report.
 
-    A second run in the same folder skips the steps whose command, plans and data are unchanged, continues an interrupted
-    training, and does all other steps again.
+    A second run in the same folder skips the steps whose command, plans and data are unchanged, continues an
+    interrupted training, and does all other steps again.
 
     Args:
         folder: folder for everything that the demo writes.

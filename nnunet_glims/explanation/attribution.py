@@ -1,5 +1,4 @@
-"""Grad-CAM (arXiv 1610.02391) and guided Grad-CAM of one patch, with the sum of a region's logits as score (arXiv
-2002.11434).
+"""Grad-CAM (arXiv 1610.02391) of a patch, for the sum of a region's logits (arXiv 2002.11434), and guided Grad-CAM.
 
 This computes what captum's LayerGradCam does, but for all layers and regions after one forward pass, where captum needs
 a forward pass for each of them. For a layer that returns a skip connection together with the next stage's input, captum
@@ -139,8 +138,7 @@ def grad_cam(
 
 
 def guided_gradients(network: nn.Module, patch: Tensor, outputs: Sequence[int], weights: Tensor) -> Tensor:
-    """Return the gradients of each score by guided backpropagation, their magnitudes summed over input channels:
-    (outputs, …).
+    """Return the magnitude of each score's gradient by guided backpropagation, summed over input channels: (outputs, …).
 
     The arguments are those of `grad_cam`.
     """

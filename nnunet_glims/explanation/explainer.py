@@ -197,8 +197,7 @@ class Explainer:
         title: str = "",
         network: nn.Module | None = None,
     ) -> Tensor:
-        """Return the maps (layers, targets, z, y, x) of the chosen layers. The score is the sum of logits over the
-        region.
+        """Return the maps (layers, targets, z, y, x) of the chosen layers, whose score is the sum of logits over the region.
 
         Args:
             data: (channels, z, y, x), preprocessed.

@@ -86,8 +86,7 @@ class ImagePipeline:
         progress: Progress = quietly,
         title: str = "",
     ) -> Tensor:
-        """Return what `compute` returns for each window, averaged with Gaussian weights: (channels, z, y, x), on the
-        CPU.
+        """Return the Gaussian-weighted mean over windows of what `compute` returns, (channels, z, y, x), on the CPU.
 
         Args:
             data: (…, z, y, x); it is zero-padded where it is smaller than the patch. The result has its size.

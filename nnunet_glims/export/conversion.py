@@ -84,8 +84,7 @@ def write_onnx(network: nn.Module, patch: Tensor, path: Path, precision: str, op
 
 
 def _spell_out_norms(model) -> None:
-    """Replace each instance norm by elementary operators that compute the mean over rows first and over rows' means
-    then.
+    """Replace each instance norm by elementary operators that compute means over rows, and then the mean of these.
 
     onnxruntime's own operator accumulates all voxels in a single float32. On a patch of 32×224×256 voxels this changed
     GLIMS' logits by 4 % of their standard deviation.
@@ -140,8 +139,7 @@ def _spell_out_norms(model) -> None:
 
 
 def _store_smaller(model, precision: str) -> None:
-    """Replace each large weight by a float16 or int8 version and operators that convert it back when the file is
-    loaded.
+    """Replace each large weight by its float16 or int8 version, which operators convert back when the file is loaded.
 
     int8 weights are scaled so that the largest magnitude of each slice along their first axis becomes 127.
     """

@@ -1,5 +1,4 @@
-"""The folder that an export is: model.json, which says how an image becomes the network's input and its output a label
-map, and one network file per fold."""
+"""The files of an export: model.json, which describes preprocessing, windows and labels, and a network per fold."""
 
 from __future__ import annotations
 

@@ -39,8 +39,7 @@ def norm_act(x: Tensor, gain: Tensor | None, shift: Tensor | None, slope: Tensor
 def nonoverlapping_convolution(
     x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], transposed: bool = False
 ) -> Tensor:
-    """Return a convolution, or transposed convolution, whose kernel size equals its stride, so that kernels never
-    overlap.
+    """Return a convolution, or transposed convolution, whose kernel size equals its stride, so that nothing overlaps.
 
     Args:
         x: (N, C, D, H, W).

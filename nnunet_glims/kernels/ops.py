@@ -126,8 +126,7 @@ def nonoverlapping_convolution(
 
 
 def can_fuse(x: Tensor, parameter: Tensor) -> bool:
-    """Return whether operations on x with such parameters can be fused: where there are C kernels and no gradients are
-    needed.
+    """Return whether operations on x can be fused: there are C kernels for such parameters, and no gradients are needed.
 
     Otherwise the operations are called one by one, so that autograd and hooks see each of them.
     """
