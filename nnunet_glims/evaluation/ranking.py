@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nnunet_glims.evaluation.protocol import Metric
+from nnunet_glims.evaluation.metrics.metric import Metric
 from nnunet_glims.evaluation.statistics import SEED
 
 PERMUTATIONS, _AT_ONCE = 100_000, 10_000

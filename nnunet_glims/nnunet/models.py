@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
+from nnunet_glims.nnunet.folders import read_dataset_json
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ModelFolder:
     @cached_property
     def dataset_json(self) -> Mapping[str, Any]:
         """The content of dataset.json."""
-        return checked(self.path / "dataset.json")
+        return read_dataset_json(self.path / "dataset.json")
 
     @property
     def dataset(self) -> str:
@@ -102,18 +103,3 @@ def network_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], traine
         manager, settings, channels, heads, enable_deep_supervision=False
     )
     return network, channels, tuple(settings.patch_size), settings.batch_size
-
-
-def checked(path: Path) -> Mapping[str, Any]:
-    """The content of a dataset.json of nnU-Net v2; raises `UsageError` where it is another thing."""
-    content = read_json(path)
-    wanted = ("channel_names", "labels", "file_ending")
-    missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UsageError(f"{path}: this is no dataset.json of nnU-Net v2: there is no {missing[0]!r}")
-    for name, labels in content["labels"].items():
-        if not all(isinstance(label, int) for label in (labels if isinstance(labels, list) else [labels])):
-            raise UsageError(
-                f"{path}: labels: {name}: nnU-Net v2 has names first and numbers after them, not {labels!r}"
-            )
-    return content

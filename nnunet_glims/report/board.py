@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.protocol import METRICS, Metric, metric_named
+from nnunet_glims.evaluation.metrics import METRICS, metric_named
+from nnunet_glims.evaluation.metrics.metric import Metric
 from nnunet_glims.evaluation.ranking import Comparison, Ranking, compare, rank, wide
 from nnunet_glims.evaluation.statistics import describe
 from nnunet_glims.report.costs import Costs, costs_of

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nnunet_glims.evaluation.confusion import counts_of, label_names, row_normalised
-from nnunet_glims.evaluation.protocol import Metric
+from nnunet_glims.evaluation.metrics.metric import Metric
 from nnunet_glims.evaluation.ranking import wide
 from nnunet_glims.evaluation.regions import short
 from nnunet_glims.report import matrices

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_glims.evaluation.protocol import Metric
+from nnunet_glims.evaluation.metrics.metric import Metric
 from nnunet_glims.evaluation.regions import short
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.costs import Costs

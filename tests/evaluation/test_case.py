@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nnunet_glims.evaluation import METRICS, PRESETS, LesionRules, Protocol, measure_case
-from nnunet_glims.evaluation.regions import NAMED
+from nnunet_glims.evaluation.regions import NAMED_REGIONS
 from nnunet_glims.images import read_label_map
 from tests.golden.corrupt import corrupt
 
@@ -97,7 +97,7 @@ def test_the_confusion_matrix_has_every_voxel():
     np.testing.assert_array_equal(confusion, [[8000 - 6 * 6 * 8, 0, 72], [72, 0, 144], [0, 0, 0]])
 
 
-RULES = replace(PRESETS["default"], lesions=LesionRules(dilation=1, ignored_mm3=2))
+RULES = replace(PRESETS["default"], penalty="brats2023", lesions=LesionRules(dilation=1, ignored_mm3=2))
 
 
 def test_a_missed_lesion_and_a_false_one():
@@ -140,7 +140,7 @@ def test_lesionwise_as_the_published_script(real_cases, key):
     truth = read_label_map(file).labels.transpose().copy()
     truth[truth == 4] = 3
     protocol = PRESETS[challenge.lower().replace("brats", "brats2023")]
-    measured = measure_case(truth, corrupt(truth, int(seed)), (1, 1, 1), NAMED["brats"], protocol).regions
+    measured = measure_case(truth, corrupt(truth, int(seed)), (1, 1, 1), NAMED_REGIONS["brats"], protocol).regions
     names = {
         "lesion_dice": "LesionWise_Score_Dice",
         "lesion_hd95": "LesionWise_Score_HD95",

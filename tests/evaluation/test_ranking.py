@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nnunet_glims.evaluation.protocol import metric_named
+from nnunet_glims.evaluation.metrics import metric_named
 from nnunet_glims.evaluation.ranking import compare, holm, permutation_p, rank
 from nnunet_glims.evaluation.statistics import describe
 

@@ -10,7 +10,8 @@ import SimpleITK as sitk
 
 from nnunet_glims.cli import main
 from nnunet_glims.evaluation import results
-from nnunet_glims.nnunet.folders import of_folders
+from nnunet_glims.evaluation.protocol import Protocol
+from nnunet_glims.nnunet.evaluation import cases_of_folders
 
 DATASET = {
     "channel_names": {"0": "T2"},
@@ -213,8 +214,8 @@ def test_interrupted_it_goes_on(folders, monkeypatch):
                 raise KeyboardInterrupt
             yield result
 
-    cases = of_folders(truth, predicted)
-    settings = results.Settings({"organ": (1,), "vessel": (2,)}, results.Protocol())
+    cases = cases_of_folders(truth, predicted)
+    settings = results.Settings({"organ": (1,), "vessel": (2,)}, Protocol())
     with pytest.raises(KeyboardInterrupt):
         results.evaluate(cases.files, settings, predicted / "evaluation", progress=stop)
     record = predicted / "evaluation/cases.jsonl"
