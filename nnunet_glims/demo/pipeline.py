@@ -24,9 +24,9 @@ from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.plans.override import apply_override
 from nnunet_glims.processes import find_program
 from nnunet_glims.report.board import make_board
-from nnunet_glims.report.cases import telling_cases
+from nnunet_glims.report.cases import choose_cases
 from nnunet_glims.report.drawing import listed
-from nnunet_glims.report.entries import Entry
+from nnunet_glims.report.entries import LeaderboardEntry, Run
 from nnunet_glims.report.page import render
 
 OVERRIDES = {"GLIMS": "cpu_demo", "LATUPNet": "latupnet_cpu_demo"}
@@ -178,7 +178,7 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
         statistics = results.summary["statistics"]
         dice = {short(region): of_region["dice"]["mean"] for region, of_region in statistics.items()}
         console.print(f"{name}: Dice " + ", ".join(f"{region} {mean:.3f}" for region, mean in dice.items()))
-        entries.append(Entry(name, results, ModelFolder(model)))
+        entries.append(LeaderboardEntry(name, [Run(predictions, results, ModelFolder(model))]))
     report = folder / "report.html"
     write_text(report, _page(workspace, entries, images))
     console.print(f"Report: {report}", soft_wrap=True)
@@ -215,7 +215,7 @@ def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
     return images, labels
 
 
-def _page(workspace: Workspace, entries: list[Entry], images: Path) -> str:
+def _page(workspace: Workspace, entries: list[LeaderboardEntry], images: Path) -> str:
     dataset = read_json(workspace.raw / "dataset.json")
     generated = "glims_phantom" in dataset
     data = "synthetic heads with tumours, generated for this demo" if generated else f"the data set {workspace.dataset}"
@@ -229,7 +229,7 @@ def _page(workspace: Workspace, entries: list[Entry], images: Path) -> str:
         f"Machine: {_machine(workspace.device)}. Command: {command}",
     ]
     board = make_board(f"nnunet-glims demo: {dataset.get('name', workspace.dataset)}", entries)
-    return render(board, telling_cases(board, SHOWN_CASES, images), notes=notes)
+    return render(board, choose_cases(board, SHOWN_CASES, images), notes=notes)
 
 
 def _machine(device: str) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_glims.evaluation import METRICS, PRESETS, LesionRules, Protocol, measure_case
+from nnunet_glims.evaluation import METRICS, PRESETS, LesionRules, Metric, Protocol, measure_case
+from nnunet_glims.evaluation.metrics.metric import PENALTY
 from nnunet_glims.evaluation.regions import NAMED_REGIONS
 from nnunet_glims.images import read_label_map
 from tests.golden.corrupt import corrupt
@@ -163,3 +164,37 @@ def test_every_metric_of_a_protocol_is_measured():
     protocol = PRESETS["brats2023-gli"]
     assert protocol.metrics == METRICS
     assert set(measure(volume(((2, 2, 2), 5)), volume(((3, 2, 2), 5)), protocol)) == {metric.name for metric in METRICS}
+
+
+def test_what_a_metric_declares_is_what_it_gives():
+    """A perfect prediction has the best value, one without any overlap the worst, and the direction lies between them."""
+    truth = volume(((2, 2, 2), 5))
+    perfect, apart = (measure(truth, other, RULES) for other in (truth, volume(((12, 12, 12), 5))))
+    for metric in METRICS:
+        if metric.best is not None:
+            assert perfect[metric.name] == metric.best, metric.name
+        if metric.worst is not None and metric.name != "specificity":
+            assert apart[metric.name] == metric.worst, metric.name
+        if metric.higher_is_better is not None:
+            assert (perfect[metric.name] > apart[metric.name]) == metric.higher_is_better, metric.name
+
+
+def test_a_metric_is_one_class_and_one_line(monkeypatch):
+    class Surplus(Metric):
+        name, title, unit = "surplus", "Surplus", "voxels"
+        best, worst, higher_is_better = 0.0, None, False
+        needs = "voxels"
+        one_empty = PENALTY
+
+        def compute(self, masks):
+            return float(masks.voxels.fp)
+
+    monkeypatch.setattr("nnunet_glims.evaluation.protocol.METRICS", (*METRICS, Surplus()))
+    assert measure(volume(((2, 2, 2), 4)), volume(((2, 2, 4), 4)))["surplus"] == 32
+    assert measure(volume(), volume(((2, 2, 2), 5)), Protocol(penalty="brats2023"))["surplus"] == 374
+
+
+def test_one_penalty_for_regions_and_lesions():
+    protocol = replace(RULES, penalty="diagonal")
+    measured = measure(volume(((2, 2, 2), 5)), volume(), protocol)
+    assert measured["lesion_hd95"] == measured["hd95"] == pytest.approx(sqrt(1200))
