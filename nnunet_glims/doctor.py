@@ -229,7 +229,7 @@ def _network(
 
     from nnunet_glims import architectures, trainers
     from nnunet_glims.architectures.complexity import count_gmac, count_parameters
-    from nnunet_glims.nnunet.plans.complete import check_is_3d, complete, preprocess_command
+    from nnunet_glims.nnunet.plans.configuration import check_is_3d, complete_configuration, preprocess_command
     from nnunet_glims.nnunet.plans.memory import GIB, in_half_precision, training_step
     from nnunet_glims.training.recipes import Recipe
 
@@ -253,7 +253,9 @@ def _network(
             yield Finding("network", "ok", f"{trainer} is not one of ours: its network was not looked at")
             return
         network_entry = trainer_class.light_network
-        completed = complete(planned, network_entry, trainer_class.light_network_arguments, plans["plans_name"])
+        completed = complete_configuration(
+            planned, network_entry, trainer_class.light_network_arguments, plans["plans_name"]
+        )
     except UsageError as error:
         yield Finding("plans", "fail", str(error), "see docs/plans.md")
         return

@@ -23,7 +23,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.networks import Network
-from nnunet_glims.nnunet.plans.complete import check_is_3d, complete
+from nnunet_glims.nnunet.plans.configuration import check_is_3d, complete_configuration
 from nnunet_glims.trainers.robust_trainer import RobustTrainer
 from nnunet_glims.training.losses import SquaredDiceLoss, WeightedDiceLoss
 from nnunet_glims.training.recipes import Recipe
@@ -103,7 +103,7 @@ class RecipeTrainer(RobustTrainer):
 
     @classmethod
     def _complete(cls, configuration: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return complete(configuration, cls.light_network, cls.light_network_arguments, where)
+        return complete_configuration(configuration, cls.light_network, cls.light_network_arguments, where)
 
     @classmethod
     def build_network_architecture(

@@ -61,7 +61,7 @@ def _auto(options: argparse.Namespace) -> None:
     from nnunet_glims.files import read_json
     from nnunet_glims.networks import NETWORKS, network_named
     from nnunet_glims.nnunet.folders import preprocessed_folder
-    from nnunet_glims.nnunet.plans.auto import plan
+    from nnunet_glims.nnunet.plans.auto import write_sized_plans
     from nnunet_glims.nnunet.plans.memory import GIB
     from nnunet_glims.validation import nearest
 
@@ -70,7 +70,7 @@ def _auto(options: argparse.Namespace) -> None:
         raise UsageError(f"--network {options.network}: {nearest(options.network.lower(), list(names))}")
     network = network_named(names[options.network.lower()])
     folder = preprocessed_folder(options.dataset)
-    fitted, applied = plan(
+    fitted, applied = write_sized_plans(
         folder,
         network,
         options.vram,
@@ -104,7 +104,7 @@ def _auto(options: argparse.Namespace) -> None:
 def _tell_what_comes_next(dataset: str, applied: Applied, configuration: str) -> None:
     """nnU-Net's commands for a new plans file."""
     from nnunet_glims.files import read_json
-    from nnunet_glims.nnunet.plans.complete import preprocess_command
+    from nnunet_glims.nnunet.plans.configuration import preprocess_command
 
     plans = read_json(applied.path)
     if (applied.path.parent / plans["configurations"][configuration]["data_identifier"]).is_dir():

@@ -29,7 +29,7 @@ PAGE = "index.html"
 
 
 @dataclass(frozen=True)
-class Shown:
+class DrawnCase:
     """A case and its files: images by channel, the folder of maps, the true label map if there is one."""
 
     name: str
@@ -44,7 +44,7 @@ def map_name(layer: str, target: str) -> str:
     return f"{layer}_{target}"
 
 
-def draw_panel(case: Shown, layer: str, targets: Mapping[str, Sequence[int]]) -> bytes:
+def draw_panel(case: DrawnCase, layer: str, targets: Mapping[str, Sequence[int]]) -> bytes:
     """A row a slice (PNG): axial, seen from below, where there is most to see, cropped to it."""
     channel = next((name for name in PREFERRED_CHANNELS if name in case.channels), case.channels[0])
     image, spacing = oriented(case.images[list(case.channels).index(channel)])
@@ -132,7 +132,7 @@ def _png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def write_page(summary: Mapping[str, Any], cases: Sequence[Shown], folder: Path) -> None:
+def write_page(summary: Mapping[str, Any], cases: Sequence[DrawnCase], folder: Path) -> None:
     """Write each case's panels and the page that shows them."""
     panels: dict[str, dict[str, str]] = {}
     for case in cases:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export.exported import Normalization, Resampling, SlidingWindow
-from nnunet_glims.export.runner import SCHEMES
+from nnunet_glims.export.preprocessing import SCHEMES
 from nnunet_glims.nnunet.models import ModelFolder
 
 STEP = 0.5

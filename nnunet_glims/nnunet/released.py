@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json, write_json
 from nnunet_glims.networks import network_named
-from nnunet_glims.nnunet.plans.complete import complete
+from nnunet_glims.nnunet.plans.configuration import complete_configuration
 from nnunet_glims.nnunet.plans.override import load_override
 from nnunet_glims.releases import brats
 
@@ -189,7 +189,7 @@ def plans(width: int) -> dict[str, Any]:
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
-        "configurations": {CONFIGURATION: complete(configuration, network, {"released": True}, PLANS)},
+        "configurations": {CONFIGURATION: complete_configuration(configuration, network, {"released": True}, PLANS)},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(len(CHANNELS))},

@@ -8,11 +8,11 @@ import cc3d
 import numpy as np
 
 from nnunet_glims.geometry import bounding_box
-from nnunet_glims.postprocessing.probabilities import Heads, mean
+from nnunet_glims.postprocessing.probabilities import Heads, mean_probabilities
 from nnunet_glims.postprocessing.rules import ComponentRule, HoleRule, RegionRule, Rules
 
 
-def label_map_of(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np.ndarray:
+def postprocessed_label_map(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np.ndarray:
     """Labels, uint8, from the probabilities (C, Z, Y, X) of one or several models, averaged in logit space.
 
     Raises:
@@ -20,7 +20,7 @@ def label_map_of(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np
     """
     labels = np.zeros(models[0].shape[1:], np.uint8)
     if not rules.regions and heads.exclusive:
-        averaged = mean(models, True)
+        averaged = mean_probabilities(models, True)
         labels[:] = np.array(heads.painted, np.uint8)[averaged.argmax(0)]
         apply_rules(labels, rules)
         return labels
@@ -32,15 +32,15 @@ def label_map_of(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np
     if box is None:
         return labels
     part = (slice(None), *box)
-    probabilities = mean([model[part] for model in models], heads.exclusive)
+    probabilities = mean_probabilities([model[part] for model in models], heads.exclusive)
     by_name = {region.name: heads.probability(probabilities, region.labels) for region in regions}
-    inside = painted(by_name, regions)
+    inside = paint_regions(by_name, regions)
     apply_rules(inside, rules, by_name)
     labels[box] = inside
     return labels
 
 
-def painted(probabilities: Mapping[str, np.ndarray], regions: Sequence[RegionRule]) -> np.ndarray:
+def paint_regions(probabilities: Mapping[str, np.ndarray], regions: Sequence[RegionRule]) -> np.ndarray:
     """Labels, uint8: the regions one over the other, each where its probability, by name, is above its threshold."""
     labels = np.zeros(probabilities[regions[0].name].shape, np.uint8)
     for region in regions:
@@ -73,7 +73,7 @@ def apply_rules(labels: np.ndarray, rules: Rules, probabilities: Mapping[str, np
     for rule in rules.components:
         apply_component_rule(labels, rule, probabilities)
     for hole in rules.holes:
-        _fill(labels, hole)
+        _fill_holes(labels, hole)
 
 
 def apply_component_rule(
@@ -110,7 +110,7 @@ def mean_by_component(components: np.ndarray, values: np.ndarray, count: int) ->
         return total / voxels
 
 
-def _fill(labels: np.ndarray, rule: HoleRule) -> None:
+def _fill_holes(labels: np.ndarray, rule: HoleRule) -> None:
     box = bounding_box(labels == rule.label)
     if box is None:
         return

@@ -12,7 +12,7 @@ from nnunet_glims.cli import main
 from nnunet_glims.errors import UsageError
 from nnunet_glims.networks import network_named
 from nnunet_glims.nnunet.plans import auto as planning
-from nnunet_glims.nnunet.plans.auto import Data, fit, shrinking_patches
+from nnunet_glims.nnunet.plans.auto import DatasetProperties, shrinking_patches, size_for_gpu
 from nnunet_glims.nnunet.plans.memory import GIB
 from nnunet_glims.topology import stage_strides, total_stride
 from tests.preprocessed import DATASET, make_plans, write_preprocessed
@@ -20,12 +20,12 @@ from tests.preprocessed import DATASET, make_plans, write_preprocessed
 LATUPNET, GLIMS = network_named("LATUPNet"), network_named("GLIMS")
 SHALLOW = {"depths": [1] * 5}
 TINY_GLIMS = {"feature_size": 3, "num_heads": [3] * 5, "depths": [1] * 5}
-HIPPOCAMPUS = Data(1, 3, False, (1, 1, 1), (36, 50, 35), 260, (40, 56, 40))
-BRATS = Data(4, 3, True, (1, 1, 1), (140.5, 173, 142), 1251, (128, 128, 128))
-CHAOS = Data(1, 5, False, (7.7, 1.25, 1.25), (35, 248.5, 256), 400, (32, 224, 256))
-SMALL = Data(1, 2, False, (1, 1, 1), (18, 20, 16), 100, (20, 20, 16))
-HUGE = Data(1, 14, False, (1, 0.7, 0.7), (900, 700, 700), 200, (128, 128, 128))
-FLAT = Data(1, 4, False, (10, 1.4, 1.4), (9, 256, 216), 150, (10, 256, 224))
+HIPPOCAMPUS = DatasetProperties(1, 3, False, (1, 1, 1), (36, 50, 35), 260, (40, 56, 40))
+BRATS = DatasetProperties(4, 3, True, (1, 1, 1), (140.5, 173, 142), 1251, (128, 128, 128))
+CHAOS = DatasetProperties(1, 5, False, (7.7, 1.25, 1.25), (35, 248.5, 256), 400, (32, 224, 256))
+SMALL = DatasetProperties(1, 2, False, (1, 1, 1), (18, 20, 16), 100, (20, 20, 16))
+HUGE = DatasetProperties(1, 14, False, (1, 0.7, 0.7), (900, 700, 700), 200, (128, 128, 128))
+FLAT = DatasetProperties(1, 4, False, (10, 1.4, 1.4), (9, 256, 216), 150, (10, 256, 224))
 ALL = {"hippocampus": HIPPOCAMPUS, "brats": BRATS, "chaos": CHAOS, "small": SMALL, "huge": HUGE, "flat": FLAT}
 
 
@@ -38,7 +38,7 @@ ALL = {"hippocampus": HIPPOCAMPUS, "brats": BRATS, "chaos": CHAOS, "small": SMAL
 )  # fmt: skip
 def test_the_memory_is_used_or_it_is_said_what_keeps_from_it(name, gigabytes):
     data = ALL[name]
-    fitted = fit(data, LATUPNET, gigabytes * GIB)
+    fitted = size_for_gpu(data, LATUPNET, gigabytes * GIB)
     use = fitted.memory.total / (gigabytes * GIB)
     assert use <= 1
     assert use >= 0.9 or fitted.limit.startswith(("the image", "the data set"))
@@ -52,7 +52,7 @@ def test_the_memory_is_used_or_it_is_said_what_keeps_from_it(name, gigabytes):
 
 
 def test_more_memory_means_less_recomputing_and_larger_patches():
-    small, large = (fit(BRATS, GLIMS, gigabytes * GIB, SHALLOW, kernels=True) for gigabytes in (8, 24))
+    small, large = (size_for_gpu(BRATS, GLIMS, gigabytes * GIB, SHALLOW, kernels=True) for gigabytes in (8, 24))
     assert (small.checkpointing, large.checkpointing) == ("aggregators", "none")
     assert prod(large.patch_size) >= prod(small.patch_size)
     for fitted, gigabytes in ((small, 8), (large, 24)):
@@ -63,7 +63,7 @@ def test_more_memory_means_less_recomputing_and_larger_patches():
 
 def test_swin_unetr_is_sized_too():
     pytest.importorskip("monai")
-    fitted = fit(BRATS, network_named("SwinUNETR"), 12 * GIB, {"feature_size": 24}, checkpointing=False)
+    fitted = size_for_gpu(BRATS, network_named("SwinUNETR"), 12 * GIB, {"feature_size": 24}, checkpointing=False)
     assert 0.9 <= fitted.memory.total / (12 * GIB) <= 1 and fitted.checkpointing is False
     assert all(side % 32 == 0 for side in fitted.patch_size)
 
@@ -81,7 +81,7 @@ def test_patches_shrink_from_the_image_along_the_axis_that_covers_most_of_it():
 
 def test_too_little_memory_says_how_much_is_needed():
     with pytest.raises(UsageError, match=r"0.5 GB are too little: .* take 0\.\d GB with LATUPNet"):
-        fit(BRATS, LATUPNET, 0.5 * GIB)
+        size_for_gpu(BRATS, LATUPNET, 0.5 * GIB)
 
 
 @pytest.fixture

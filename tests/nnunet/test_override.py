@@ -4,7 +4,7 @@ import pytest
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.networks import NETWORKS, network_named
-from nnunet_glims.nnunet.plans.complete import complete
+from nnunet_glims.nnunet.plans.configuration import complete_configuration
 from nnunet_glims.nnunet.plans.override import apply_override, load_override, override_names
 from nnunet_glims.training.recipes import Recipe
 from tests.preprocessed import DATASET, make_plans
@@ -132,8 +132,8 @@ def test_what_is_not_there_is_named(folder, tmp_path):
 
 def test_completing_is_stable():
     network = network_named("GLIMS")
-    once = complete(make_plans()["configurations"]["3d_fullres"], network, {}, "test")
-    assert complete(once, network, {}, "test") == once
+    once = complete_configuration(make_plans()["configurations"]["3d_fullres"], network, {}, "test")
+    assert complete_configuration(once, network, {}, "test") == once
 
 
 def test_every_network_has_a_trainer_and_a_class():

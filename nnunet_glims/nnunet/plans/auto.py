@@ -17,7 +17,7 @@ from typing import Any
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
 from nnunet_glims.networks import Network
-from nnunet_glims.nnunet.plans.complete import BASE_PLANS, complete, planned_configuration
+from nnunet_glims.nnunet.plans.configuration import BASE_PLANS, complete_configuration, planned_configuration
 from nnunet_glims.nnunet.plans.memory import GIB, StepMemory, training_step
 from nnunet_glims.nnunet.plans.override import Applied, Override, write_changed
 from nnunet_glims.topology import Triple, triple
@@ -43,7 +43,7 @@ TRIES = 6
 
 
 @dataclass(frozen=True)
-class Data:
+class DatasetProperties:
     """What of a data set and its plans decides. Shapes are voxels along nnU-Net's axes."""
 
     channels: int
@@ -56,7 +56,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Fit:
+class TrainingSize:
     """What was chosen, what it takes, and what keeps it from being larger."""
 
     patch_size: Triple
@@ -77,7 +77,7 @@ def _padded(size: Sequence[int], spacing: Sequence[float], network: Network) -> 
     return triple(map(int, padded)), triple(map(int, divisors))
 
 
-def shrinking_patches(data: Data, network: Network, volume: int) -> Iterator[Triple]:
+def shrinking_patches(data: DatasetProperties, network: Network, volume: int) -> Iterator[Triple]:
     """Patch sizes from the largest of that many voxels, or the median image, down to the smallest that makes sense."""
     scale = (volume * prod(data.spacing)) ** (1 / 3)
     image = [ceil(size) for size in data.median_shape]
@@ -104,7 +104,7 @@ def shrinking_patches(data: Data, network: Network, volume: int) -> Iterator[Tri
 class _Search:
     """Counts memory for one data set and network, each setting once."""
 
-    data: Data
+    data: DatasetProperties
     network: Network
     arguments: Mapping[str, Any]
     recipe: Recipe
@@ -134,7 +134,7 @@ class _Search:
                 "arch_kwargs": _arguments(self.arguments, checkpointing),
             },
         }
-        arguments = complete(configuration, self.network, {}, "plans auto")["architecture"]["arch_kwargs"]
+        arguments = complete_configuration(configuration, self.network, {}, "plans auto")["architecture"]["arch_kwargs"]
         # On the meta device building takes no time. MONAI looks at values while it builds, so Swin UNETR cannot.
         with torch.device("cpu" if self.network.stages is None else "meta"):
             return getattr(architectures, self.network.name)(
@@ -208,15 +208,15 @@ def _arguments(arguments: Mapping[str, Any], checkpointing: str | bool | None) -
     return {**arguments, **({} if checkpointing is None else {"checkpointing": checkpointing})}
 
 
-def fit(
-    data: Data,
+def size_for_gpu(
+    data: DatasetProperties,
     network: Network,
     budget: float,
     arguments: Mapping[str, Any] | None = None,
     recipe: Recipe | None = None,
     checkpointing: str | bool | None = None,
     kernels: bool | None = None,
-) -> Fit:
+) -> TrainingSize:
     """The largest training step of a network that fits a GPU.
 
     Checkpointing is the fastest with which the patch is as large as nnU-Net planned for its own network; a slower one is
@@ -259,10 +259,10 @@ def fit(
         if found_use >= GOOD_USE * budget:
             break
     memory = search.memory(patch, SMALLEST_BATCH, setting)
-    return Fit(patch, SMALLEST_BATCH, setting, memory, "the memory: a larger patch would not fit")
+    return TrainingSize(patch, SMALLEST_BATCH, setting, memory, "the memory: a larger patch would not fit")
 
 
-def _batch(search: _Search, patch: Triple, checkpointing: str | bool | None) -> Fit:
+def _batch(search: _Search, patch: Triple, checkpointing: str | bool | None) -> TrainingSize:
     """The largest batch of patches that are as large as the median image."""
     data = search.data
     allowed = round(LARGEST_PART * prod(data.median_shape) * data.cases / prod(patch))
@@ -277,10 +277,10 @@ def _batch(search: _Search, patch: Triple, checkpointing: str | bool | None) -> 
     if batch >= allowed:
         limit = f"the data set: a patch is all of the image, and a batch no more than {LARGEST_PART:.0%} of all voxels"
         limit += f" (but {SMALLEST_BATCH} patches)" if allowed < SMALLEST_BATCH else ""
-    return Fit(patch, batch, checkpointing, search.memory(patch, batch, checkpointing), limit)
+    return TrainingSize(patch, batch, checkpointing, search.memory(patch, batch, checkpointing), limit)
 
 
-def plan(
+def write_sized_plans(
     dataset_folder: Path,
     network: Network,
     vram: float,
@@ -289,7 +289,7 @@ def plan(
     name: str | None = None,
     checkpointing: str | None = None,
     overwrite: bool = False,
-) -> tuple[Fit, Applied]:
+) -> tuple[TrainingSize, Applied]:
     """Write a plans file for a network and a GPU beside the plans it starts from. Spacing and normalisation stay.
 
     A base that names the network already (see `plans apply`) keeps its arguments and training settings.
@@ -331,7 +331,7 @@ def plan(
     if arguments.get("released"):
         raise UsageError(f"{base}: the released GLIMS runs 96×96×96 patches only; start from other plans (-p)")
     training = planned.get("training", {})
-    data = Data(
+    data = DatasetProperties(
         channels=len(described["channel_names"]),
         heads=labels.num_segmentation_heads,
         regions=labels.has_regions,
@@ -340,7 +340,7 @@ def plan(
         cases=described["numTraining"],
         planned_patch=planned["patch_size"],
     )
-    fitted = fit(data, network, vram * GIB, arguments, network.recipe.changed(training, base), setting)
+    fitted = size_for_gpu(data, network, vram * GIB, arguments, network.recipe.changed(training, base), setting)
     override = Override(
         description="sized for a GPU",
         source="ours",

@@ -13,7 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json, write_json
 from nnunet_glims.networks import network_named
-from nnunet_glims.nnunet.plans.complete import BASE_PLANS, complete, planned_configuration, preprocess_command
+from nnunet_glims.nnunet.plans.configuration import (
+    BASE_PLANS,
+    complete_configuration,
+    planned_configuration,
+    preprocess_command,
+)
 from nnunet_glims.training.recipes import Count, Positive, Recipe
 from nnunet_glims.validation import nearest, validate
 
@@ -147,7 +152,7 @@ def write_changed(
         network = network_named(override.network)
         changed["architecture"] = {"network_class_name": network.path, "arch_kwargs": override.network_arguments}
         changed["training"] = override.training
-        changed = complete(changed, network, {}, where)
+        changed = complete_configuration(changed, network, {}, where)
         trainer = network.trainer
         if override.network_arguments.get("released"):
             trainer += "Released"

@@ -16,7 +16,7 @@ from nnunet_glims.validation import nearest
 BASE_PLANS = "nnUNetPlans"
 
 
-def complete(
+def complete_configuration(
     configuration: Mapping[str, Any], network: Network, arguments: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     """A plans configuration with all that the network needs: its `architecture` and the whole `training` block.
