@@ -98,7 +98,7 @@ class Results:
         return self.summary.get("method_version", 0)
 
 
-def evaluate(
+def evaluate_cases(
     files: Sequence[CaseFiles],
     settings: Settings,
     out: Path,

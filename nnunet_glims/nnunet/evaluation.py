@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import protocol_for
 from nnunet_glims.evaluation.regions import NAMED_REGIONS, Regions, regions_from, regions_named
-from nnunet_glims.evaluation.results import CaseFiles, Results, Settings, evaluate, read_results
+from nnunet_glims.evaluation.results import CaseFiles, Results, Settings, evaluate_cases, read_results
 from nnunet_glims.files import read_json
 from nnunet_glims.nnunet.folders import (
     PREPROCESSED,
@@ -139,7 +139,7 @@ def _evaluate(
     progress: Progress,
 ) -> Results:
     files = [case for case in cases.files if case.prediction is not None or not only_predicted]
-    evaluate(files, settings, out, workers_or_default(workers), cases.without_truth, origin, progress)
+    evaluate_cases(files, settings, out, workers_or_default(workers), cases.without_truth, origin, progress)
     return read_results(out)
 
 

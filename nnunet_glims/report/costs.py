@@ -59,7 +59,7 @@ def costs_of(entry: LeaderboardEntry) -> Costs:
         gmac = count_gmac(network, channels, patch_size)
     except Exception as error:  # whatever a model folder or a trainer of others raises must not cost the other entries
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        return replace(costs, unknown=f"the network could not be built: {kind}{error}")
+        return replace(costs, unknown=f"the model could not be read or built: {kind}{error}")
     return replace(costs, parameters=parameters, gmac=gmac, patch_size=patch_size)
 
 

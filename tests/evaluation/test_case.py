@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from math import isnan, sqrt
+from math import inf, isfinite, isnan, nan, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ from nnunet_glims.evaluation import METRICS, PRESETS, LesionRules, Metric, Proto
 from nnunet_glims.evaluation.metrics.metric import PENALTY
 from nnunet_glims.evaluation.regions import NAMED_REGIONS
 from nnunet_glims.images import read_label_map
+from tests.evaluation.shapes import REGIONS, random_case
 from tests.golden.corrupt import corrupt
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/lesionwise.json").read_text())
+FIRST_RELEASE = json.loads((Path(__file__).parents[1] / "golden/metrics.json").read_text())
 ONE = {"lesion": (1,)}
 
 
@@ -173,7 +175,7 @@ def test_what_a_metric_declares_is_what_it_gives():
     for metric in METRICS:
         if metric.best is not None:
             assert perfect[metric.name] == metric.best, metric.name
-        if metric.worst is not None and metric.name != "specificity":
+        if metric.worst is not None and isfinite(metric.worst) and metric.name != "specificity":
             assert apart[metric.name] == metric.worst, metric.name
         if metric.higher_is_better is not None:
             assert (perfect[metric.name] > apart[metric.name]) == metric.higher_is_better, metric.name
@@ -182,7 +184,7 @@ def test_what_a_metric_declares_is_what_it_gives():
 def test_a_metric_is_one_class_and_one_line(monkeypatch):
     class Surplus(Metric):
         name, title, unit = "surplus", "Surplus", "voxels"
-        best, worst, higher_is_better = 0.0, None, False
+        best, worst = 0.0, inf
         needs = "voxels"
         one_empty = PENALTY
 
@@ -192,6 +194,19 @@ def test_a_metric_is_one_class_and_one_line(monkeypatch):
     monkeypatch.setattr("nnunet_glims.evaluation.protocol.METRICS", (*METRICS, Surplus()))
     assert measure(volume(((2, 2, 2), 4)), volume(((2, 2, 4), 4)))["surplus"] == 32
     assert measure(volume(), volume(((2, 2, 2), 5)), Protocol(penalty="brats2023"))["surplus"] == 374
+
+
+@pytest.mark.parametrize("key", FIRST_RELEASE)
+def test_numbers_are_those_of_the_first_release(key):
+    """Where a number changes on purpose, raise METHOD_VERSION and renew tests/golden/metrics.json."""
+    seed, preset, surface = key.split("|")
+    truth, prediction = random_case(int(seed))
+    protocol = replace(PRESETS[preset], surface=surface)
+    measured = measure_case(truth, prediction, (0.7, 0.9, 5.0), REGIONS, protocol).regions
+    for region, expected in FIRST_RELEASE[key].items():
+        assert list(measured[region]) == list(expected)
+        for name, value in expected.items():
+            assert measured[region][name] == pytest.approx(nan if value is None else value, rel=1e-9, nan_ok=True), name
 
 
 def test_one_penalty_for_regions_and_lesions():

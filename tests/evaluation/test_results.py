@@ -218,7 +218,7 @@ def test_interrupted_it_goes_on(folders, monkeypatch):
     cases = cases_of_folders(truth, predicted)
     settings = results.Settings({"organ": (1,), "vessel": (2,)}, Protocol())
     with pytest.raises(KeyboardInterrupt):
-        results.evaluate(cases.files, settings, predicted / "evaluation", progress=stop)
+        results.evaluate_cases(cases.files, settings, predicted / "evaluation", progress=stop)
     record = predicted / "evaluation/cases.jsonl"
     assert len(record.read_text().splitlines()) == 2
     assert not (predicted / "evaluation/summary.json").exists()
@@ -254,7 +254,7 @@ def test_a_torn_last_line_costs_no_other_line(folders, monkeypatch):
 
     settings = results.Settings({"organ": (1,), "vessel": (2,)}, Protocol())
     with pytest.raises(KeyboardInterrupt):
-        results.evaluate(
+        results.evaluate_cases(
             cases_of_folders(truth, predicted).files, settings, predicted / "evaluation", progress=stop_after_one
         )
     counted = []

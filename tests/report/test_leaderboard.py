@@ -6,6 +6,7 @@ import re
 import shutil
 from html import escape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -201,18 +202,28 @@ def test_a_prediction_that_changed_after_the_evaluation_is_refused(evaluated, tm
     assert not (tmp_path / "out").exists()
 
 
+FIRST_RELEASE = Path(__file__).parents[1] / "golden/evaluation_0.1.0"
+"""An evaluation of three cases that the first release wrote."""
+
+
+def test_an_evaluation_of_the_first_release_is_read(tmp_path):
+    command = ["leaderboard", f"old={FIRST_RELEASE}", f"again={shutil.copytree(FIRST_RELEASE, tmp_path / 'again')}"]
+    assert main([*command, "-o", str(tmp_path / "out"), "--cases", "0"]) == 0
+    summary = json.loads((FIRST_RELEASE / "summary.json").read_text())
+    with (tmp_path / "out/leaderboard.csv").open() as file:
+        for row in csv.DictReader(file):
+            described = summary["statistics"][row["region"]][row["metric"]]
+            assert float(row["mean"]) == pytest.approx(described["mean"])
+            assert [float(row["ci95_low"]), float(row["ci95_high"])] == pytest.approx(described["ci95"])
+    assert main(["confusion", f"old={FIRST_RELEASE}", "-o", str(tmp_path / "matrices")]) == 0
+
+
 def test_versions_of_the_metrics_are_not_mixed(evaluated, tmp_path, capsys):
-    shutil.copytree(evaluated / "good", tmp_path / "old")
-    path = tmp_path / "old/evaluation/summary.json"
-    summary = json.loads(path.read_text())
-    del summary["method_version"]  # as the first release wrote it
-    path.write_text(json.dumps(summary))
-    command = ["leaderboard", f"new={evaluated / 'fair'}", f"old={tmp_path / 'old'}", "-o", str(tmp_path / "out")]
+    command = ["leaderboard", f"new={evaluated / 'fair'}", f"old={FIRST_RELEASE}", "-o", str(tmp_path / "out")]
     assert main(command) == 2
     message = capsys.readouterr().err
     assert f"new was evaluated with version {results.METHOD_VERSION} of the metrics, old with version 0" in message
     assert "Run nnunet-glims evaluate again for old" in message
-    assert main(["leaderboard", f"old={tmp_path / 'old'}", "-o", str(tmp_path / "out"), "--cases", "0"]) == 0
 
 
 def model_folder(evaluated, folder, trainer, fold):
@@ -245,7 +256,7 @@ def test_a_model_that_no_longer_builds_does_not_end_the_leaderboard(evaluated, t
         == 0
     )
     text = (tmp_path / "out/leaderboard.html").read_text()
-    assert f"gone: the network could not be built: {type(error).__name__}: " in text
+    assert f"gone: the model could not be read or built: {type(error).__name__}: " in text
     assert "Learning curves" in text and "0.50</td>" in text, "what its log tells is shown all the same"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from nnunet_glims.evaluation.masks import RegionMasks
 from nnunet_glims.evaluation.metrics.metric import Metric
 
@@ -22,8 +24,7 @@ class LesionHD95(Metric):
     """The sum of the lesions' HD95, divided by lesions plus false positives; 0 where there is neither."""
 
     name, title, unit = "lesion_hd95", "Lesion-wise HD95", "mm"
-    best, worst = 0.0, None
-    higher_is_better = False
+    best, worst = 0.0, inf
     needs = "lesions"
 
     def compute(self, masks: RegionMasks) -> float:
@@ -40,7 +41,6 @@ class LesionsFound(Metric):
 
     name, title = "lesions_found", "Lesions found"
     best = worst = None
-    higher_is_better = None
     needs = "lesions"
 
     def compute(self, masks: RegionMasks) -> float:
@@ -52,8 +52,7 @@ class LesionsMissed(Metric):
     """True lesions that no predicted component touches."""
 
     name, title = "lesions_missed", "Lesions missed"
-    best, worst = 0.0, None
-    higher_is_better = False
+    best, worst = 0.0, inf
     needs = "lesions"
 
     def compute(self, masks: RegionMasks) -> float:
@@ -65,8 +64,7 @@ class FalseLesions(Metric):
     """Predicted components that belong to no true lesion."""
 
     name, title = "lesions_false", "False lesions"
-    best, worst = 0.0, None
-    higher_is_better = False
+    best, worst = 0.0, inf
     needs = "lesions"
 
     def compute(self, masks: RegionMasks) -> float:

@@ -22,8 +22,7 @@ class Metric(ABC):
         title: the name for readers.
         unit: "ml", "mm", or "" for a plain number.
         best: the value of perfect agreement; None where there is no such value.
-        worst: the least possible agreement; None where there is no bound.
-        higher_is_better: None where larger or smaller is neither better nor worse.
+        worst: the bound on the other side, which may be infinite; None where neither larger nor smaller is worse.
         needs: "voxels" for metrics of voxel counts alone, "surfaces", or "lesions" for metrics that only protocols with
             rules for lesions have.
         both_empty: the value where both masks are empty; None computes it as for any other masks.
@@ -35,10 +34,14 @@ class Metric(ABC):
     unit: ClassVar[str] = ""
     best: ClassVar[float | None] = 1.0
     worst: ClassVar[float | None] = 0.0
-    higher_is_better: ClassVar[bool | None] = True
     needs: ClassVar[Literal["voxels", "surfaces", "lesions"]]
     both_empty: ClassVar[float | None] = None
     one_empty: ClassVar[float | Literal["penalty"] | None] = None
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Whether a larger value is better; None where neither larger nor smaller is better."""
+        return None if self.best is None or self.worst is None else self.best > self.worst
 
     def value(self, masks: RegionMasks) -> float:
         """The metric of one region; NaN where it is not defined."""

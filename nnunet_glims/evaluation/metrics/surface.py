@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from nnunet_glims.evaluation.masks import RegionMasks
 from nnunet_glims.evaluation.metrics.metric import PENALTY, Metric
 
@@ -10,8 +12,7 @@ class DistanceMetric(Metric):
     """A distance in mm: 0 where both masks are empty, the protocol's penalty where one is."""
 
     unit = "mm"
-    best, worst = 0.0, None
-    higher_is_better = False
+    best, worst = 0.0, inf
     needs = "surfaces"
     both_empty = 0.0
     one_empty = PENALTY

@@ -13,7 +13,6 @@ class TrueVolume(Metric):
 
     name, title, unit = "truth_ml", "True volume", "ml"
     best = worst = None
-    higher_is_better = None
     needs = "voxels"
 
     def compute(self, masks: RegionMasks) -> float:
@@ -26,7 +25,6 @@ class PredictedVolume(Metric):
 
     name, title, unit = "volume_ml", "Volume", "ml"
     best = worst = None
-    higher_is_better = None
     needs = "voxels"
 
     def compute(self, masks: RegionMasks) -> float:
@@ -39,7 +37,6 @@ class RelativeVolumeError(Metric):
 
     name, title = "volume_error", "Relative volume error"
     best, worst = 0.0, None
-    higher_is_better = None
     needs = "voxels"
     both_empty = 0.0
 
