@@ -95,9 +95,9 @@ def averages(board: Board) -> list[str]:
             "between the means of the seeds."
         )
     if patients.source is None:
-        found.append("Which patient a case is of is not known: each case counts as a patient of its own.")
+        found.append("The patients of the cases are not known: each case counts as a patient of its own.")
         return found
-    known = f"Which patient a case is of is known from {patients.source.name}."
+    known = f"The patients of the cases are known from {patients.source.name}."
     if patients.have_several_cases:
         found.append(
             f"{known} The {len(board.cases)} cases are of {patients.count} patients: each patient counts with the mean over "

@@ -93,7 +93,7 @@ def test_tests_are_of_patients(board, evaluated):
 def test_the_page_says_which_mean_is_which(board):
     text = " ".join((board / "leaderboard.html").read_text().split())
     assert "2 entries on 8 cases of 6 patients." in text
-    assert "Which patient a case is of is known from patients.csv." in text
+    assert "The patients of the cases are known from patients.csv." in text
     assert "intervals resample patients" in text and "standard deviation between the means of the seeds" in text
     row = row_of(board, "ours")
     assert f"<small>over cases {float(row['mean_over_cases']):.3f}</small>" in text
@@ -156,7 +156,7 @@ def test_without_a_report_each_case_is_a_patient(evaluated, tmp_path):
     board = converted(evaluated, tmp_path / "Dataset001_Toys", None)
     assert board.patients.count == 8 and board.unit == "case"
     text = " ".join((tmp_path / "Dataset001_Toys/board/leaderboard.html").read_text().split())
-    assert "is not known: each case counts as a patient of its own" in text
+    assert "are not known: each case counts as a patient of its own" in text
     assert "<small>over cases" not in text
 
 
