@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from nnunet_glims.networks import NETWORKS, network_named
-from nnunet_glims.nnunet.plans.auto import DatasetProperties, size_for_gpu
+from nnunet_glims.networks import network_named, networks
 from nnunet_glims.nnunet.plans.memory import GIB
+from nnunet_glims.nnunet.plans.sizing import DatasetProperties, size_for_gpu
 
 DATA = {
     "hippocampus": DatasetProperties(1, 3, False, (1, 1, 1), (36, 50, 35), 260, (40, 56, 40)),
@@ -26,7 +26,7 @@ DATA = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="GLIMS", choices=[network.name for network in NETWORKS])
+    parser.add_argument("--network", default="GLIMS", choices=[network.name for network in networks()])
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
     parser.add_argument("--vram", nargs="+", type=float, default=[6, 8, 12, 24, 80])
     parser.add_argument("--eager", action="store_true", help="a GPU without the package's kernels")

@@ -3,6 +3,13 @@ from pathlib import Path
 
 import pytest
 
+# Before torch and nnU-Net are imported, here and in what tests start. Several test processes share the cores, and threads
+# that wait actively take the cores from those that still work. One worker is enough for nnU-Net's smallest data sets.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+
 
 @pytest.fixture(scope="session")
 def real_cases():
@@ -28,6 +35,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         folder, module = item.path.parent.name, item.path.stem
         if folder == "stock":
-            item.add_marker(pytest.mark.xdist_group(folder))
+            shared = "five_folds" if "five_folds" in item.fixturenames else "fold_0"
+            item.add_marker(pytest.mark.xdist_group(shared))
         elif module in ("test_packaging", "test_published_setups"):
             item.add_marker(pytest.mark.xdist_group(module))

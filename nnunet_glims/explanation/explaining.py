@@ -26,10 +26,10 @@ from nnunet_glims.explanation.attribution import (
 )
 from nnunet_glims.explanation.volumes import ImagePipeline, NetworkInput
 from nnunet_glims.export.cases import InputCase, find_input_cases
-from nnunet_glims.export.runner import read_image, write_image
+from nnunet_glims.export.runner import read_image
 from nnunet_glims.files import check_new, new_folder, write_json, write_text
 from nnunet_glims.geometry import Geometry, times
-from nnunet_glims.images import read_label_map
+from nnunet_glims.images import read_label_map, write_image
 from nnunet_glims.nnunet.checkpoints import FINAL, load_checkpoint, load_weights, trained_folds
 from nnunet_glims.nnunet.folders import regions_of
 from nnunet_glims.nnunet.models import ModelFolder

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from nnunet_glims.files import write_text
+from nnunet_glims.files import write_bytes, write_text
 from nnunet_glims.report.cases import PREFERRED_CHANNELS
 from nnunet_glims.report.drawing import data_uri, grey, label_colour
 from nnunet_glims.report.slices import CT_WINDOW, oriented, shown_part
@@ -123,7 +123,7 @@ def draw_gates(table: pd.DataFrame, path: Path) -> None:
             axes.set_xlim(-0.5, len(values) - 0.5)
             axes.tick_params(labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)
-        path.write_bytes(_png(figure))
+        write_bytes(path, _png(figure))
 
 
 def _png(figure: Figure) -> bytes:
@@ -139,7 +139,7 @@ def write_page(summary: Mapping[str, Any], cases: Sequence[DrawnCase], folder: P
         panels[case.name] = {}
         for layer in summary["layers"]:
             content = draw_panel(case, layer, summary["targets"])
-            (case.folder / f"{layer}.png").write_bytes(content)
+            write_bytes(case.folder / f"{layer}.png", content)
             panels[case.name][layer] = data_uri(content, "image/png")
     gates = folder / "channel_gates.png"
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -7,10 +7,7 @@ logits resampled back, labels, the crop put back, the source's geometry.
 
 from __future__ import annotations
 
-import gzip
-import os
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from nnunet_glims.export.label_maps import label_map
 from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import Network, predict_logits
 from nnunet_glims.geometry import Geometry
+from nnunet_glims.images import check_compressed, write_image
 
 Array = np.ndarray
 
@@ -32,11 +30,12 @@ def read_image(files: Sequence[Path]) -> tuple[Array, Geometry]:
     """(channels, z, y, x) in float32 and where the voxels lie.
 
     Raises:
-        UsageError: damaged files, channels that do not fit together.
+        ProcessingError: a compressed file is damaged or cut off.
+        UsageError: a file is no 3D image, or the channels do not fit together.
     """
     arrays, geometries = [], []
     for file in files:
-        _check_whole(file)
+        check_compressed(file)
         try:
             image = sitk.ReadImage(str(file))
         except RuntimeError as error:
@@ -51,32 +50,6 @@ def read_image(files: Sequence[Path]) -> tuple[Array, Geometry]:
         if difference:
             raise UsageError(f"{file}: {difference} like {files[0].name}: resample the channels to one grid")
     return np.stack(arrays), geometries[0]
-
-
-def _check_whole(file: Path) -> None:
-    """Raise `UsageError` for a compressed file that is damaged or cut off, of which SimpleITK reads zeros."""
-    if file.suffix != ".gz":
-        return
-    try:
-        with gzip.open(file) as content:
-            while content.read(2**24):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{file}: this file is damaged or cut off ({error}): copy it again") from None
-
-
-def write_image(voxels: Array, geometry: Geometry, path: Path) -> None:
-    """Write an image or a label map (z, y, x) under a temporary name, then rename it."""
-    image = sitk.GetImageFromArray(voxels)
-    image.SetSpacing(geometry.spacing)
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the ending tells SimpleITK the format
-    try:
-        sitk.WriteImage(image, str(temporary), True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_networks(

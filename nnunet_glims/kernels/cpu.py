@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nnunet_glims.processes import available_memory
+
 SOURCES = Path(__file__).with_name("c")
 PRECISIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 """What tensors of the kernels may be, and the compiler's options for it. Gradients are float32's alone."""
@@ -110,21 +112,18 @@ def keep_freed_memory(training_voxels: int = 0) -> None:
     """Have glibc give freed memory to the next tensor instead of back to the system. Other C libraries are left alone.
 
     Otherwise each large tensor is made of fresh pages, which the system zeroes one by one; with kernels as fast as these,
-    that takes most of a network's time. It costs memory, since what is freed does not always fit what comes next: a
-    training step on that many voxels for which half of the machine's memory might not do gives memory back after all. The
-    variable NNUNET_GLIMS_KEEP_MEMORY=0 always does.
+    that takes most of a network's time. It costs memory, because freed blocks do not always fit the next tensors. Memory is
+    therefore given back to the system where a training step may need more than half of what this process may use, and
+    always where the variable NNUNET_GLIMS_KEEP_MEMORY is 0.
+
+    Args:
+        training_voxels: voxels of the batch in a training step; 0 in prediction.
     """
     wanted = os.environ.get("NNUNET_GLIMS_KEEP_MEMORY") != "0"
-    _set_keeping(wanted and training_voxels * KEPT_BYTES_PER_VOXEL <= physical_memory() / 2)
+    _set_keeping(wanted and training_voxels * KEPT_BYTES_PER_VOXEL <= _usable_memory() / 2)
 
 
-@cache
-def physical_memory() -> float:
-    """Bytes of the machine; infinite where it does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
+_usable_memory = cache(available_memory)  # asked for in every step; limits do not change while a process runs
 
 
 @lru_cache(maxsize=1)

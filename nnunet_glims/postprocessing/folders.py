@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json, write_json
+from nnunet_glims.files import new_folder, read_json, write_json
 from nnunet_glims.geometry import Geometry, times
-from nnunet_glims.images import read_label_map
+from nnunet_glims.images import read_label_map, write_image
 from nnunet_glims.nnunet.folders import ENDINGS, label_maps
 from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_map
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
@@ -170,13 +168,12 @@ def postprocess(
 
     Raises:
         UsageError: `out` is taken, or see `find_predicted_cases`.
+        ProcessingError: the result cannot be written.
     """
     if out.exists():
         raise UsageError(f"{out}: is there already: choose another folder, or delete it")
     cases, heads = find_predicted_cases(folders, rules)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
-    unfinished.mkdir(parents=True)
-    try:
+    with new_folder(out) as unfinished:
         with processes(min(workers, len(cases))) as parallel_map:
             done = parallel_map(partial(_write, heads, rules, unfinished), cases)
             changed = dict(progress(done, "Post-processing", len(cases)))
@@ -189,9 +186,6 @@ def postprocess(
             "changed_voxels": changed,
         }
         write_json(unfinished / RECORD, record)
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return changed
 
 
@@ -202,9 +196,5 @@ def _write(heads: Heads | None, rules: Rules, out: Path, case: PredictedCase) ->
         apply_rules(after, rules)
     else:
         after = postprocessed_label_map([read_probabilities(file) for file in case.probabilities], heads, rules)
-    image = sitk.GetImageFromArray(after)
-    image.SetSpacing(before.geometry.spacing)
-    image.SetOrigin(before.geometry.origin)
-    image.SetDirection(before.geometry.direction)
-    sitk.WriteImage(image, str(out / case.label_map.name), useCompression=True)
+    write_image(after, before.geometry, out / case.label_map.name)
     return case.name, int(np.count_nonzero(after != before.labels))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation import confusion
-from nnunet_glims.files import write_text
+from nnunet_glims.files import new_file, write_text
 from nnunet_glims.report.drawing import PLAIN_STYLE
 from nnunet_glims.report.entries import LeaderboardEntry
 
@@ -49,7 +49,8 @@ def write_confusion(
         means = {name: matrix.mean for name, matrix in found.items()}
         draw(figure, means, labels, {name: matrix.sd for name, matrix in found.items()})
         for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            figure.savefig(out / f"confusion.{ending}", dpi=150, metadata=metadata)
+            with new_file(out / f"confusion.{ending}") as temporary:
+                figure.savefig(temporary, dpi=150, metadata=metadata)
     return found, labels
 
 

@@ -1,11 +1,11 @@
-"""From a release to the first training step of each published setup, by the commands a user types."""
+"""From a release to the first training step of each published setup, by the commands that a user types."""
 
 import json
 
 import pytest
 
 from tests.datasets import releases
-from tests.stock import run_command
+from tests.stock import call
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +20,12 @@ def folders(tmp_path_factory):
         patch.setattr(releases, "SHAPE", (32, 31, 30))  # one patch a case
         brats = releases.write_brats(root / "brats", "2021")
         btcv = releases.write_btcv(root / "btcv")
-    run_command("nnunet-glims", "convert", "brats", brats, "-d", "137", "--channels", "flair,t1ce,t2", **folders)
-    run_command("nnunet-glims", "convert", "btcv", btcv, "-d", "218", **folders)
+    call(
+        "nnunet-glims", "convert", "brats", brats, "-d", "137", "--channels", "flair,t1ce,t2", "--workers", 1, **folders
+    )
+    call("nnunet-glims", "convert", "btcv", btcv, "-d", "218", "--workers", 1, **folders)
     plan = ("nnUNetv2_plan_and_preprocess", "-c", "3d_fullres", "--verify_dataset_integrity", "-np", "1", "-npfp", "1")
-    run_command(*plan, "-d", "137", "218", **folders, nnUNet_n_proc_DA=1)
+    call(*plan, "-d", "137", "218", **folders, nnUNet_n_proc_DA=1)
     return folders
 
 
@@ -36,10 +38,10 @@ def folders(tmp_path_factory):
     ],
 )
 def test_a_converted_release_trains_as_published(dataset, override, trainer, folders):
-    applied = run_command("nnunet-glims", "plans", "apply", override, "-d", dataset, **folders).stdout
+    applied = call("nnunet-glims", "plans", "apply", override, "-d", dataset, **folders)
     for line in applied.splitlines():
         if line.strip().startswith("nnUNetv2_preprocess"):
-            run_command(*line.split(), "-np", "1", **folders)
+            call(*line.split(), "-np", "1", **folders)
     path = folders["nnUNet_preprocessed"] / dataset / f"nnUNetPlans_{override}.json"
     plans = json.loads(path.read_text())
     # The published patches take minutes on a CPU; everything else stays.
@@ -49,7 +51,7 @@ def test_a_converted_release_trains_as_published(dataset, override, trainer, fol
     configuration["training"] |= {"epochs": 1, "iterations_per_epoch": 1, "validation_iterations": 1}
     path.write_text(json.dumps(plans))
     command = ("nnUNetv2_train", dataset, "3d_fullres", "0", "-tr", trainer, "-p", f"nnUNetPlans_{override}")
-    run_command(*command, "-device", "cpu", **folders)
+    call(*command, "-device", "cpu", **folders)
     model = folders["nnUNet_results"] / dataset / f"{trainer}__nnUNetPlans_{override}__3d_fullres/fold_0"
     assert (model / "checkpoint_final.pth").exists()
     metrics = json.loads((model / "validation/summary.json").read_text())["mean"]

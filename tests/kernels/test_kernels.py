@@ -424,7 +424,7 @@ def activations_and_gradients(checkpointing):
 def test_memory_is_kept_where_there_is_enough(monkeypatch):
     decisions = []
     monkeypatch.setattr(cpu, "_set_keeping", decisions.append)
-    monkeypatch.setattr(cpu, "physical_memory", lambda: 16 * 2**30)
+    monkeypatch.setattr(cpu, "_usable_memory", lambda: 16 * 2**30)
     for voxels in (0, 96**3, 2 * 128**3):
         cpu.keep_freed_memory(voxels)
     monkeypatch.setenv("NNUNET_GLIMS_KEEP_MEMORY", "0")

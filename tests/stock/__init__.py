@@ -1,18 +1,37 @@
-"""Stock nnU-Net's command line, run in child processes on a tiny data set with tiny networks."""
+"""Stock nnU-Net's commands on a tiny data set with tiny networks: most in this process, some as a user starts them.
 
+A command that is started imports nnU-Net, and so does every worker it starts: seconds each, for work of tenths of a second.
+`call` therefore runs a command's entry point in the process of the tests, and `run_command` starts the command.
+"""
+
+import multiprocessing
 import os
 import subprocess
+import sys
 import sysconfig
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import entry_points
+from io import StringIO
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
+import pytest
+import torch
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.utilities import utils as nnunet_utilities
+
+from nnunet_glims.nnunet.discovery import announce
 
 DATASET = "Dataset901_Tiny"
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetPlans_tiny"
 GLIMS, LATUPNET = "nnUNetTrainerGLIMS", "nnUNetTrainerLATUPNet"
+collect_foreground_intensities = DatasetFingerprintExtractor.collect_foreground_intensities
 FOLDS = ("0", "1", "2", "3", "4")
 
 NETWORK_ARGUMENTS = {
@@ -68,6 +87,51 @@ def run_command(*arguments, fails: bool = False, **environment) -> subprocess.Co
     return finished
 
 
+def call(*arguments, **environment) -> str:
+    """What `run_command` does, in this process and with threads as workers; returns what the command prints.
+
+    Raises:
+        Exception: whatever the command ends with.
+        AssertionError: it ends with an exit code that is not 0.
+    """
+    printed = StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        exit_code = call_entry_point([str(argument) for argument in arguments], child_environment(environment))
+    assert exit_code == 0, printed.getvalue()
+    return printed.getvalue()
+
+
+def call_entry_point(command: list[str], environment: dict[str, str]) -> int:
+    """Run the entry point of an installed command with these variables in an empty folder; returns its exit code."""
+    (script,) = entry_points(group="console_scripts", name=command[0])
+    announce(environment)  # as our start-up file does in a process that is started
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        for name in set(os.environ) - set(environment):
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command)
+        patch.setattr(multiprocessing, "get_context", lambda method=None: SimpleNamespace(Pool=ThreadPool))
+        patch.setattr(nnunet_utilities, "Pool", ThreadPool)
+        patch.setattr(multiprocessing, "cpu_count", lambda: 1)  # so many threads nnU-Net gives torch
+        # Its plots take longer than such a training.
+        patch.setattr(LocalLogger, "plot_progress_png", lambda _, folder: Path(folder, "progress.png").touch())
+        patch.setattr(DatasetFingerprintExtractor, "collect_foreground_intensities", staticmethod(few_intensities))
+        try:
+            return script.load()() or 0
+        except SystemExit as ended:
+            return ended.code or 0
+        finally:
+            torch.set_num_threads(threads)
+
+
+def few_intensities(segmentation, images, seed=1234, num_samples=10000, collect=collect_foreground_intensities):
+    """Stands in for nnU-Net's function, which draws 10⁸ voxels from a data set, however small: half a minute."""
+    return collect(segmentation, images, seed, min(num_samples, 10000))
+
+
 def check_exit(command, exit_code: int, stdout: str, stderr: str, fails: bool = False) -> None:
     """Raise `AssertionError` with the last output of a command whose exit code is unexpected."""
     if (exit_code != 0) != fails:
@@ -77,23 +141,30 @@ def check_exit(command, exit_code: int, stdout: str, stderr: str, fails: bool = 
         )
 
 
-def train(fold, *arguments, trainer: str = GLIMS, plans: str = PLANS, fails: bool = False, **environment):
+def training_command(fold, *arguments, trainer: str = GLIMS, plans: str = PLANS) -> tuple:
     """`nnUNetv2_train` of one fold on the CPU."""
-    model = (DATASET, CONFIGURATION, fold, "-tr", trainer, "-p", plans, "-device", "cpu")
-    return run_command("nnUNetv2_train", *model, *arguments, fails=fails, **environment)
+    return ("nnUNetv2_train", DATASET, CONFIGURATION, fold, "-tr", trainer, "-p", plans, "-device", "cpu", *arguments)
 
 
-def predict(output: Path, *arguments, trainer: str = GLIMS, folds=("0",), **environment) -> Path:
+def train(fold, *arguments, trainer: str = GLIMS, plans: str = PLANS, **environment) -> str:
+    """Train one fold in this process; returns what nnU-Net prints."""
+    return call(*training_command(fold, *arguments, trainer=trainer, plans=plans), **environment)
+
+
+def prediction_command(output: Path, raw: Path, *arguments, trainer: str = GLIMS, plans: str = PLANS, folds=("0",)):
     """`nnUNetv2_predict` of the test case with probabilities, on the CPU."""
-    model = ("-d", DATASET, "-c", CONFIGURATION, "-tr", trainer, "-p", PLANS, "-f", *folds)
-    run_command("nnUNetv2_predict", *model, *prediction_arguments(output, environment), *arguments, **environment)
+    model = ("-d", DATASET, "-c", CONFIGURATION, "-tr", trainer, "-p", plans, "-f", *folds)
+    images = Path(raw, DATASET, "imagesTs")
+    files = ("-i", images, "-o", output, "--save_probabilities", "-device", "cpu")
+    return ("nnUNetv2_predict", *model, *files, *arguments)
+
+
+def predict(output: Path, *arguments, trainer: str = GLIMS, plans: str = PLANS, folds=("0",), **environment) -> Path:
+    """Predict the test case in this process; returns the folder of the prediction."""
+    raw = environment["nnUNet_raw"]
+    command = prediction_command(output, raw, *arguments, trainer=trainer, plans=plans, folds=folds)
+    call(*command, "-npp", 0, "-nps", 0, **environment)
     return output
-
-
-def prediction_arguments(output: Path, environment: dict) -> tuple:
-    """What `nnUNetv2_predict` and `nnUNetv2_predict_from_modelfolder` have in common."""
-    images = Path(environment["nnUNet_raw"], DATASET, "imagesTs")
-    return ("-i", images, "-o", output, "-device", "cpu", "-npp", 1, "-nps", 1, "--save_probabilities")
 
 
 def model_folder(folders: dict, trainer: str = GLIMS, plans: str = PLANS) -> Path:

@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,35 +7,7 @@ import pytest
 from nnunet_glims.demo.phantom import write_raw_dataset
 from nnunet_glims.nnunet.plans.override import apply_override
 
-from . import (
-    DATASET,
-    FOLDS,
-    GLIMS,
-    LATUPNET,
-    PLANS,
-    check_exit,
-    child_environment,
-    predict,
-    run_command,
-    tiny_override,
-    train,
-)
-
-TRAIN_FOLDS = """
-import multiprocessing
-import sys
-import torch
-
-forked = multiprocessing.get_context("fork")
-multiprocessing.get_context = lambda method=None: forked  # a spawned pool imports nnU-Net again for every fold
-from nnunetv2.run.run_training import run_training
-
-dataset, configuration, trainer, plans, *folds = sys.argv[1:]
-torch.set_num_threads(1)
-for fold in folds:
-    run_training(dataset, configuration, fold, trainer, plans, export_validation_probabilities=True,
-                 device=torch.device("cpu"))
-"""
+from . import DATASET, FOLDS, GLIMS, LATUPNET, PLANS, call, predict, tiny_override, train
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +21,8 @@ def folders(tmp_path_factory):
         folders["nnUNet_raw"], DATASET, cases=10, test_cases=1, shape=(32, 36, 30), spacing_mm=(5.0, 5.0, 6.0)
     )
     # nnU-Net's planner wants at least one process for augmentation, its trainer runs without.
-    command = ("nnUNetv2_plan_and_preprocess", "-d", "901", "-c", "3d_fullres", "-np", "1")
-    run_command(*command, **folders, nnUNet_n_proc_DA=1)
+    command = ("nnUNetv2_plan_and_preprocess", "-d", "901", "-c", "3d_fullres", "-np", "1", "-npfp", "1")
+    call(*command, **folders, nnUNet_n_proc_DA=1)
     return folders
 
 
@@ -67,7 +37,7 @@ def tiny_plans(folders, tmp_path_factory):
     """nnUNetPlans_tiny.json, for GLIMS, made by our command."""
     path = tmp_path_factory.mktemp("glims") / "tiny.json"
     path.write_text(json.dumps(tiny_override("GLIMS")))
-    run_command("nnunet-glims", "plans", "apply", path, "-d", "901", **folders)
+    call("nnunet-glims", "plans", "apply", path, "-d", "901", **folders)
     return PLANS
 
 
@@ -95,17 +65,10 @@ def latupnet_preprocessed(folders, tmp_path_factory):
 @pytest.fixture(scope="session")
 def five_folds(fold_0, latupnet_preprocessed):
     """GLIMS and LATUPNet trained on all five folds, with validation probabilities; returns nnU-Net's folders."""
-    # One process a network, both at once, and not nnUNetv2_train nine times: that saves as many imports of nnU-Net.
-    jobs = [(GLIMS, FOLDS[1:], {}), (LATUPNET, FOLDS, {"nnUNet_preprocessed": latupnet_preprocessed})]
-    started = []
-    for trainer, folds, changes in jobs:
-        command = [sys.executable, "-c", TRAIN_FOLDS, DATASET, "3d_fullres", trainer, PLANS, *folds]
-        environment = child_environment({**fold_0, **changes})
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=fold_0["nnUNet_results"], env=environment, **pipes))
-    outputs = [process.communicate() for process in started]
-    for process, output in zip(started, outputs, strict=True):
-        check_exit(process.args, process.returncode, *output)
+    for fold in FOLDS[1:]:
+        train(fold, "--npz", **fold_0)
+    for fold in FOLDS:
+        train(fold, "--npz", trainer=LATUPNET, **{**fold_0, "nnUNet_preprocessed": latupnet_preprocessed})
     return fold_0
 
 

@@ -2,7 +2,15 @@ import pytest
 
 from nnunet_glims.nnunet.discovery import OPT_OUT, VARIABLE
 
-from . import GLIMS, assert_same_prediction, model_folder, predict, train
+from . import (
+    GLIMS,
+    assert_same_prediction,
+    model_folder,
+    prediction_command,
+    run_command,
+    train,
+    training_command,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -29,16 +37,18 @@ def own_trainers(tmp_path_factory):
 
 def test_a_users_own_trainer_is_found_beside_ours(folders, own_trainers, tmp_path):
     environment = {**folders, "nnUNet_results": tmp_path, VARIABLE: own_trainers}
-    train(0, trainer="nnUNetTrainerOfTheirOwn", plans="nnUNetPlans", **environment)
+    run_command(*training_command(0, trainer="nnUNetTrainerOfTheirOwn", plans="nnUNetPlans"), **environment)
     model = model_folder(environment, "nnUNetTrainerOfTheirOwn", "nnUNetPlans")
     assert (model / "fold_0" / "checkpoint_final.pth").is_file()
 
 
 def test_ours_are_found_beside_a_users_own(fold_0, own_trainers, prediction, tmp_path):
-    predict(tmp_path, **fold_0, **{VARIABLE: own_trainers})
+    run_command(
+        *prediction_command(tmp_path, fold_0["nnUNet_raw"], "-npp", 1, "-nps", 1), **fold_0, **{VARIABLE: own_trainers}
+    )
     assert_same_prediction(tmp_path, prediction)
 
 
 def test_who_opted_out_has_stock_nnunet(folders, tiny_plans):
-    message = train(0, fails=True, **folders, **{OPT_OUT: "1"}).stderr
-    assert f"Could not find requested nnunet trainer {GLIMS}" in message
+    with pytest.raises(RuntimeError, match=f"Could not find requested nnunet trainer {GLIMS}"):
+        train(0, **folders, **{OPT_OUT: "1"})

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_glims.networks import NETWORKS
+from nnunet_glims.networks import BUILT_IN
 from nnunet_glims.nnunet.plans.override import apply_override
 from nnunet_glims.training.recipes import Recipe
 
-from . import CONFIGURATION, DATASET, prediction_arguments, probabilities, run_command, segmentation, tiny_override
+from . import CONFIGURATION, DATASET, predict, probabilities, segmentation, tiny_override
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ def _trainer(trainer_name, plans_name):
     return get_trainer_from_args(DATASET, CONFIGURATION, 0, trainer_name, plans_name, device=torch.device("cpu"))
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize("network", BUILT_IN, ids=lambda network: network.name)
 def test_stock_plans_are_trained_and_leave_complete_plans(network, nnunet_here, dataset_folder):
     if network.name == "SwinUNETR":
         pytest.importorskip("monai")
@@ -53,8 +53,6 @@ def test_nnunets_own_trainer_runs_our_network(network, nnunet_here, folders, dat
     trainer.run_training()
 
     results = {**folders, "nnUNet_results": nnunet_here["nnUNet_results"]}
-    output = tmp_path / "prediction"
-    model = ("-d", DATASET, "-c", CONFIGURATION, "-tr", "nnUNetTrainer", "-p", plans, "-f", "0")
-    run_command("nnUNetv2_predict", *model, *prediction_arguments(output, results), **results)
-    assert set(np.unique(segmentation(output))) <= {0, 1, 2, 3}
+    output = predict(tmp_path / "prediction", trainer="nnUNetTrainer", plans=plans, **results)
+    assert probabilities(output).shape == (3, *segmentation(output).T.shape)
     assert probabilities(output).std() > 0

@@ -8,8 +8,9 @@ import torch
 
 from nnunet_glims.architectures import GLIMS as GLIMSNetwork
 from nnunet_glims.architectures import LATUPNet
+from nnunet_glims.errors import UsageError
 from nnunet_glims.nnunet.plans.override import apply_override
-from nnunet_glims.trainers.robust_trainer import EXIT_STOPPED
+from nnunet_glims.trainers.stop_signals import EXIT_STOPPED
 
 from . import (
     CONFIGURATION,
@@ -17,11 +18,12 @@ from . import (
     LATUPNET,
     NETWORK_ARGUMENTS,
     PLANS,
+    call,
     child_environment,
     model_folder,
-    run_command,
     tiny_override,
     train,
+    training_command,
 )
 
 
@@ -67,8 +69,7 @@ def test_plans_in_the_model_folder_are_complete(fold_0):
 def test_a_training_stopped_early_goes_on_with_c(folders, dataset_folder, tmp_path):
     results = {**folders, "nnUNet_results": tmp_path / "results"}
     plans = _plans_named("stopped", dataset_folder, tmp_path, epochs=3)
-    command = ["nnUNetv2_train", DATASET, CONFIGURATION, "0", "-tr", "nnUNetTrainerGLIMS", "-p", plans]
-    command += ["-device", "cpu"]
+    command = [str(argument) for argument in training_command(0, plans=plans)]
     lines = []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=child_environment(results), **pipes) as process:
@@ -80,7 +81,7 @@ def test_a_training_stopped_early_goes_on_with_c(folders, dataset_folder, tmp_pa
     fold = model_folder(results, plans=plans) / "fold_0"
     assert not (fold / "checkpoint_final.pth").exists()
 
-    second = train(0, "--c", plans=plans, **results).stdout
+    second = train(0, "--c", plans=plans, **results)
     assert "Epoch 0" not in second
     assert "Epoch 1" in second
     assert "Epoch 2" in second
@@ -93,7 +94,7 @@ def test_c_on_a_finished_fold_only_validates(copied_fold_0):
     fold = model_folder(copied_fold_0) / "fold_0"
     before = _weights(fold / "checkpoint_final.pth")
     (fold / "validation" / "summary.json").unlink()
-    output = train(0, "--c", **copied_fold_0).stdout
+    output = train(0, "--c", **copied_fold_0)
     after = _weights(fold / "checkpoint_final.pth")
     assert "Epoch" not in output
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -143,15 +144,13 @@ def test_pretrained_weights_of_a_data_set_with_other_labels_fit_but_for_the_head
 
 @pytest.mark.slow
 def test_a_2d_configuration_is_refused_naming_the_3d_one(folders):
-    command = ("nnUNetv2_train", DATASET, "2d", "0", "-tr", "nnUNetTrainerGLIMS", "-device", "cpu")
-    message = run_command(*command, fails=True, **folders).stderr.splitlines()[-1]
-    assert "two-dimensional" in message
-    assert CONFIGURATION in message
+    with pytest.raises(UsageError, match=f"two-dimensional.*{CONFIGURATION}"):
+        call("nnUNetv2_train", DATASET, "2d", "0", "-tr", "nnUNetTrainerGLIMS", "-device", "cpu", **folders)
 
 
 @pytest.mark.slow
 def test_plans_for_another_network_are_refused_naming_its_trainer(folders, latupnet_preprocessed):
     changed = {**folders, "nnUNet_preprocessed": latupnet_preprocessed}
-    message = train(0, fails=True, **changed).stderr.splitlines()[-1]
-    assert LATUPNET in message
-    assert PLANS in message
+    with pytest.raises(UsageError, match=LATUPNET) as refused:
+        train(0, **changed)
+    assert PLANS in str(refused.value)
