@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.regions import of_dataset, short
+from nnunet_glims.evaluation.regions import short
 from nnunet_glims.explanation import pictures, sanity
 from nnunet_glims.explanation.attribution import (
     grad_cam,
@@ -31,6 +31,7 @@ from nnunet_glims.files import check_new, new_folder, write_json, write_text
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import read_label_map, write_image
 from nnunet_glims.nnunet.checkpoints import FINAL, load_checkpoint, load_weights, trained_folds
+from nnunet_glims.nnunet.folders import regions_of
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.validation import nearest
 
@@ -210,7 +211,7 @@ def _targets(dataset_json: Mapping[str, Any], volumes: ImagePipeline, wanted: Se
     labels = volumes.labels
     known = {
         name: ExplanationTarget(short(name), place if labels.has_regions else labels.all_labels.index(of[0]), of)
-        for place, (name, of) in enumerate(of_dataset(dataset_json).items())
+        for place, (name, of) in enumerate(regions_of(dataset_json).items())
     }
     by_name = {key.lower(): target for name, target in known.items() for key in (name, target.name)}
     for name in wanted:

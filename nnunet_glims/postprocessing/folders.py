@@ -15,7 +15,7 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.files import new_folder, read_json, write_json
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import read_label_map, write_image
-from nnunet_glims.nnunet.folders import ENDINGS
+from nnunet_glims.nnunet.folders import ENDINGS, label_maps
 from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_map
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
 from nnunet_glims.postprocessing.rules import Rules, rules_to_json
@@ -64,7 +64,7 @@ def find_predicted_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[Pr
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
     if not rules.needs_probabilities and len(folders) == 1:
-        files = _label_maps(folders[0])
+        files = label_maps(folders[0])
         if not files:
             raise UsageError(f"{folders[0]}: there are no label maps ({', '.join(ENDINGS)})")
         return [PredictedCase(name, file) for name, file in files.items()], None
@@ -106,7 +106,7 @@ def _heads(folders: Sequence[Path]) -> Heads:
 
 def _with_probabilities(folders: Sequence[Path]) -> list[PredictedCase]:
     found = [{file.stem: file for file in folder.glob("*.npz") if not file.name.startswith(".")} for folder in folders]
-    maps = _label_maps(folders[0])
+    maps = label_maps(folders[0])
     if not any(found):
         raise UsageError(f"{folders[0]}: has no probabilities (*.npz): predict with --save_probabilities")
     problems = []
@@ -149,16 +149,6 @@ def _problems(case: PredictedCase, heads: Heads) -> list[str]:
         if tuple(shape[::-1]) != size:
             problems.append(f"{file}: has {times(shape[::-1])} voxels, not {times(size)} as {case.label_map}")
     return problems
-
-
-def _label_maps(folder: Path) -> dict[str, Path]:
-    """Case -> file."""
-    found = {}
-    for file in sorted(folder.iterdir()):
-        ending = next((ending for ending in ENDINGS if file.name.endswith(ending)), None)
-        if ending is not None and not file.name.startswith("."):
-            found[file.name.removesuffix(ending)] = file
-    return found
 
 
 def postprocess(
