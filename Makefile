@@ -53,6 +53,7 @@ bench: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --target-version py313 --ignore UP .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --python-version 3.10
 	$(BIN)/mypy --python-version 3.13

@@ -79,7 +79,7 @@ def draw(
             if np.isfinite(part):
                 text = _number(part, len(labels))
                 if sd is not None and np.isfinite(sd[entry][row, column]):
-                    text += f"\n±{_number(sd[entry][row, column], len(labels))}"
+                    text += f"\n±{_number(float(sd[entry][row, column]), len(labels))}"
                 colour = "white" if part > 0.6 else "#1b1f24"
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
         axes.set_title(entry, fontsize=10)
