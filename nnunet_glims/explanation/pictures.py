@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from nnunet_glims.files import write_bytes, write_text
-from nnunet_glims.report.cases import TELLING_CHANNELS
+from nnunet_glims.report.cases import PREFERRED_CHANNELS
 from nnunet_glims.report.drawing import data_uri, grey, label_colour
 from nnunet_glims.report.slices import CT_WINDOW, oriented, shown_part
 
