@@ -1,6 +1,5 @@
-"""Packaging. Metadata is here because two folders of the repository's top level are installed inside the package."""
+"""What pyproject.toml cannot say: the start-up file, and two folders of the repository's top level inside the package."""
 
-import re
 import tempfile
 import zipfile
 from base64 import urlsafe_b64encode
@@ -18,9 +17,6 @@ STARTUP_LINE = (
     "import os; "
     "exec('try:\\n from nnunet_glims.nnunet.discovery import announce; announce()\\nexcept Exception: pass')\n"
 )
-
-ONNX = ["onnx>=1.16", "onnxscript", "onnxruntime>=1.17"]
-
 FOLDERS = {
     "nnunet_glims": "nnunet_glims",
     "nnunet_glims.trainers": "trainers",
@@ -66,57 +62,7 @@ def packages():
 
 
 setup(
-    name="nnunet-glims",
-    version=re.search(r'__version__ = "(.+)"', (ROOT / "nnunet_glims/__init__.py").read_text()).group(1),
-    description="Light 3D segmentation networks for nnU-Net v2: GLIMS, LATUP-Net, and Swin UNETR to compare them with",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    license_files=["LICENSE"],
-    classifiers=[
-        "Intended Audience :: Science/Research",
-        "Programming Language :: Python :: 3",
-        "Topic :: Scientific/Engineering :: Medical Science Apps.",
-    ],
-    python_requires=">=3.10,<3.14",
     packages=packages(),
     package_dir=FOLDERS,
-    package_data={
-        "nnunet_glims.explanation": ["*.html"],
-        "nnunet_glims.kernels": ["c/*.[ch]"],
-        "nnunet_glims.plans_overrides": ["*.json"],
-        "nnunet_glims.report": ["*.html", "*.css", "*.js"],
-    },
-    install_requires=[
-        "nnunetv2>=2.8,<3",
-        "torch>=2.3",
-        "dynamic-network-architectures",
-        "SimpleITK",
-        "batchgenerators",
-        "batchgeneratorsv2",
-        "nibabel",
-        "connected-components-3d",
-        "jinja2",
-        "matplotlib",
-        "numpy",
-        "pandas",
-        "pillow",
-        "pyyaml",
-        "scipy",
-        "scikit-image",
-        "scikit-learn",
-        "packaging",
-        "pydantic>=2",
-        "rich",
-        "submitit",
-    ],
-    extras_require={
-        "swinunetr": ["monai>=1.3"],
-        "onnx": ONNX,
-        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "build", "surface-distance", "medpy", "captum", *ONNX],
-        "lint": ["ruff", "mypy"],
-    },
-    entry_points={"console_scripts": ["nnunet-glims = nnunet_glims.cli:main"]},
     cmdclass={"build_py": BuildWithStartupFile, "editable_wheel": EditableWithStartupFile},
-    zip_safe=False,
 )

@@ -23,11 +23,10 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.cpu import CHANNELS, CLASSES, processor
-from nnunet_glims import architectures
 from nnunet_glims.kernels.cpu import keep_freed_memory
 from nnunet_glims.networks import network_named
 from nnunet_glims.nnunet.plans.memory import GIB, StepMemory, nnunet_loss, training_step
-from nnunet_glims.trainers.robust_trainer import _peak_memory
+from nnunet_glims.trainers.robust_trainer import peak_memory
 
 GLIMS = [("GLIMS", {"checkpointing": setting}) for setting in ("none", "aggregators", "stages")]
 LATUPNET, SWIN_UNETR = ("LATUPNet", {}), ("SwinUNETR", {})
@@ -53,8 +52,9 @@ ON_GPU = [
 
 
 def build(name: str, arguments: dict, patch: tuple[int, ...]) -> nn.Module:
-    deep_supervision = network_named(name).recipe.deep_supervision
-    return getattr(architectures, name)(CHANNELS, CLASSES, tuple(patch), deep_supervision=deep_supervision, **arguments)
+    network = network_named(name)
+    deep_supervision = network.recipe.deep_supervision
+    return network.load_class()(CHANNELS, CLASSES, tuple(patch), deep_supervision=deep_supervision, **arguments)
 
 
 def estimate(name: str, arguments: dict, patch: tuple[int, ...], batch: int, device: str) -> StepMemory:
@@ -92,7 +92,7 @@ def measure(case: tuple, device: str) -> dict[str, float]:
     now += sum(value.nbytes for state in optimizer.state.values() for value in state.values())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step(patch, batch)
-    grown = _peak_memory(torch.device(device)) - before
+    grown = peak_memory(torch.device(device)) - before
     peak = now
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):

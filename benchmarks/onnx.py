@@ -22,6 +22,7 @@ import SimpleITK as sitk
 from benchmarks.cpu import processor
 from nnunet_glims.evaluation.regions import Regions, of_dataset
 from nnunet_glims.nnunet.models import ModelFolder
+from nnunet_glims.processes import available_cores
 
 
 def timed(*command: object) -> float:
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--folds", default=["0"], nargs="+")
-    parser.add_argument("--threads", default=os.cpu_count(), type=int)
+    parser.add_argument("--threads", default=available_cores(), type=int)
     parser.add_argument("--precision", default="fp32")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
 from nnunet_glims.datasets import brats
-from nnunet_glims.postprocessing.case import label_map_of
+from nnunet_glims.postprocessing.case import postprocessed_label_map
 from nnunet_glims.postprocessing.folders import postprocess
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities
 from nnunet_glims.postprocessing.rules import PRESETS
@@ -97,7 +97,7 @@ def main() -> None:
         opened = [read_probabilities(file) for file in files]
         read = time.process_time()
         for probabilities in opened:
-            label_map_of([probabilities], heads, PRESET)
+            postprocessed_label_map([probabilities], heads, PRESET)
         result["processor seconds: reading probabilities"] = round((read - started) / len(files), 3)
         result["processor seconds: rules"] = round((time.process_time() - read) / len(files), 3)
     print(json.dumps(result, indent=4, ensure_ascii=False))

@@ -16,8 +16,9 @@ from packaging.requirements import Requirement
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
+from nnunet_glims.networks import network_of_trainer
 from nnunet_glims.nnunet.discovery import OPT_OUT, VARIABLE
-from nnunet_glims.processes import available_cores
+from nnunet_glims.processes import available_cores, available_memory
 
 Verdict = Literal["ok", "warn", "fail"]
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -127,11 +128,12 @@ def _device() -> Iterator[Finding]:
     import torch
 
     from nnunet_glims.kernels import cpu, gpu
+    from nnunet_glims.training.precision import resolve
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            precision = resolve("auto", "cuda")
             memory = properties.total_memory / 2**30
             yield Finding(f"GPU {index}", "ok", f"{properties.name}, {memory:.0f} GiB; precision auto is {precision}")
         if gpu.library() is not None:
@@ -227,13 +229,12 @@ def _network(
 ) -> Iterator[Finding]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_glims import architectures, trainers
     from nnunet_glims.architectures.complexity import count_gmac, count_parameters
-    from nnunet_glims.nnunet.plans.complete import check_is_3d, complete, preprocess_command
+    from nnunet_glims.nnunet.plans.configuration import check_is_3d, complete_configuration, preprocess_command
     from nnunet_glims.nnunet.plans.memory import GIB, in_half_precision, training_step
     from nnunet_glims.training.recipes import Recipe
 
-    trainer_class = getattr(trainers, trainer, None)
+    ours = network_of_trainer(trainer)
     try:
         check_is_3d(plans, configuration)
         manager = PlansManager(plans)
@@ -249,18 +250,17 @@ def _network(
                 f"{data}: there is no such folder",
                 preprocess_command(plans, configuration),
             )
-        if trainer_class is None:
+        if ours is None:
             yield Finding("network", "ok", f"{trainer} is not one of ours: its network was not looked at")
             return
-        network_entry = trainer_class.light_network
-        completed = complete(planned, network_entry, trainer_class.light_network_arguments, plans["plans_name"])
+        completed = complete_configuration(planned, ours, ours.trainers[trainer], plans["plans_name"])
     except UsageError as error:
         yield Finding("plans", "fail", str(error), "see docs/plans.md")
         return
     labels = manager.get_label_manager(described)
     channels, patch, batch = len(described["channel_names"]), completed["patch_size"], completed["batch_size"]
     arguments = completed["architecture"]["arch_kwargs"]
-    network = getattr(architectures, network_entry.name)(
+    network = ours.load_class()(
         channels,
         labels.num_segmentation_heads,
         deep_supervision=completed["training"]["deep_supervision"],
@@ -274,27 +274,25 @@ def _network(
     yield Finding(
         "network",
         "ok",
-        f"{network_entry.name}: {count_parameters(network) / 1e6:.1f} M parameters, "
+        f"{ours.name}: {count_parameters(network) / 1e6:.1f} M parameters, "
         f"{count_gmac(network, channels, patch):.0f} GMAC a patch",
     )
     precision = "half precision" if in_half_precision(recipe, device) else "float32"
     text = f"a training step takes about {need:.1f} GiB in {precision} ({where}: {available:.0f} GiB)"
     if need > available:
-        smaller = f"nnunet-glims plans auto -d {folder.name} --network {network_entry.name.lower()} --vram GB"
+        smaller = f"nnunet-glims plans auto -d {folder.name} --network {ours.name.lower()} --vram GB"
         yield Finding("training memory", "warn", text, smaller)
     else:
         yield Finding("training memory", "ok", text)
 
 
 def _memory() -> tuple[float, str, str]:
-    """GiB of the first GPU, or of the machine, its type and what to call it."""
+    """GiB of the first GPU, or else of this process, with the device type and what to call the memory."""
     import torch
-
-    from nnunet_glims.kernels.cpu import physical_memory
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory / 2**30, "cuda", "GPU 0"
-    return physical_memory() / 2**30, "cpu", "this machine"
+    return available_memory() / 2**30, "cpu", "usable here"
 
 
 def _splits(folder: Path, data: Path) -> Finding:
@@ -322,7 +320,7 @@ def _splits(folder: Path, data: Path) -> Finding:
 
 
 def _models(dataset: str, trainer: str, plans_name: str, configuration: str) -> Iterator[Finding]:
-    from nnunet_glims.trainers.robust_trainer import is_intact
+    from nnunet_glims.trainers.checkpoint_files import is_intact
 
     results = os.environ.get("nnUNet_results")
     if not results:

@@ -1,20 +1,41 @@
-"""Reading and writing the small files that state is kept in."""
+"""Files and folders that are complete or not there.
+
+Whatever the package writes, it writes into a hidden working folder beside the place where the result belongs:
+`.NAME.RANDOM.tmp`. The complete result is synced to the disk and moved to its place by a rename. A process that is killed
+at any moment therefore leaves the old file or the new one, and at most a working folder. The next process that writes the
+same result removes such a folder, if no living process holds the lock in it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there, working folders of killed processes stay
+    fcntl = None  # type: ignore[assignment]
+
+_SUFFIX = ".tmp"
+_LOCK = ".lock"
+_YOUNG_SECONDS = 2
+"""A working folder is made a moment before its lock. One that is younger than this is taken for a living process'."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def read_json(path: Path) -> Any:
-    """The file's content; raises `UsageError` naming file and place where it is missing or no JSON."""
+    """Return the file's content; raise `UsageError` naming the file and the place where it is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -24,18 +45,130 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a text file in UTF-8, as `new_file` does."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON as nnU-Net does, indented by 4, atomically."""
+    """Write JSON as nnU-Net does, indented by 4, as `new_file` does."""
     write_text(path, json.dumps(data, indent=4) + "\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, as `new_file` does."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a path to write a file to, and move the file to its place when the block ends without an error.
+
+    The temporary path has the same name in another folder, so that libraries know the format by the name's ending. An
+    older file is replaced.
+
+    Raises:
+        ProcessingError: the disk is full, or the file cannot be written for another reason of the file system.
+    """
+    with working_folder(path) as folder:
+        temporary = folder / path.name
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, and move it to its place when the block ends without an error.
+
+    Missing parents of `out` are made. An older folder is replaced: callers check before whether it may be (`check_new`).
+
+    Raises:
+        ProcessingError: the disk is full, or the folder cannot be written for another reason of the file system.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with working_folder(out) as folder:
+        temporary = folder / out.name
+        temporary.mkdir()
+        yield temporary
+        if out.exists():
+            sync_tree(temporary)
+            out.rename(folder / "replaced")  # removed with the working folder
+        move_folder(temporary, out)
+
+
+@contextmanager
+def working_folder(place: Path) -> Iterator[Path]:
+    """Make a hidden folder beside `place` that no other process uses, and remove it however the block ends.
+
+    Working folders that killed processes left for the same place are removed first.
+
+    Raises:
+        ProcessingError: the disk is full or read-only, or the file system reports another error about `place` or the
+            working folder, here or in the block. Errors about other files are passed on.
+    """
+    descriptor = None
+    try:
+        _remove_leftovers(place)
+        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_SUFFIX, dir=place.parent))
+        try:
+            descriptor = _lock(folder)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if descriptor is not None:
+                os.close(descriptor)
+    except OSError as error:
+        ours = (str(place.absolute()), str(place.parent.absolute() / f".{place.name}."))
+        named = [os.path.abspath(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path))]
+        if error.errno not in _DISK_ERRORS and not any(name == ours[0] or name.startswith(ours[1]) for name in named):
+            raise
+        raise unwritable(place, error.strerror or str(error)) from error
+
+
+def unwritable(place: Path, reason: str) -> ProcessingError:
+    """Return the error for a file or folder that could not be written; it names the disk and its free bytes."""
+    disk = place.parent.absolute()
+    while not disk.exists() or not (os.path.ismount(disk) or disk == disk.parent):
+        disk = disk.parent
+    free = shutil.disk_usage(disk).free
+    return ProcessingError(
+        f"{place}: cannot be written: {reason}. The disk {disk} has {free:,} bytes ({free / 2**30:.1f} GiB) free. What was "
+        "there before is unchanged: make room or choose another folder, and run the command again"
+    )
+
+
+def move_folder(folder: Path, place: Path) -> None:
+    """Sync a folder with all that is in it to the disk, then rename it to a place where there is none."""
+    sync_tree(folder)
+    folder.rename(place)
+    sync(place.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until the disk has a folder and everything below it."""
+    for inside, _, names in os.walk(folder):
+        for name in names:
+            path = Path(inside, name)
+            if not path.is_symlink():
+                sync(path)
+        sync(Path(inside))
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's content, or a folder's entries where the system can do that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders; files may be readable by their owner only
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # the file system has no sync for this
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
@@ -45,26 +178,42 @@ def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
         raise UsageError(f"{out}: this exists already: {ours if (out / mark).is_file() else 'choose another folder'}")
 
 
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill; it takes the place of `out` when all is done, and is removed where anything fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.mkdir()
-        yield unfinished
-        if out.exists():
-            shutil.rmtree(out)
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def check_free_space(nbytes: int, folder: Path, what: str) -> None:
-    """Raise `UsageError` where the disk of `folder` has not that many bytes free."""
+    """Raise `ProcessingError` where the disk of `folder` has fewer free bytes than that."""
     free = shutil.disk_usage(folder).free
     if nbytes > free:
-        raise UsageError(
+        raise ProcessingError(
             f"{folder}: {nbytes / 2**30:.1f} GiB are needed {what} and {free / 2**30:.1f} GiB are free: make room, or "
             "point nnUNet_raw to another disk"
         )
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Remove the working folders for this place whose processes were killed."""
+    if fcntl is None or not place.parent.is_dir():
+        return
+    prefix = f".{place.name}."
+    with os.scandir(place.parent) as entries:
+        found = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX)]
+    for path in found:
+        with contextlib.suppress(
+            OSError
+        ):  # locked by a living process, gone meanwhile, or no locks on this file system
+            if time.time() - os.stat(path).st_mtime < _YOUNG_SECONDS:
+                continue
+            descriptor = os.open(os.path.join(path, _LOCK), os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a working folder until the descriptor is closed or the process ends; None where there are no locks."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    with contextlib.suppress(OSError):  # a file system without locks: nobody can take this folder for a dead one either
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor

@@ -1,4 +1,4 @@
-"""Where an image's voxels lie in space."""
+"""Where an image's voxels lie in space, and the box around the voxels of a mask."""
 
 from __future__ import annotations
 
@@ -50,6 +50,29 @@ class Geometry:
             if not np.allclose(mine, its, rtol=0, atol=tolerance):
                 return f"has {what} {_rounded(mine)}, not {_rounded(its)}"
         return None
+
+
+def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
+    """Return the smallest box that holds every non-zero voxel of a mask.
+
+    Args:
+        mask: an array of any number of axes; every voxel other than zero counts.
+        margin: by how many voxels the box is made larger on each side. It ends where the array ends.
+
+    Returns:
+        A slice for each axis, or None where the mask has no voxel other than zero.
+    """
+    box: list[slice] = []
+    part = mask
+    for axis, length in enumerate(mask.shape):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        filled = np.flatnonzero(part.any(axis=others))
+        if not len(filled):
+            return None
+        first, last = int(filled[0]), int(filled[-1])
+        part = part[(slice(None),) * axis + (slice(first, last + 1),)]  # the other axes have less to look at
+        box.append(slice(max(first - margin, 0), min(last + 1 + margin, length)))
+    return tuple(box)
 
 
 def times(size: Sequence[int]) -> str:

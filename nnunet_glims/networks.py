@@ -1,102 +1,215 @@
-"""The networks, each listed once: the command line, the docs' tables and the tests read this list."""
+"""The registry of networks: which trainer trains which network, with which fixed arguments and which recipe.
+
+All code that relates these asks here. Other packages add their networks by an entry point of the group
+`nnunet_glims.networks`; docs/networks.md shows how. Importing this module imports neither torch nor nnU-Net.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.training import recipes
 from nnunet_glims.training.recipes import Recipe
 from nnunet_glims.validation import nearest
 
+ENTRY_POINT_GROUP = "nnunet_glims.networks"
+
 
 @dataclass(frozen=True)
 class Network:
-    """One network and what is published about it.
+    """One network, its trainers, and what is published about it.
 
     Attributes:
-        name: class in `nnunet_glims.architectures`.
-        trainer: what users give to `-tr`.
-        paper: where it is described.
-        parameters_m, gflops: millions of parameters and GFLOPs as published.
-        published_for: input the published figures are for, as (channels, classes, patch size).
-        recipe: how its trainer trains it where plans say nothing else.
-        stages: resolutions whose strides follow the data's spacing; None where they are fixed.
-        halvings: how often a patch should be divisible by two.
-        checkpointing: values of the argument of that name, the fastest first; empty where there is none.
-        results: published segmentation results, each with what they were measured on.
-        licence: of the authors' code. Ours is written from the paper and measurements, under Apache-2.0.
+        name: how overrides and commands name it.
+        path: import path of its class, as it stands in plans files.
+        trainer: trainer class, which users give to `-tr`.
+        recipe: how this trainer trains it where plans say nothing else.
+        paper: where the network is described.
+        licence: of the authors' code, and whether any of it is used.
+        parameters_m: millions of parameters as published.
+        gflops: billions of floating-point operations of a forward pass as published.
+        published_for: input of these figures, as (channels, classes, patch size).
+        results: published segmentation results, each with the data they were measured on.
+        variants: further trainers of the same network, each with the constructor arguments on which it insists.
+        trainers_module: import path of the module that has the trainer classes.
+        stages: number of resolutions whose strides follow the data's spacing; None where the strides are fixed.
+        halvings: how often each side of a patch should be divisible by two.
+        checkpointing: values of the constructor argument of that name, the fastest first; empty where there is none.
     """
 
     name: str
+    path: str
     trainer: str
+    recipe: Recipe
     paper: str
+    licence: str
     parameters_m: float
     gflops: float
     published_for: tuple[int, int, tuple[int, int, int]]
-    recipe: Recipe
-    stages: int | None
-    halvings: int
-    licence: str
-    checkpointing: tuple[str | bool, ...] = ()
     results: tuple[str, ...] = ()
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    trainers_module: str = "nnunet_glims.trainers"
+    stages: int | None = None
+    halvings: int = 5
+    checkpointing: tuple[str | bool, ...] = ()
 
     @property
-    def path(self) -> str:
-        """Import path, as it stands in plans files."""
-        return f"nnunet_glims.architectures.{self.name}"
+    def trainers(self) -> dict[str, Mapping[str, Any]]:
+        """Every trainer of the network with the constructor arguments on which it insists."""
+        return {self.trainer: {}, **self.variants}
+
+    def trainer_for(self, arguments: Mapping[str, Any]) -> str:
+        """The trainer to use with these constructor arguments: the one that insists on the most of them."""
+        suitable = [
+            (len(fixed), name)
+            for name, fixed in self.trainers.items()
+            if all(key in arguments and arguments[key] == value for key, value in fixed.items())
+        ]
+        return max(suitable, key=lambda pair: pair[0])[1]
+
+    def load_class(self) -> type:
+        """The network's class; this imports torch. Raises `UsageError` where it cannot be imported."""
+        return _load(self.path, f"network {self.name}")
+
+    def load_trainer(self, trainer: str) -> type:
+        """The class of one of the network's trainers; this imports nnU-Net. Raises `UsageError` where it cannot be."""
+        return _load(f"{self.trainers_module}.{trainer}", f"trainer {trainer}")
 
 
-NETWORKS = (
+BUILT_IN = (
     Network(
         name="GLIMS",
+        path="nnunet_glims.architectures.GLIMS",
         trainer="nnUNetTrainerGLIMS",
+        recipe=recipes.GLIMS,
         paper="arXiv 2404.17854",
+        licence="no code of the authors is used",
         parameters_m=47.16,
         gflops=72.30,
         published_for=(4, 3, (96, 96, 96)),
-        recipe=recipes.GLIMS,
+        results=("BraTS 2023 validation: Dice WT 0.9219, TC 0.8775, ET 0.8318 (arXiv 2403.09942)",),
+        variants={"nnUNetTrainerGLIMSReleased": {"released": True}},
         stages=6,
         halvings=4,
         checkpointing=("none", "aggregators", "stages"),
-        licence="no code of the authors is used",
-        results=("BraTS 2023 validation: Dice WT 0.9219, TC 0.8775, ET 0.8318 (arXiv 2403.09942)",),
     ),
     Network(
         name="LATUPNet",
+        path="nnunet_glims.architectures.LATUPNet",
         trainer="nnUNetTrainerLATUPNet",
+        recipe=recipes.LATUPNET,
         paper="arXiv 2404.05911",
+        licence="the authors' code is AGPL; none of it is used",
         parameters_m=3.07,
         gflops=15.79,
         published_for=(3, 4, (128, 128, 128)),
-        recipe=recipes.LATUPNET,
-        stages=4,
-        halvings=3,
-        licence="the authors' code is AGPL; none of it is used",
         results=(
             "BraTS 2020: Dice WT 0.8841, TC 0.8382, ET 0.7367",
             "BraTS 2021: Dice WT 0.9029, TC 0.8954, ET 0.8392",
         ),
+        stages=4,
+        halvings=3,
     ),
     Network(
         name="SwinUNETR",
+        path="nnunet_glims.architectures.SwinUNETR",
         trainer="nnUNetTrainerSwinUNETR",
+        recipe=recipes.SWIN_UNETR,
         paper="arXiv 2201.01266",
+        licence="MONAI's implementation (Apache-2.0), an optional dependency",
         parameters_m=61.98,
         gflops=394.84,
         published_for=(4, 3, (96, 96, 96)),
-        recipe=recipes.SWIN_UNETR,
-        stages=None,
         halvings=5,
         checkpointing=(False, True),
-        licence="MONAI's implementation (Apache-2.0), an optional dependency",
     ),
 )
+"""The networks that come with this package."""
+
+
+@cache
+def networks() -> tuple[Network, ...]:
+    """All registered networks: those of this package, then those of other packages.
+
+    A network of another package that cannot be used is left out with a warning that names its package and the reason.
+    """
+    found = list(BUILT_IN)
+    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+        package = entry.dist.name if entry.dist is not None else entry.value
+        try:
+            network = entry.load()
+            _check(network, found)
+        except Exception as error:  # anything may go wrong in code of others, and must not stop the rest
+            warnings.warn(
+                f"the network {entry.name!r} of the package {package!r} is left out: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            found.append(network)
+    return tuple(found)
+
+
+def _check(network: Any, others: list[Network]) -> None:
+    if not isinstance(network, Network):
+        raise TypeError(f"the entry point leads to a {type(network).__name__}, not to a nnunet_glims.networks.Network")
+    for other in others:
+        same = {network.name.lower(), *network.trainers} & {other.name.lower(), *other.trainers}
+        if same:
+            raise ValueError(f"the name {sorted(same)[0]!r} belongs to {other.name} already")
+
+
+def _in_order() -> Iterator[Network]:
+    """The networks of this package first, so that other packages are only looked for where these do not suffice."""
+    yield from BUILT_IN
+    yield from networks()[len(BUILT_IN) :]
 
 
 def network_named(name: str) -> Network:
-    """The network of that name; raises `UsageError` with the nearest right one."""
-    for network in NETWORKS:
-        if network.name == name:
+    """The network of that name, in capital or small letters.
+
+    Raises:
+        UsageError: there is none; the message has the nearest right name.
+    """
+    for network in _in_order():
+        if network.name.lower() == name.lower():
             return network
-    raise UsageError(f"network {name!r} is unknown: {nearest(name, [network.name for network in NETWORKS])}")
+    raise UsageError(f"network {name!r} is unknown: {nearest(name, [network.name for network in networks()])}")
+
+
+def network_of_trainer(trainer: str) -> Network | None:
+    """The network that a trainer class of that name trains; None where the trainer is not registered here."""
+    return next((network for network in _in_order() if trainer in network.trainers), None)
+
+
+def network_of_class(path: str) -> Network | None:
+    """The network whose class has that import path; None where the class is not registered here."""
+    return next((network for network in _in_order() if network.path == path), None)
+
+
+def trained_by(trainer: str) -> tuple[Network, Mapping[str, Any]]:
+    """The network that a registered trainer trains, and the constructor arguments on which it insists.
+
+    Raises:
+        UsageError: no trainer of that name is registered.
+    """
+    network = network_of_trainer(trainer)
+    if network is None:
+        known = [name for other in networks() for name in other.trainers]
+        raise UsageError(f"trainer {trainer!r} is not registered: {nearest(trainer, known)}")
+    return network, network.trainers[trainer]
+
+
+def _load(path: str, what: str) -> type:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{what}: {path} cannot be imported: {error}") from error

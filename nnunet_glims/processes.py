@@ -1,4 +1,4 @@
-"""Work on many cases at once, and how far it has got."""
+"""Cores and memory that this process may use, programs it finds, and work on many cases in several processes."""
 
 from __future__ import annotations
 
@@ -11,40 +11,147 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from math import ceil
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any, TypeVar
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 
 T = TypeVar("T")
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Passes results on as they come and shows how many there are: (results, what is done, how many there will be)."""
+"""Passes results on as they come and shows how far the work is: (results, name of the work, expected number)."""
 
 
-def available_cores() -> int:
-    """How many cores this process may use, by SLURM's word or the system's."""
-    allotted = os.environ.get("SLURM_CPUS_PER_TASK")
-    if allotted and allotted.isdigit():
-        return int(allotted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MOST_WORKERS = 8
+MEMORY_PER_WORKER = 2**30
+"""Bytes that a process with NumPy, SimpleITK and a case of a few million voxels may need."""
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """How many processor cores this process may use.
+
+    This is the smallest of what the machine has, what the process is bound to, the processor time that control groups
+    (containers, services) grant, and what SLURM allotted to the task.
+
+    Args:
+        root: folder that stands for the root of the file system; tests give another one.
+    """
+    bound_to = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allotted = _slurm_number("SLURM_CPUS_PER_TASK") or _slurm_number("SLURM_CPUS_ON_NODE")
+    limits = [bound_to, *_processor_quotas(root), *([allotted] if allotted else [])]
+    return max(1, int(min(limits)))
+
+
+def available_memory(root: Path = Path("/")) -> float:
+    """How many bytes of memory this process may use; infinite where the system does not say.
+
+    This is the smallest of the machine's memory, the limits of control groups (containers, services, SLURM), and what
+    SLURM's variables say.
+
+    Args:
+        root: folder that stands for the root of the file system; tests give another one.
+    """
+    try:
+        machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # Windows
+        machine = float("inf")
+    limits = [machine, *_memory_limits(root)]
+    if of_node := _slurm_number("SLURM_MEM_PER_NODE"):
+        limits.append(of_node * 2**20)
+    elif of_core := _slurm_number("SLURM_MEM_PER_CPU"):
+        cores = _slurm_number("SLURM_CPUS_ON_NODE") or _slurm_number("SLURM_CPUS_PER_TASK") or 1
+        limits.append(of_core * cores * 2**20)
+    return min(limits)
+
+
+def _slurm_number(variable: str) -> int:
+    """The number in one of SLURM's variables; 0 where it is not set or no number. For memory, SLURM's 0 means all."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else 0
+
+
+def _processor_quotas(root: Path) -> Iterator[float]:
+    """Cores that each control group of this process and each above it may use, rounded up.
+
+    The files hold a quota and a period of time. Without a quota, version 2 says "max" and version 1 says -1.
+    """
+    for folder in _control_groups(root, "cpu"):
+        of_version_1 = [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]
+        words = _words(folder / "cpu.max") or of_version_1
+        if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]) > 0:
+            yield ceil(int(words[0]) / int(words[1]))
+
+
+def _memory_limits(root: Path) -> Iterator[float]:
+    """Bytes that each control group of this process and each above it may use.
+
+    Without a limit, version 2 says "max" and version 1 a number larger than any memory.
+    """
+    for folder in _control_groups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = "".join(_words(folder / name))
+            if limit.isdecimal():
+                yield float(limit)
+
+
+def _control_groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process' control groups for a controller, and of those above them up to where they are mounted.
+
+    Inside a container /proc may name folders of the machine that are not mounted; then the mounted one alone exists.
+    """
+    mounted = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0" and not controllers:
+            tops = [mounted, mounted / "unified"]
+        elif controller in controllers.split(","):
+            tops = [mounted / controllers, mounted / controller]
+        else:
+            continue
+        for top in tops:
+            folder = top / group.lstrip("/")
+            yield from (above for above in (folder, *folder.parents) if above == top or top in above.parents)
+
+
+def _words(file: Path) -> list[str]:
+    """Words of a small file; none where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 def workers_or_default(workers: int | None) -> int:
-    """How many processes the user asked for; without, a core each, at most 8. Raises `UsageError` for less than one."""
+    """How many processes to start: what the user asked for, else as many as cores and memory allow, at most 8.
+
+    Raises:
+        UsageError: the user asked for less than one.
+    """
     if workers is None:
-        return min(8, os.cpu_count() or 1)
+        room = min(available_cores(), available_memory() // MEMORY_PER_WORKER, MOST_WORKERS)
+        return max(1, int(room))
     if workers < 1:
         raise UsageError(f"--workers {workers}: at least one process is needed")
     return workers
 
 
 def find_program(name: str) -> str:
-    """Path of a command such as nnUNetv2_train: that of the running Python's environment, activated or not, else of PATH."""
+    """Path of a command such as nnUNetv2_train.
+
+    It is looked for in the environment of the running Python, activated or not, then in PATH; the bare name is returned
+    where it is in neither.
+    """
     return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name) or name
 
 
 def quietly(results: Iterable[Any], what: str, count: int) -> Iterable[Any]:
-    """Progress that is not shown."""
+    """The results as they are: progress is not shown."""
     return results
 
 
@@ -52,14 +159,14 @@ def quietly(results: Iterable[Any], what: str, count: int) -> Iterable[Any]:
 def processes(
     workers: int, ordered: bool = True
 ) -> Iterator[Callable[[Callable[[Any], T], Sequence[Any]], Iterable[T]]]:
-    """A function that applies another one to each of some things, in so many processes.
+    """Give a function like `map` that works in several processes and yields results as they come.
 
     Args:
-        workers: how many.
-        ordered: whether results come in the order of the things, or as they are done.
+        workers: number of processes; with one, the work is done in this process.
+        ordered: yield results in the order of the inputs; otherwise in the order in which they are finished.
 
     Raises:
-        UsageError: one of the processes was killed.
+        ProcessingError: one of the processes was killed.
     """
     if workers <= 1:
         yield map
@@ -67,16 +174,17 @@ def processes(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
 
-        def each(function: Callable[[Any], T], things: Sequence[Any]) -> Iterator[T]:
+        def apply(function: Callable[[Any], T], things: Sequence[Any]) -> Iterator[T]:
             futures = [pool.submit(function, thing) for thing in things]
             for future in futures if ordered else as_completed(futures):
                 yield future.result()
 
         try:
-            yield each
+            yield apply
         except BrokenProcessPool:
-            raise UsageError(
-                "a process was killed, probably for lack of memory. What is done is kept: run again with fewer --workers"
+            raise ProcessingError(
+                "a worker process was killed, probably because memory ran out. Results written so far are kept: run the "
+                "command again with fewer --workers"
             ) from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -84,7 +192,7 @@ def processes(
 
 
 def _end_with_parent() -> None:
-    """A process whose parent is killed would wait for work forever."""
+    """End this worker when its parent is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

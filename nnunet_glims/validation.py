@@ -34,8 +34,9 @@ def validate(model: type[Model], data: Any, where: str, line_of: Callable[[list[
 
 def nearest(name: str, known: list[str]) -> str:
     """The end of an error message about an unknown name."""
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    in_small_letters = {one.lower(): one for one in known}
+    close = get_close_matches(name.lower(), in_small_letters, n=1, cutoff=0.5)
+    return f"did you mean {in_small_letters[close[0]]!r}?" if close else f"known are {', '.join(known)}"
 
 
 def _describe(model: type[BaseModel], problem: Any) -> str:

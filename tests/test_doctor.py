@@ -60,6 +60,7 @@ def test_the_trainer_is_looked_for_as_nnunet_does(monkeypatch):
 
 def test_more_loading_processes_than_cores_are_too_many(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)  # nnU-Net never takes more processes than that
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
     monkeypatch.setenv("nnUNet_n_proc_DA", "12")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
     (finding,) = doctor._processes()

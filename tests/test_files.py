@@ -1,6 +1,36 @@
+"""What is written is complete or not there, whatever happens meanwhile and whoever writes beside it."""
+
+import errno
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
-from nnunet_glims.files import read_json, write_json
+from nnunet_glims import files
+from nnunet_glims.errors import ProcessingError
+from nnunet_glims.files import new_file, new_folder, read_json, working_folder, write_bytes, write_json
+
+
+@contextmanager
+def largest_file(nbytes):
+    """A disk on which files end at so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_crash_while_writing_leaves_the_old_file_alone(tmp_path, monkeypatch):
@@ -12,4 +42,134 @@ def test_a_crash_while_writing_leaves_the_old_file_alone(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="killed"):
         write_json(path, {"new": 2})
     assert read_json(path) == {"old": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+    assert names(tmp_path) == ["state.json"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_folder_leaves_the_old_one_and_nothing_beside(error, tmp_path):
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "old").touch()
+
+    def interrupted():
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "half").touch()
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["new"]
+
+
+def test_the_content_is_synced_before_the_rename(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: done.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    replace = os.replace
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
+    write_bytes(tmp_path / "file", b"content")
+    assert [Path(name).name for name in done] == ["file", "rename", tmp_path.name]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    write_bytes(tmp_path / "ours", b"")
+    (tmp_path / "usual").touch()
+    with new_folder(tmp_path / "folder"):
+        pass
+    (tmp_path / "usual_folder").mkdir()
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "usual_folder").stat().st_mode
+    )
+
+
+def test_two_writers_with_one_process_id_do_not_mix(tmp_path):
+    """As in containers, where every first process has the number 1."""
+    with new_folder(tmp_path / "out") as first:
+        (first / "of").write_text("first")
+        with new_folder(tmp_path / "other"), working_folder(tmp_path / "out") as second:
+            assert names(first) == ["of"] and names(second) == [".lock"]
+        assert (first / "of").read_text() == "first"
+    assert (tmp_path / "out/of").read_text() == "first"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from nnunet_glims.files import new_folder
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    print("ready", flush=True)
+    sys.stdin.read(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_run_removes_what_a_killed_one_left_but_nothing_of_a_living_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_YOUNG_SECONDS", 0)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        (left,) = tmp_path.iterdir()
+        with new_folder(tmp_path / "out"):
+            pass
+        assert left.exists()
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        assert process.wait(20) == -signal.SIGKILL
+    assert left.exists()
+    with new_folder(tmp_path / "another"):
+        pass
+    assert left.exists()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["another", "out"]
+
+
+def test_without_locks_nothing_is_taken_for_dead(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(files, "_YOUNG_SECONDS", 0)
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "file").touch()
+        write_bytes(tmp_path / "out", b"")
+        (tmp_path / "out").unlink()
+        assert names(folder) == ["file"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_full_disk_names_file_disk_and_free_bytes(tmp_path):
+    write_bytes(tmp_path / "file", b"old")
+    with largest_file(1000), pytest.raises(ProcessingError) as caught:
+        write_bytes(tmp_path / "file", bytes(2000))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'file'}: cannot be written: File too large. The disk /")
+    assert "bytes" in message and caught.value.exit_code == 1
+    assert names(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"old"
+    with pytest.raises(ProcessingError, match="No space left"), new_folder(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(ProcessingError, match="missing/file: cannot be written: No such file"):
+        write_bytes(tmp_path / "missing/file", b"")
+
+
+def test_an_error_of_another_file_is_not_taken_for_one_of_the_disk(tmp_path):
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "file"):
+        (tmp_path / "source").read_bytes()
+    assert names(tmp_path) == []
+
+
+def test_young_working_folders_are_left_alone(tmp_path):
+    folder = tmp_path / ".out.abc.tmp"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert folder.exists()
+    long_ago = time.time() - 60
+    os.utime(folder, (long_ago, long_ago))
+    with new_folder(tmp_path / "out"):
+        pass
+    assert not folder.exists()

@@ -5,20 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_glims import architectures
 from nnunet_glims.architectures.complexity import count_gmac, count_parameters
-from nnunet_glims.networks import NETWORKS
+from nnunet_glims.networks import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize("network", BUILT_IN, ids=lambda network: network.name)
 def test_the_table_has_what_is_counted_and_what_is_published(network):
     if network.name == "SwinUNETR":
         pytest.importorskip("monai")
     channels, classes, patch = network.published_for
-    built = getattr(architectures, network.name)(channels, classes, patch_size=patch)
+    built = network.load_class()(channels, classes, patch_size=patch)
     row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {network.name} |"))
     size = "×".join(map(str, patch))
     paper = f"[{network.paper}](https://arxiv.org/abs/{network.paper.removeprefix('arXiv ')})"

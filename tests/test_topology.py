@@ -18,6 +18,15 @@ def test_a_coarse_axis_waits_as_in_nnunets_plan_of_an_abdominal_mr():
     assert strides == [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
 
 
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (3, 1, 1), (2, 1, 1), (1.99, 1, 1), (7.7, 1.25, 1.25), (0.7, 5, 0.9)])
+def test_the_ratio_at_which_an_axis_waits_is_nnunets(spacing):
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+    # With sides of 512 no axis ends before the sixth stage, so that the spacing alone decides.
+    _, planned, *_ = get_pool_and_conv_props(spacing, (512, 512, 512), 1, 99)
+    assert [tuple(stride) for stride in stage_strides((512, 512, 512), spacing)] == list(planned[:6])
+
+
 def test_an_odd_axis_is_left_alone():
     # 40 -> 20 -> 10 -> 5 and 56 -> 28 -> 14 -> 7 end after three halvings.
     assert stage_strides((40, 56, 40)) == ISOTROPIC[:4] + [[1, 1, 1]] * 2

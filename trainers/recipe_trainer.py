@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,17 +14,19 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from nnunet_glims.architectures.base import SegmentationNetwork
 from nnunet_glims.errors import UsageError
+from nnunet_glims.files import write_json
 from nnunet_glims.networks import Network
-from nnunet_glims.nnunet.plans.complete import check_is_3d, complete
+from nnunet_glims.nnunet.plans.configuration import check_is_3d, complete_configuration
 from nnunet_glims.trainers.robust_trainer import RobustTrainer
 from nnunet_glims.training.losses import SquaredDiceLoss, WeightedDiceLoss
+from nnunet_glims.training.precision import PrecisionSetting, chosen, describe
 from nnunet_glims.training.recipes import Recipe
 
 
@@ -40,17 +41,16 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-@contextmanager
-def _seeded_workers(seed: int) -> Iterator[None]:
-    """Data loading processes that are made inside have seeds of their own; nnU-Net gives them none."""
-    count = itertools.count()
+@cache
+def _say(text: str) -> None:
+    print(text)
 
-    def seeded(*arguments: Any, num_processes: int, **options: Any) -> NonDetMultiThreadedAugmenter:
-        seeds = [_mixed(seed, next(count)) for _ in range(num_processes)]
-        return NonDetMultiThreadedAugmenter(*arguments, **{**options, "num_processes": num_processes, "seeds": seeds})
 
-    with patch.object(nnunet_trainer, "NonDetMultiThreadedAugmenter", seeded):
-        yield
+def _say_precision(network: SegmentationNetwork, inputs: tuple[Tensor, ...]) -> None:
+    """Before a prediction, print once in a process what is computed in."""
+    if network.training or network.precision is None or torch.compiler.is_compiling() or inputs[0].is_meta:
+        return
+    _say(f"Predicting in {describe(network.precision, inputs[0].device.type)}")
 
 
 class RecipeSchedule:
@@ -82,6 +82,7 @@ class RecipeTrainer(RobustTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own default
     ):
+        chosen("auto")  # a wrong environment variable is refused before anything is written
         check_is_3d(plans, configuration)
         planned = PlansManager(plans).get_configuration(configuration).configuration
         completed = self._complete(planned, f"{plans['plans_name']}: {configuration}")
@@ -103,13 +104,13 @@ class RecipeTrainer(RobustTrainer):
 
     @classmethod
     def _complete(cls, configuration: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return complete(configuration, cls.light_network, cls.light_network_arguments, where)
+        return complete_configuration(configuration, cls.light_network, cls.light_network_arguments, where)
 
     @classmethod
     def build_network_architecture(
         cls, plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ) -> nn.Module:
-        """The plan's network, which runs in the recipe's precision in training and prediction."""
+        """The plan's network. In training and prediction it computes in the plan's precision, or in that of the variable."""
         configuration = cls._complete(configuration_manager.configuration, plans_manager.plans_name)
         architecture = configuration["architecture"]
         network = get_network_from_plans(
@@ -120,8 +121,30 @@ class RecipeTrainer(RobustTrainer):
             num_output_channels,
             deep_supervision=enable_deep_supervision,
         )
-        network.precision = configuration["training"]["precision"]
+        network.precision = chosen(configuration["training"]["precision"])
+        network.register_forward_pre_hook(_say_precision)
         return network
+
+    def planned_precision(self) -> PrecisionSetting:
+        return self.recipe.precision
+
+    def use_precision(self, setting: PrecisionSetting) -> None:
+        """Compute in this precision from now on, in the validation after the training too."""
+        super().use_precision(setting)
+        self.bare_network.precision = setting
+
+    def record_fp32(self) -> None:
+        """Note it in later checkpoints, and in the plans of the model folder for predictions."""
+        super().record_fp32()
+        for plans in (self.plans_manager.plans, self.my_init_kwargs["plans"]):
+            plans["configurations"][self.configuration_name]["training"]["precision"] = "fp32"
+        if self.local_rank == 0:
+            write_json(Path(self.output_folder_base, "plans.json"), self.plans_manager.plans)
+
+    def recorded_fp32(self) -> bool:
+        """Whether the training of the loaded checkpoint had gone on in fp32. Version 1.0 noted it in its plans alone."""
+        stored = self.my_init_kwargs["plans"]["configurations"][self.configuration_name].get("training", {})
+        return super().recorded_fp32() or stored.get("precision") == "fp32" != self.recipe.precision
 
     def initialize(self) -> None:
         if self.recipe.seed is not None:
@@ -134,8 +157,13 @@ class RecipeTrainer(RobustTrainer):
         # A resumed training must not see the batches of its beginning again, nor one process those of another.
         seed = _mixed(self.recipe.seed, self.current_epoch, self.local_rank)
         _seed(seed)
-        with _seeded_workers(seed):
-            return super().get_dataloaders()
+        loaders = super().get_dataloaders()
+        for number, loader in enumerate(loaders):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                # nnU-Net gives its data loading processes no seeds and starts them at once: they are started again.
+                loader.seeds = [_mixed(seed, number, process) for process in range(loader.num_processes)]
+                loader.restart()
+        return loaders
 
     def configure_optimizers(self) -> tuple[Optimizer, RecipeSchedule]:
         recipe = self.recipe
@@ -175,7 +203,7 @@ class RecipeTrainer(RobustTrainer):
         labels = self.label_manager
         if self.recipe.loss == "latupnet":
             return WeightedDiceLoss(self._foreground_weights(), labels.has_regions, labels.ignore_label)
-        dice = {"batch_dice": self.configuration_manager.batch_dice, "smooth": 1e-5}
+        dice = {"batch_dice": self.configuration_manager.batch_dice, "smooth": 1e-5, "ddp": self.is_ddp}
         if labels.has_regions:
             return DC_and_BCE_loss(
                 {}, dice, use_ignore_label=labels.ignore_label is not None, dice_class=SquaredDiceLoss

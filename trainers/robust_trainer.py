@@ -1,73 +1,50 @@
-"""An nnU-Net trainer that loses no work: to NaNs, to a full disk, to a time limit or to a killed machine."""
+"""An nnU-Net trainer that loses no work to NaNs, a full disk, a time limit or a machine that fails."""
 
 from __future__ import annotations
 
+import copy
 import os
-import shutil
-import signal
 import sys
-import threading
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_glims.architectures.base import SegmentationNetwork
-from nnunet_glims.training.precision import Precision, autocast
+from nnunet_glims.trainers.checkpoint_files import LATEST, PREVIOUS, newest_intact, write_checkpoint
+from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, StopSignals, workers_died
+from nnunet_glims.training.precision import PrecisionSetting, autocast, chosen, describe, resolve
 
-EXIT_STOPPED = 75
-"""Exit code after SIGTERM or SIGUSR1: stopped in good order, go on with --c (EX_TEMPFAIL of sysexits.h)."""
-
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)  # Windows lacks one
 SKIPS_IN_A_ROW = 20
 """Skipped steps after which a training counts as diverged. A gradient scaler finds its scale in fewer."""
-
-LATEST, PREVIOUS, BEST = "checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_best.pth"
 
 
 class NonFiniteTraining(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
-def is_intact(checkpoint: Path) -> bool:
-    """Is the file a checkpoint that was written to its end, bytes as written?"""
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU what torch reserved at most, else what the process held at most."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 class RobustTrainer(nnUNetTrainer):
-    """Adds to nnU-Net's trainer: precision with a way back to fp32, safe checkpoints, and stopping on signals.
+    """nnU-Net's trainer, with any network, and three additions.
+
+    - A step whose loss or gradient is not finite is skipped. After `SKIPS_IN_A_ROW` of them the training goes back to its
+      last checkpoint and on in fp32.
+    - Checkpoints are written so that one is always intact, and a damaged one is not loaded.
+    - On SIGTERM or SIGUSR1 the training saves itself and leaves with `EXIT_STOPPED`; `--c` repeats the running epoch.
+
+    Used as it is, `class nnUNetTrainerSafe(RobustTrainer)` trains nnU-Net's own network, in fp16 on GPUs as nnU-Net does.
+    A subclass may choose the precision (`planned_precision`), pass it on (`use_precision`) and keep the change to fp32
+    elsewhere than in the checkpoint (`record_fp32`, `recorded_fp32`).
 
     Attributes:
         gradient_clip: largest norm of the gradient, None for no limit.
-        skipped_steps: how many steps were skipped because loss or gradient were not finite.
+        precision: setting that the network computes in.
+        skipped_steps: how many steps were skipped.
     """
 
     def __init__(
@@ -82,31 +59,45 @@ class RobustTrainer(nnUNetTrainer):
         self.gradient_clip: float | None = 12.0
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
-        self._stop_signal: int | None = None
-        self._main_process = os.getpid()
+        self._stop_signals = StopSignals()
 
     @property
-    def bare_network(self) -> SegmentationNetwork:
+    def bare_network(self) -> nn.Module:
         """The network without the wrappers of distributed training and torch.compile."""
         # The optimizer is made before the network is wrapped.
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def initialize(self) -> None:
+        """Build network, optimiser and loss as nnU-Net does, on the threads that OMP_NUM_THREADS gives."""
         threads = os.environ.get("OMP_NUM_THREADS", "")
         if self.device.type == "cpu" and threads.isdigit():
             torch.set_num_threads(int(threads))  # nnU-Net takes all cores, whoever else is at work on them
         super().initialize()
-        self.set_precision(self.bare_network.precision)
+        self.use_precision(chosen(self.planned_precision()))
 
     # ---- precision
 
-    def set_precision(self, precision: Precision | None) -> None:
-        """Run the network in this precision from now on. Only fp16 needs its gradients scaled."""
-        self.bare_network.precision = precision
-        with autocast(self.device.type, precision):
-            scaled = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.float16
+    def planned_precision(self) -> PrecisionSetting:
+        """The setting to train in where NNUNET_GLIMS_PRECISION says nothing else."""
+        return "fp16" if self.device.type == "cuda" else "fp32"
+
+    def use_precision(self, setting: PrecisionSetting) -> None:
+        """Compute in this precision from now on. Only fp16 on GPUs needs its gradients scaled."""
+        self.precision = setting
+        scaled = self.device.type == "cuda" and resolve(setting, "cuda") == "fp16"
         self.grad_scaler = GradScaler("cuda") if scaled else None
+        self.print_to_log_file(f"Precision: {describe(setting, self.device.type)}")
+
+    def record_fp32(self) -> None:
+        """Note for later checkpoints that the training has gone on in fp32."""
+        self.my_init_kwargs["precision"] = "fp32"
+
+    def recorded_fp32(self) -> bool:
+        """Whether the training of the loaded checkpoint had gone on in fp32."""
+        return self.my_init_kwargs.get("precision") == "fp32"
+
+    # ---- steps
 
     def train_step(self, batch: dict) -> dict:
         """One step, skipped where loss or gradient are not finite."""
@@ -118,7 +109,8 @@ class RobustTrainer(nnUNetTrainer):
             target = target.to(self.device, non_blocking=True)
 
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.network(data), target)
+        with autocast(self.device.type, self.precision):
+            loss = self.loss(self.network(data), target)
         if self.grad_scaler is None:
             loss.backward()
         else:
@@ -140,9 +132,9 @@ class RobustTrainer(nnUNetTrainer):
         return {"loss": loss.detach().cpu().numpy()}
 
     def _agree(self, loss: Tensor, norm: Tensor) -> tuple[bool, bool]:
-        """Is the step finite, and is training to stop? Asked of all workers, which must do the same."""
+        """Whether the step is finite and whether training is to stop. All workers of a distributed training agree."""
         bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
-        flags = torch.stack([bad.float(), torch.full_like(norm, self._stop_signal is not None)])
+        flags = torch.stack([bad.float(), torch.full_like(norm, self._stop_signals.received is not None)])
         if self.is_ddp:
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         bad_anywhere, stop = flags.tolist()
@@ -161,21 +153,29 @@ class RobustTrainer(nnUNetTrainer):
             raise NonFiniteTraining
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Skipped steps do not count in the epoch's loss."""
+        """Log the epoch's loss, in which skipped steps do not count."""
         finite = [output for output in train_outputs if np.isfinite(output["loss"])]
         super().on_train_epoch_end(finite or train_outputs)
 
     def validation_step(self, batch: dict) -> dict:
-        if self._stop_signal is not None and not self.is_ddp:
+        """One step of the validation after an epoch. A signal stops the training here too."""
+        if self._stop_signals.received is not None and not self.is_ddp:
             self._stop()
         return super().validation_step(batch)
 
     def run_training(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            SystemExit: with `EXIT_STOPPED` after a signal, when all is saved.
+            ProcessingError: a checkpoint could not be written.
+            RuntimeError: the training diverged in fp32.
+        """
         try:
-            with self._stopping_on_signals(self._remember):
+            with self._stop_signals.remembered():
                 super().run_training()
         except NonFiniteTraining:
-            if self.bare_network.precision == "fp32":
+            if resolve(self.precision, self.device.type) == "fp32":
                 raise RuntimeError(
                     f"Training diverged in fp32: {SKIPS_IN_A_ROW} steps in a row were not finite. The checkpoints in "
                     f"{self.output_folder} are intact. Lower the learning rate (training: lr) or the gradient's norm "
@@ -183,59 +183,46 @@ class RobustTrainer(nnUNetTrainer):
                 ) from None
             self._go_back_in_fp32()
             self.run_training()
-        except RuntimeError:
-            # The data loader's workers may get the signal too; without them the next batch raises this.
-            if self._stop_signal is None:
+        except RuntimeError as error:
+            # The data loading processes may get the signal too; without them the next batch is an error.
+            if self._stop_signals.received is None or not workers_died(error):
                 raise
             self._stop()
 
     def _go_back_in_fp32(self) -> None:
         self._finish_dataloaders()
         self._skipped_in_a_row = 0
-        checkpoint = next(filter(is_intact, self._checkpoints(LATEST, PREVIOUS, BEST)), None)
+        checkpoint = newest_intact(Path(self.output_folder))
         if checkpoint is not None:
             self.load_checkpoint(str(checkpoint))
-        origin = "the present weights, no checkpoint being there" if checkpoint is None else checkpoint.name
+        origin = "the present weights, because there is no checkpoint" if checkpoint is None else checkpoint.name
         self.print_to_log_file(
             f"{SKIPS_IN_A_ROW} steps in a row were not finite. Going back to {origin} (epoch {self.current_epoch}), "
             "and on in fp32"
         )
-        self.set_precision("fp32")
-        self._record_precision("fp32")
+        self.use_precision("fp32")
+        self.record_fp32()
 
-    def _record_precision(self, precision: Precision) -> None:
-        """Write the precision into the plans that checkpoints and the model folder hold."""
-        for plans in (self.plans_manager.plans, self.my_init_kwargs["plans"]):
-            plans["configurations"][self.configuration_name]["training"]["precision"] = precision
+    def on_train_end(self) -> None:
+        """Write the final checkpoint and log the peak memory."""
+        super().on_train_end()
+        self.print_to_log_file(f"Peak memory: {peak_memory(self.device) / 2**30:.2f} GiB")
         if self.local_rank == 0:
-            save_json(self.plans_manager.plans, os.path.join(self.output_folder_base, "plans.json"), sort_keys=False)
+            Path(self.output_folder, PREVIOUS).unlink(missing_ok=True)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Predict the validation cases. A signal ends this at once; `--c` or `--val` does it again."""
+        with self._stop_signals.leaving():
+            super().perform_actual_validation(save_probabilities)
 
     # ---- checkpoints
 
-    def _checkpoints(self, *names: str) -> list[Path]:
-        return [Path(self.output_folder, name) for name in names]
-
     def save_checkpoint(self, filename: str) -> None:
-        """Write under a temporary name, then rename. The latest but one is kept as checkpoint_previous.pth."""
+        """Write a checkpoint so that a crash leaves the old one or the new one; see `write_checkpoint` for its errors."""
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
-            return
-        target = Path(filename)
-        temporary = target.with_name(f"{target.name}.tmp")
-        try:
-            super().save_checkpoint(str(temporary))
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            if target.name == LATEST and target.exists():
-                previous = target.with_name(PREVIOUS)
-                previous.unlink(missing_ok=True)
-                try:
-                    os.link(target, previous)
-                except OSError:  # a file system without hard links
-                    shutil.copy2(target, previous)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        else:
+            write_checkpoint(Path(filename), super().save_checkpoint)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Load a checkpoint; where it is damaged, the newest intact one beside it.
@@ -245,65 +232,37 @@ class RobustTrainer(nnUNetTrainer):
         """
         if isinstance(filename_or_checkpoint, str):
             wanted = Path(filename_or_checkpoint)
-            candidates = [wanted, *(wanted.with_name(name) for name in (LATEST, PREVIOUS, BEST))]
-            chosen = next(filter(is_intact, candidates), None)
-            if chosen is None:
+            found = newest_intact(wanted.parent, wanted)
+            if found is None:
                 raise RuntimeError(
                     f"{wanted}: this checkpoint is damaged and no other one beside it is intact. "
                     "Restore it from a backup, or train again without --c"
                 )
-            if chosen != wanted:
-                self.print_to_log_file(f"{wanted} is damaged: going on from {chosen.name} instead")
-            filename_or_checkpoint = str(chosen)
+            if found != wanted:
+                self.print_to_log_file(f"{wanted} is damaged: going on from {found.name} instead")
+            filename_or_checkpoint = str(found)
         super().load_checkpoint(filename_or_checkpoint)
-        stored = self.my_init_kwargs["plans"]["configurations"][self.configuration_name].get("training", {})
-        if stored.get("precision") == "fp32":
-            self.set_precision("fp32")
-            self._record_precision("fp32")
+        if self.recorded_fp32():
+            self.use_precision("fp32")
+            self.record_fp32()
 
-    def on_train_end(self) -> None:
-        super().on_train_end()
-        self.print_to_log_file(f"Peak memory: {_peak_memory(self.device) / 2**30:.2f} GiB")
-        if self.local_rank == 0:
-            for leftover in self._checkpoints(PREVIOUS):
-                leftover.unlink(missing_ok=True)
+    def _save_to_repeat_epoch(self) -> None:
+        """Write the latest checkpoint as after the epoch before the running one, without changing the trainer."""
+        earlier = copy.copy(self)
+        earlier.current_epoch = self.current_epoch - 1  # nnU-Net stores the one after it
+        earlier.logger = _LogOfEarlierEpochs(self.logger.get_checkpoint(), self.current_epoch)
+        earlier.save_checkpoint(os.path.join(self.output_folder, LATEST))
 
-    # ---- signals
-
-    @contextmanager
-    def _stopping_on_signals(self, handler: Any) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, previous in before.items():
-                signal.signal(number, previous)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._main_process:  # a data loader's worker, forked with this handler
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._stop_signal = number
-
-    @staticmethod
-    def _leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(EXIT_STOPPED)
+    # ---- stopping
 
     def _stop(self) -> None:
         """Save so that --c repeats the running epoch, and leave."""
-        for values in self.logger.local_logger.my_fantastic_logging.values():
-            del values[self.current_epoch :]
-        self.current_epoch -= 1  # nnU-Net stores the epoch after the present one
-        self.save_checkpoint(os.path.join(self.output_folder, LATEST))
-        self.current_epoch += 1
+        self._save_to_repeat_epoch()
         if self.is_ddp:
             distributed.barrier()
-        name = signal.Signals(self._stop_signal).name if self._stop_signal is not None else "a signal to another worker"
         self.print_to_log_file(
-            f"Stopped by {name} in epoch {self.current_epoch}; the same command with --c goes on (exit code {EXIT_STOPPED})"
+            f"Stopped by {self._stop_signals.name} in epoch {self.current_epoch}; the same command with --c goes on "
+            f"(exit code {EXIT_STOPPED})"
         )
         self._finish_dataloaders()
         raise SystemExit(EXIT_STOPPED)
@@ -313,8 +272,23 @@ class RobustTrainer(nnUNetTrainer):
             if hasattr(loader, "_finish"):
                 loader._finish()
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        if self._stop_signal is not None:
-            raise SystemExit(EXIT_STOPPED)
-        with self._stopping_on_signals(self._leave):
-            super().perform_actual_validation(save_probabilities)
+
+class _LogOfEarlierEpochs:
+    """What a checkpoint keeps of nnU-Net's log, cut before an epoch."""
+
+    def __init__(self, values: Mapping[str, list[Any]], epoch: int):
+        self._values, self._epoch = values, epoch
+
+    def get_checkpoint(self) -> dict[str, list[Any]]:
+        return {name: entries[: self._epoch] for name, entries in self._values.items()}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU what torch reserved at most, else what the process held at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nnunet_glims.errors import UsageError
 from nnunet_glims.kernels.cpu import keep_freed_memory
 from nnunet_glims.topology import Triple, scales
-from nnunet_glims.training.precision import Precision, autocast, cpu_has_bf16, labels_alike
+from nnunet_glims.training.precision import PrecisionSetting, autocast
 
 
 class SegmentationNetwork(nn.Module):
@@ -21,15 +21,13 @@ class SegmentationNetwork(nn.Module):
     nnU-Net knows them by that name when it starts from pretrained weights of other labels.
 
     Attributes:
-        precision: None (the caller's autocast holds), "fp32", "bf16", "fp16" or "auto" (bf16 or fp16 on GPUs; on CPUs fp32,
-            and in prediction bf16 where the processor has it and it labels the first patch alike). Set, it holds in
-            prediction too, where nnU-Net always asks for fp16 on GPUs.
+        precision: None (the caller's autocast holds), "fp32", "bf16", "fp16" or "auto" (bf16 or fp16 on GPUs, fp32 on CPUs).
+            Set, it holds in prediction too, where nnU-Net always asks for fp16 on GPUs.
         strides: stride of each stage relative to the one before, finest first.
         divisor: what an input's D, H, W must be multiples of.
     """
 
-    precision: Precision | None = None
-    _predicts_in_bf16: bool | None = None
+    precision: PrecisionSetting | None = None
     strides: list[Triple]
     divisor: Triple = (1, 1, 1)
     decoder: nn.Module
@@ -61,25 +59,13 @@ class SegmentationNetwork(nn.Module):
             )
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             keep_freed_memory(x[:, 0].numel() if torch.is_grad_enabled() else 0)
-        outputs = [out.float() if out.dtype in (torch.float16, torch.bfloat16) else out for out in self._outputs(x)]
+        with autocast(x.device.type, self.precision):
+            outputs = self.logits(x)
+        outputs = [out.float() if out.dtype in (torch.float16, torch.bfloat16) else out for out in outputs]
         return outputs if self.decoder.deep_supervision else outputs[0]
 
-    def _outputs(self, x: Tensor) -> list[Tensor]:
-        predicting = x.device.type == "cpu" and not (self.training or torch.is_grad_enabled())
-        if self.precision != "auto" or not (predicting and cpu_has_bf16()):
-            return self._outputs_in(self.precision, x)
-        if self._predicts_in_bf16 is None:
-            exact, found = self._outputs_in("fp32", x), self._outputs_in("bf16", x)
-            self._predicts_in_bf16 = labels_alike(exact[0], found[0])
-            return found if self._predicts_in_bf16 else exact
-        return self._outputs_in("bf16" if self._predicts_in_bf16 else "fp32", x)
-
-    def _outputs_in(self, precision: Precision | None, x: Tensor) -> list[Tensor]:
-        with autocast(x.device.type, precision):
-            return self.logits(x)
-
     def check_size(self, size: Sequence[int]) -> None:
-        """Raise `UsageError` where an input's D, H, W are no multiples of `divisor`."""
+        """Raise `UsageError` where an input's D, H, W are not multiples of `divisor`."""
         for axis in range(3):
             if size[axis] % self.divisor[axis]:
                 raise UsageError(

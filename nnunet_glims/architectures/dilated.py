@@ -36,8 +36,8 @@ class DilatedAggregator(Recomputing):
         self.act = nn.PReLU()
 
     def compute(self, x: Tensor) -> Tensor:
-        if ops.joins(x, self.act.weight):
-            return ops.aggregate(
+        if ops.can_fuse(x, self.act.weight):
+            return ops.dilated_aggregation(
                 x, self.branch_parameters(), self.expand.parameters(), self.reduce.parameters(), self.act.weight
             )
         branches = ops.branches(x, *self.branch_parameters())

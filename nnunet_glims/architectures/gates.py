@@ -33,7 +33,9 @@ class SpatialGate(nn.Module):
         if self.released:
             return self.act(self.norm.bias.view(1, 1, 1, 1, 1))
         pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
-        return ops.norm_act(ops.wide(pooled, self.conv.weight), self.act.weight, self.norm.weight, self.norm.bias)
+        return ops.norm_act(
+            ops.gate_convolution(pooled, self.conv.weight), self.act.weight, self.norm.weight, self.norm.bias
+        )
 
 
 class SkipGate(nn.Module):

@@ -29,7 +29,7 @@ from nnunet_glims.architectures import glims_released
 from nnunet_glims.architectures.base import SegmentationNetwork, check_names, check_shape
 from nnunet_glims.architectures.dilated import DilatedAggregator
 from nnunet_glims.architectures.gates import SkipGate
-from nnunet_glims.architectures.layers import CellConv3d, ConvNormAct, Recomputing
+from nnunet_glims.architectures.layers import ConvNormAct, NonoverlappingConv3d, Recomputing
 from nnunet_glims.architectures.window_attention import SwinStage, channel_norm
 from nnunet_glims.errors import UsageError
 from nnunet_glims.topology import Triple, check_patch_size, check_strides, stage_sizes, stage_strides, total_stride
@@ -86,8 +86,8 @@ class PatchMerging(nn.Module):
         missing = [-x.shape[2 + axis] % self.stride[axis] for axis in (2, 1, 0)]
         x = F.pad(x, [value for after in missing for value in (0, after)]).permute(0, 2, 3, 4, 1)
         (sd, sh, sw) = self.stride
-        cells = torch.cat([x[:, d::sd, h::sh, w::sw] for d, h, w in self.octants], dim=-1)
-        return self.reduction(self.norm(cells)).permute(0, 4, 1, 2, 3)
+        merged = torch.cat([x[:, d::sd, h::sh, w::sw] for d, h, w in self.octants], dim=-1)
+        return self.reduction(self.norm(merged)).permute(0, 4, 1, 2, 3)
 
 
 class PatchExpanding(nn.Module):
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         self.swin_d = SwinStage(widths[4], sizes[4], depths[3], num_heads[3], released)
         self.stages = nn.ModuleList(DecoderStage(widths[i + 1], widths[i], strides[i + 1]) for i in range(4))
         self.swin_e = SwinStage(widths[3], sizes[3], depths[4], num_heads[4], released)
-        self.seg_layers = nn.ModuleList(CellConv3d(width, num_classes) for width in widths[:4])
+        self.seg_layers = nn.ModuleList(NonoverlappingConv3d(width, num_classes) for width in widths[:4])
         self.deep_supervision = True
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> list[Tensor]:

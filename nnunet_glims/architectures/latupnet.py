@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nnunet_glims.architectures.base import SegmentationNetwork, check_names, check_shape
 from nnunet_glims.architectures.latupnet_attention import ATTENTION
-from nnunet_glims.architectures.layers import CellConv3d, InstanceNorm
+from nnunet_glims.architectures.layers import InstanceNorm, NonoverlappingConv3d
 from nnunet_glims.errors import UsageError
 from nnunet_glims.topology import Triple, check_patch_size, check_strides, stage_sizes, stage_strides, total_stride
 
@@ -156,7 +156,7 @@ class Decoder(nn.Module):
             DecoderStage(incoming[i], widths[i], strides[i + 1], attention, dropout) for i in range(3)
         )
         supervised = widths if deep_supervision else widths[:1]
-        self.seg_layers = nn.ModuleList(CellConv3d(width, num_classes) for width in supervised)
+        self.seg_layers = nn.ModuleList(NonoverlappingConv3d(width, num_classes) for width in supervised)
         self.deep_supervision = deep_supervision
         self.register_load_state_dict_pre_hook(_drop_auxiliary_heads)
 

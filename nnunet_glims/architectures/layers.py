@@ -43,24 +43,24 @@ class Recomputing(nn.Module):
         return self.compute(*inputs)
 
 
-class CellConv3d(nn.Conv3d):
+class NonoverlappingConv3d(nn.Conv3d):
     """Convolution with bias whose kernel is its stride, 1³ by default."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int] = (1, 1, 1)):
         super().__init__(in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.cells(x, self.weight, self.bias, self.stride)
+        return ops.nonoverlapping_convolution(x, self.weight, self.bias, self.stride)
 
 
-class CellConvTranspose3d(nn.ConvTranspose3d):
+class NonoverlappingConvTranspose3d(nn.ConvTranspose3d):
     """Transposed convolution with bias whose kernel is its stride."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]):
         super().__init__(in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.cells(x, self.weight, self.bias, self.stride, up=True)
+        return ops.nonoverlapping_convolution(x, self.weight, self.bias, self.stride, transposed=True)
 
 
 class ConvNormAct(nn.Module):
@@ -70,12 +70,14 @@ class ConvNormAct(nn.Module):
         self, in_channels: int, out_channels: int, stride: Sequence[int] = (1, 1, 1), transposed: bool = False
     ):
         super().__init__()
-        self.conv = (CellConvTranspose3d if transposed else CellConv3d)(in_channels, out_channels, stride)
+        self.conv = (NonoverlappingConvTranspose3d if transposed else NonoverlappingConv3d)(
+            in_channels, out_channels, stride
+        )
         self.act = nn.PReLU()
         self.transposed = transposed
 
     def forward(self, x: Tensor) -> Tensor:
-        if ops.joins(x, self.act.weight):
+        if ops.can_fuse(x, self.act.weight):
             weight, bias, slope = self.parameters()
-            return ops.cells_norm_act(x, weight, bias, slope, self.conv.stride, self.transposed)
+            return ops.convolution_norm_act(x, weight, bias, slope, self.conv.stride, self.transposed)
         return ops.norm_act(self.conv(x), self.act.weight)

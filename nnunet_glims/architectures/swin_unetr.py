@@ -62,7 +62,10 @@ class SwinUNETR(SegmentationNetwork):
     ):
         super().__init__(input_channels, num_classes)
         patch = (DIVISOR,) * 3 if patch_size is None else check_patch_size(patch_size)
-        if feature_size % 12:
+        for name, values in (("depths", depths), ("num_heads", num_heads)):
+            if len(values) != 4 or min(values) < 1:
+                raise UsageError(f"{name} {list(values)} must be four positive numbers, one a stage")
+        if feature_size % 12 or feature_size < 12:
             raise UsageError(
                 f"feature_size {feature_size} must be a multiple of 12 for Swin UNETR, for example 24 or 48"
             )

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
 
     from nnunet_glims.errors import UsageError
     from nnunet_glims.evaluation import confusion
-    from nnunet_glims.files import write_text
+    from nnunet_glims.files import new_file, write_text
     from nnunet_glims.report import matrices
     from nnunet_glims.report.entries import read_entries
 
@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
         means = {name: matrix.mean for name, matrix in found.items()}
         matrices.draw(figure, means, names, {name: matrix.sd for name, matrix in found.items()})
         for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            figure.savefig(out / f"confusion.{ending}", dpi=150, metadata=metadata)
+            with new_file(out / f"confusion.{ending}") as temporary:
+                figure.savefig(temporary, dpi=150, metadata=metadata)
     console = Console(markup=False, highlight=False)
     for name, matrix in found.items():
         kept = ", ".join(

@@ -11,7 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="DATASET")
     brats = kinds.add_parser("brats", help="BraTS 2018, 2020, 2021, 2023 (adult glioma)")
     _add_common(brats)
-    brats.add_argument("--release", default="auto", help="2018, 2020, 2021 or 2023 (default: told by the cases' names)")
+    brats.add_argument(
+        "--release", default="auto", help="2018, 2020, 2021 or 2023 (default: by the names of the cases)"
+    )
     brats.add_argument(
         "--channels",
         default="t1,t1ce,t2,flair",
@@ -38,7 +40,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     import os
-    import shutil
     from pathlib import Path
 
     from rich.console import Console
@@ -53,22 +54,21 @@ def run(options: argparse.Namespace) -> None:
     workers = workers_or_default(options.workers)
     source = Path(options.source)
     default_name = {"brats": "BraTS", "btcv": "BTCV"}[options.kind]
-    target = conversion.Target(Path(os.environ["nnUNet_raw"]), options.dataset, options.name or default_name)
-    target.check()
+    destination = conversion.Destination(Path(os.environ["nnUNet_raw"]), options.dataset, options.name or default_name)
+    destination.check()
     packed = archive.is_archive(source)
     if packed and options.link:
         raise UsageError(f"{source}: there is nothing to link to in an archive: unpack it first, or leave out --link")
     console = Console(markup=False)
-    try:
-        folder, files = archive.images_of(source, target.unpacked)
+    with archive.opened(source, destination.unpacked) as found:
         own_split = None
         if options.kind == "brats":
-            release = brats.read(files, options.release, [name.strip() for name in options.channels.split(",")])
+            release = brats.read(found.files, options.release, [name.strip() for name in options.channels.split(",")])
             if options.split != "nnunet":
                 own_split = Path(options.split)
         else:
             named = options.split in btcv.SPLITS
-            release = btcv.read(files, options.protocol, options.split if named else "nnunet")
+            release = btcv.read(found.files, options.protocol, options.split if named else "nnunet")
             own_split = None if named else Path(options.split)
         labelled = sum(case.label is not None for case in release.cases)
         console.print(
@@ -76,24 +76,20 @@ def run(options: argparse.Namespace) -> None:
         )
         report = conversion.convert(
             release,
-            folder,
-            target,
-            transfer="hardlink" if packed else "symlink" if options.link else "copy",
+            found,
+            destination,
+            transfer="move" if packed else "symlink" if options.link else "copy",
             split=own_split,
             workers=workers,
             resume=options.resume,
             skip_bad=options.skip_bad,
             progress=lambda results, what, count: track(results, what, count, console=console),
         )
-    except Exception:
-        shutil.rmtree(target.unpacked, ignore_errors=True)
-        raise
-    shutil.rmtree(target.unpacked, ignore_errors=True)
     for entry in report["skipped"]:
         console.print(f"skipped {entry['case']}: {entry['problem']}", soft_wrap=True)
     training, test = len(report["training_cases"]), len(report["test_cases"])
-    console.print(f"wrote {target.folder}: {training} training cases, {test} test cases", soft_wrap=True)
+    console.print(f"wrote {destination.folder}: {training} training cases, {test} test cases", soft_wrap=True)
     console.print(
-        f"Next:\n  nnUNetv2_plan_and_preprocess -d {target.number} -c 3d_fullres --verify_dataset_integrity",
+        f"Next:\n  nnUNetv2_plan_and_preprocess -d {destination.number} -c 3d_fullres --verify_dataset_integrity",
         soft_wrap=True,
     )

@@ -34,13 +34,13 @@ def run(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.explanation.explaining import Explainer, Request, explain, usual_layer
+    from nnunet_glims.explanation.explaining import Explainer, ExplanationRequest, default_layer, explain
     from nnunet_glims.geometry import times
 
     def parts(given: str | None) -> tuple[str, ...]:
         return tuple(part.strip() for part in given.split(",")) if given else ()
 
-    request = Request(
+    request = ExplanationRequest(
         parts(options.target),
         parts(options.layer),
         options.method,
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         for layer in layers:
             table.add_row(layer.name, str(layer.channels), times(layer.size))
         console.print(table)
-        console.print(f"Without --layer: {usual_layer(layers).name}")
+        console.print(f"Without --layer: {default_layer(layers).name}")
         return
     if not options.cases or options.out is None:
         raise UsageError("give a folder of images or their files, and with -o the folder to write; or --layers")
@@ -77,11 +77,11 @@ def run(options: argparse.Namespace) -> None:
         console.print(f"{case}: predicted {voxels}", soft_wrap=True)
         for layer, targets in found.get("sanity", {}).items():
             for target, checks in targets.items():
-                console.print(f"  {layer}, {target}: {_told(checks)}", soft_wrap=True)
+                console.print(f"  {layer}, {target}: {_describe_checks(checks)}", soft_wrap=True)
     console.print(f"Wrote {out / 'index.html'}", soft_wrap=True)
 
 
-def _told(checks) -> str:
+def _describe_checks(checks) -> str:
     if checks is None:
         return "not predicted, so nothing to check"
     correlation, deletion = checks["random_weights"]["rank_correlation"], checks["deletion"]

@@ -25,12 +25,12 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.errors import UsageError
 
     try:
-        from nnunet_glims.export.exporting import Request, export
+        from nnunet_glims.export.exporting import ExportRequest, export
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed: pip install 'nnunet-glims[onnx]' to export models") from None
 
     folds = tuple(part.strip() for part in options.folds.split(",")) if options.folds else ()
-    request = Request(folds, options.format, options.precision, options.opset, options.checkpoint, options.trust)
+    request = ExportRequest(folds, options.format, options.precision, options.opset, options.checkpoint, options.trust)
     out = Path(options.out)
     exported = export(Path(options.model), out, request, options.overwrite)
     print(f"Wrote {out}: {exported.licence}")

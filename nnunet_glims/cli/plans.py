@@ -48,31 +48,19 @@ def run(options: argparse.Namespace) -> None:
     elif options.action == "apply":
         folder = preprocessed_folder(options.dataset)
         applied = plans.apply_override(folder, options.name, options.configuration, options.plans, options.overwrite)
-        print(f"wrote {applied.path}")
-        if applied.preprocess_command is not None:
-            print("Spacing or normalisation differ from the base plans.")
-        _tell_what_comes_next(folder.name, applied, options.configuration)
+        _show(applied)
     else:
         _auto(options)
 
 
 def _auto(options: argparse.Namespace) -> None:
-    from nnunet_glims.errors import UsageError
-    from nnunet_glims.files import read_json
-    from nnunet_glims.networks import NETWORKS, network_named
+    from nnunet_glims.networks import network_named
     from nnunet_glims.nnunet.folders import preprocessed_folder
-    from nnunet_glims.nnunet.plans.auto import plan
-    from nnunet_glims.nnunet.plans.memory import GIB
-    from nnunet_glims.validation import nearest
+    from nnunet_glims.nnunet.plans.auto import write_sized_plans
 
-    names = {network.name.lower(): network.name for network in NETWORKS}
-    if options.network.lower() not in names:
-        raise UsageError(f"--network {options.network}: {nearest(options.network.lower(), list(names))}")
-    network = network_named(names[options.network.lower()])
-    folder = preprocessed_folder(options.dataset)
-    fitted, applied = plan(
-        folder,
-        network,
+    sized = write_sized_plans(
+        preprocessed_folder(options.dataset),
+        network_named(options.network),
         options.vram,
         options.configuration,
         options.plans,
@@ -80,36 +68,15 @@ def _auto(options: argparse.Namespace) -> None:
         options.checkpointing,
         options.overwrite,
     )
-    written = read_json(applied.path)["configurations"][options.configuration]
-    memory = fitted.memory
-    parts = ", ".join(f"{part} {getattr(memory, part) / GIB:.2f}" for part in vars(memory))
-    strides = written["architecture"]["arch_kwargs"].get("strides", [])
-    rows = {
-        "network": network.name,
-        "patch": "×".join(map(str, fitted.patch_size)),
-        "batch": fitted.batch_size,
-        "spacing": " × ".join(f"{mm:.4g}" for mm in written["spacing"]) + " mm, as planned",
-        "strides": " ".join("×".join(map(str, stride)) for stride in strides[1:]) or "those of the network",
-        "checkpointing": "the network has none" if fitted.checkpointing is None else fitted.checkpointing,
-        "memory": f"{memory.total / GIB:.1f} of {options.vram:g} GB ({memory.total / GIB / options.vram:.0%}), estimated",
-        "  of that": parts,
-        "limited by": fitted.limit,
-    }
-    for name, value in rows.items():
+    for name, value in sized.description.items():
         print(f"{name:14}{value}")
+    _show(sized.applied)
+
+
+def _show(applied: Applied) -> None:
     print(f"wrote {applied.path}")
-    _tell_what_comes_next(folder.name, applied, options.configuration)
-
-
-def _tell_what_comes_next(dataset: str, applied: Applied, configuration: str) -> None:
-    """nnU-Net's commands for a new plans file."""
-    from nnunet_glims.files import read_json
-    from nnunet_glims.nnunet.plans.complete import preprocess_command
-
-    plans = read_json(applied.path)
-    if (applied.path.parent / plans["configurations"][configuration]["data_identifier"]).is_dir():
+    if applied.preprocess_command is not None:
+        print("Spacing or normalisation differ from the base plans.")
+    if applied.is_preprocessed:
         print("The data are preprocessed already.")
-    else:
-        print(f"Preprocess once:\n  {preprocess_command(plans, configuration)}")
-    trainer = applied.trainer or "nnUNetTrainerGLIMS"
-    print(f"Train:\n  nnUNetv2_train {dataset} {configuration} 0 -tr {trainer} -p {applied.plans_name}")
+    print("Next:", *applied.next_commands, sep="\n  ")

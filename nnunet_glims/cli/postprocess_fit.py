@@ -24,8 +24,8 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.errors import UsageError
     from nnunet_glims.evaluation.regions import short
     from nnunet_glims.files import write_json
-    from nnunet_glims.postprocessing.fit import fit
-    from nnunet_glims.postprocessing.rules import as_json
+    from nnunet_glims.postprocessing.fit import fit_rules
+    from nnunet_glims.postprocessing.rules import rules_to_json
     from nnunet_glims.processes import workers_or_default
 
     out = Path(options.out)
@@ -34,21 +34,21 @@ def run(options: argparse.Namespace) -> None:
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
     console = Console(markup=False)
-    rules, effects = fit(
+    rules, effects = fit_rules(
         Path(options.model),
         Path(options.truth) if options.truth else None,
         workers_or_default(options.workers),
         lambda results, what, count: track(results, what, count, console=console),
     )
-    write_json(out, as_json(rules))
+    write_json(out, rules_to_json(rules))
     assert rules.fitted is not None
     table = Table("region", "Dice before", "after", "p (Wilcoxon)")
     for region, effect in effects.items():
         table.add_row(short(region), f"{effect.before:.4f}", f"{effect.after:.4f}", f"{effect.p:.3g}")
     console.print(f"{rules.fitted.cases} cases; each fold's by rules chosen on the other folds")
     console.print(table)
-    for painted in rules.regions:
-        console.print(f"{short(painted.name)}: threshold {painted.threshold:g}")
+    for region_rule in rules.regions:
+        console.print(f"{short(region_rule.name)}: threshold {region_rule.threshold:g}")
     for rule in rules.components:
         sure = f" and mean probability below {rule.mean_probability_below:g}" if rule.region else ""
         console.print(

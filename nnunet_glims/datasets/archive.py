@@ -1,83 +1,155 @@
-"""A release as a folder, a zip or a tar. Files whose names begin with ._ are macOS' notes, not images."""
+"""The source of a conversion: a folder, or a zip or tar archive whose images are unpacked for the time of the conversion."""
 
 from __future__ import annotations
 
-import shutil
+import copy
+import hashlib
+import lzma
+import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
-from nnunet_glims.errors import UsageError
-from nnunet_glims.files import check_free_space
+from nnunet_glims.errors import ProcessingError, UsageError, UserError
+from nnunet_glims.files import check_free_space, working_folder
 
-_COMPLETE = ".complete"
 ENDINGS = (".nii", ".nii.gz")
-_DAMAGES = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
+_ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_DAMAGES = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, EOFError, zlib.error, ValueError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A release that can be read.
+
+    Attributes:
+        folder: where its files lie, in whatever folders below.
+        files: its NIfTI files, sorted. Files whose names begin with ._ are notes of macOS, and left out.
+        fingerprint: what tells it from any other source, as JSON: path, size, time of change, and a sum over the names,
+            sizes and times (in a zip: checksums) of its images.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    fingerprint: dict[str, Any]
 
 
 def is_archive(source: Path) -> bool:
-    """Is this file a zip or a tar, compressed or not?"""
-    return source.is_file() and (zipfile.is_zipfile(source) or tarfile.is_tarfile(source))
+    """Return whether a file is a zip or tar, compressed or not, or is named like one."""
+    if not source.is_file():
+        return False
+    return source.name.lower().endswith(_ARCHIVE_ENDINGS) or zipfile.is_zipfile(source) or tarfile.is_tarfile(source)
 
 
-def images_of(source: Path, unpacked: Path) -> tuple[Path, list[Path]]:
-    """All NIfTI files of a release, and the folder they are in.
+@contextmanager
+def opened(source: Path, unpacked: Path) -> Iterator[Source]:
+    """Give the files of a release; those of an archive are unpacked to a new folder, which is removed when the block ends.
 
     Args:
-        source: a folder, with the files in whatever folders below it; or a zip or tar.
-        unpacked: folder to unpack an archive's images to. One left complete by an earlier call is used as it is.
+        source: a folder, or a zip or tar archive.
+        unpacked: place beside which the new folder is made.
 
     Raises:
-        UsageError: no such source, neither folder nor archive, a damaged archive, or no room for its images.
+        UsageError: there is no such source, or it is neither a folder nor an archive.
+        ProcessingError: the archive is damaged or cut off, a name in it lies outside of the folder, or the disk is full.
     """
     if source.is_dir():
-        folder = source
+        yield _source(source, {"path": str(source.resolve())})
     elif not source.exists():
         raise UsageError(f"{source}: there is no such folder or archive")
     elif not is_archive(source):
         raise UsageError(f"{source}: this is neither a folder nor a zip or tar archive")
     else:
-        folder = unpacked
-        if not (unpacked / _COMPLETE).exists():
-            shutil.rmtree(unpacked, ignore_errors=True)
-            _unpack(source, unpacked)
+        with working_folder(unpacked) as folder:
+            about = source.stat()
+            fingerprint = {"path": str(source.resolve()), "bytes": about.st_size, "modified_ns": about.st_mtime_ns}
+            fingerprint["images"] = _unpack(source, folder)
+            yield Source(folder, tuple(_images(folder)), fingerprint)
+
+
+def inside_name(name: str) -> str | None:
+    r"""Return the name of a member with / between folders, or None where it is absolute or leads out of its folder.
+
+    Some programs for Windows write \ between folders, against the standard of zip; drive letters make a name absolute.
+    """
+    path = PureWindowsPath(name)
+    return None if path.anchor or ".." in path.parts else path.as_posix()
+
+
+def _images(folder: Path) -> list[Path]:
     files = (path for path in folder.rglob("*") if path.name.endswith(ENDINGS) and not path.name.startswith("._"))
-    return folder, sorted(path for path in files if path.is_file())
+    return sorted(path for path in files if path.is_file())
 
 
-def _unpack(source: Path, folder: Path) -> None:
-    folder.mkdir(parents=True)
+def _source(folder: Path, fingerprint: dict[str, Any]) -> Source:
+    files = tuple(_images(folder))
+    listing = ((file.relative_to(folder).as_posix(), file.stat()) for file in files)
+    found = _digest((name, about.st_size, about.st_mtime_ns) for name, about in listing)
+    return Source(folder, files, {**fingerprint, "images": found})
+
+
+def _digest(listing: Iterable[tuple[Any, ...]]) -> str:
+    return hashlib.sha256("\n".join(map(repr, listing)).encode()).hexdigest()
+
+
+def _unpack(source: Path, folder: Path) -> str:
+    """Unpack the NIfTI files of an archive, and return a sum over its listing."""
     try:
         with zipfile.ZipFile(source) if zipfile.is_zipfile(source) else tarfile.open(source) as archive:
-            members = _members(archive)
-            check_free_space(sum(size for _, size, _ in members), folder, f"to unpack {source.name}")
-            for name, _, read in members:
-                path = PurePosixPath(name)
-                if path.is_absolute() or ".." in path.parts:
-                    raise UsageError(f"{source}: {name} would lie outside of the folder it is unpacked to")
-                target = folder / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with read() as content, target.open("wb") as file:
-                    shutil.copyfileobj(content, file, 2**20)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, _DAMAGES) and not isinstance(error, UsageError):
-            raise UsageError(f"{source}: this archive is damaged or cannot be unpacked: {error}") from None
+            if isinstance(archive, zipfile.ZipFile):
+                return _unpack_zip(source, archive, folder)
+            return _unpack_tar(source, archive, folder)
+    except UserError:
         raise
-    (folder / _COMPLETE).touch()
+    except OSError as error:
+        if error.errno is not None:  # of the file system; the others are of gzip and bzip2, about the content
+            raise
+        raise _damaged(source, error) from None
+    except _DAMAGES as error:
+        raise _damaged(source, error) from None
 
 
-def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> list[tuple[str, int, Callable[[], IO[bytes]]]]:
-    """Name, bytes and opener of each NIfTI file; links are left out."""
-    found: list[tuple[str, int, Callable[[], Any]]]
-    if isinstance(archive, zipfile.ZipFile):
-        found = [(info.filename, info.file_size, partial(archive.open, info)) for info in archive.infolist()]
-    else:
-        found = [
-            (info.name, info.size, partial(archive.extractfile, info)) for info in archive.getmembers() if info.isfile()
-        ]
-    return [member for member in found if member[0].endswith(ENDINGS)]
+def _damaged(source: Path, error: Exception) -> ProcessingError:
+    return ProcessingError(
+        f"{source}: this archive is damaged, cut off or cannot be unpacked: {error or type(error).__name__}. "
+        "Copy or download it again"
+    )
+
+
+def _unpack_zip(source: Path, archive: zipfile.ZipFile, folder: Path) -> str:
+    members = [
+        member
+        for member in archive.infolist()
+        if member.filename.endswith(ENDINGS) and not stat.S_ISLNK(member.external_attr >> 16)
+    ]
+    check_free_space(sum(member.file_size for member in members), folder, f"to unpack {source.name}")
+    for member in members:
+        member.filename = _checked_name(source, member.filename)
+        archive.extract(member, folder)
+    return _digest((member.filename, member.file_size, member.CRC) for member in members)
+
+
+def _unpack_tar(source: Path, archive: tarfile.TarFile, folder: Path) -> str:
+    archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.10.0 to 3.10.11 do not have it
+    members = [member for member in archive.getmembers() if member.isfile() and member.name.endswith(ENDINGS)]
+    check_free_space(sum(member.size for member in members), folder, f"to unpack {source.name}")
+    for member in members:
+        renamed = copy.copy(member)
+        renamed.name = _checked_name(source, member.name)
+        archive.extract(renamed, folder, set_attrs=False)
+    assert archive.fileobj is not None
+    while archive.fileobj.read(2**20):  # to the sum at the end of a compressed archive
+        pass
+    return _digest((member.name, member.size, member.mtime) for member in members)
+
+
+def _checked_name(source: Path, name: str) -> str:
+    inside = inside_name(name)
+    if inside is None:
+        raise ProcessingError(f"{source}: {name} would lie outside of the folder that the archive is unpacked to")
+    return inside

@@ -1,4 +1,4 @@
-"""Reads a release of BTCV: pairs images and labels by their number."""
+"""Pairs the images and labels of BTCV by their number, by the facts in `nnunet_glims.releases.btcv`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from pathlib import Path
 
 from nnunet_glims.datasets.cases import Problem, Release, SourceCase
 from nnunet_glims.errors import UsageError
-from nnunet_glims.releases.btcv import BTCV13_TEST, ORGANS, SYNAPSE8, SYNAPSE8_TEST, SYNAPSE8_TRAIN
+from nnunet_glims.releases.btcv import (
+    BTCV13_TEST,
+    CASE_NAME,
+    FILE_NAME,
+    LICENCE,
+    ORGANS,
+    REFERENCE,
+    SYNAPSE8,
+    SYNAPSE8_TEST,
+    SYNAPSE8_TRAIN,
+)
 from nnunet_glims.validation import nearest
 
 PROTOCOLS = ("btcv13", "synapse8")
 SPLITS = ("nnunet", "24-6")
-_FILE = re.compile(r"(?P<kind>img|label)(?P<number>\d{4})\.nii(\.gz)?")
+_FILE = re.compile(FILE_NAME)
 
 
 def read(files: Sequence[Path], protocol: str = "btcv13", split: str = "nnunet") -> Release:
@@ -39,7 +49,7 @@ def read(files: Sequence[Path], protocol: str = "btcv13", split: str = "nnunet")
         kind, number = match["kind"], int(match["number"])
         if number in found[kind]:
             problems.append(
-                Problem(f"img{number:04d}", str(file), f"there is also {found[kind][number]}: a case may be there once")
+                Problem(_name(number), str(file), f"there is also {found[kind][number]}: a case may be there once")
             )
         else:
             found[kind][number] = file
@@ -49,7 +59,7 @@ def read(files: Sequence[Path], protocol: str = "btcv13", split: str = "nnunet")
             "give the folder or archive that has RawData or averaged-training-images"
         )
     for number in sorted(found["label"].keys() - found["img"].keys()):
-        problems.append(Problem(f"img{number:04d}", str(found["label"][number]), "a segmentation without its image"))
+        problems.append(Problem(_name(number), str(found["label"][number]), "a segmentation without its image"))
     cases = tuple(
         SourceCase(_name(number), (file,), found["label"].get(number), _name(number))
         for number, file in sorted(found["img"].items())
@@ -71,15 +81,15 @@ def read(files: Sequence[Path], protocol: str = "btcv13", split: str = "nnunet")
         labels=labels,
         regions_class_order=None,
         label_map=label_map,
-        reference="https://doi.org/10.7303/syn3193805",
-        licence="terms of the challenge, to which one agrees for the download",
+        reference=REFERENCE,
+        licence=LICENCE,
         problems=tuple(problems),
         splits=_splits(protocol, split, [case.name for case in cases if case.label is not None]),
     )
 
 
 def _name(number: int) -> str:
-    return f"img{number:04d}"
+    return CASE_NAME.format(number=number)
 
 
 def _splits(protocol: str, split: str, labelled: Sequence[str]) -> list[dict[str, list[str]]] | None:

@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Collection
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from nnunet_glims.datasets.cases import Problem, SourceCase
+from nnunet_glims.errors import ProcessingError
 from nnunet_glims.geometry import Geometry, times
-
-
-def read_voxels(file: Path) -> np.ndarray:
-    """All voxels, with the file's scaling; raises what gzip, nibabel or NumPy do where the file is damaged."""
-    content = file.read_bytes()
-    if file.suffix == ".gz":
-        content = gzip.decompress(content)  # checks the length and the sum over all bytes
-    return np.asanyarray(nibabel.Nifti1Image.from_bytes(content).dataobj)
+from nnunet_glims.images import read_nifti
 
 
 def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Problem]:
-    """All that is wrong with a case: files unreadable or truncated, not 3D, of different geometry, with values that are
-    not finite, or with labels other than `allowed_labels`."""
+    """Return all problems of a case, none of which is an exception.
+
+    Problems are files that are damaged or cut off, not 3D, of different geometry, with values that are not finite, or a
+    segmentation with labels other than `allowed_labels`.
+    """
     problems = []
     reference: tuple[Path, Geometry] | None = None
     for file in case.files:
         try:
-            geometry = Geometry.of_file(file)
-            voxels = read_voxels(file)
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            zlib.error,
-            RuntimeError,
-            nibabel.filebasedimages.ImageFileError,
-        ) as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            problems.append(
-                Problem(case.name, str(file), f"cannot be read: {lines[-1] if lines else type(error).__name__}")
-            )
+            voxels, geometry = read_nifti(file)
+        except ProcessingError as error:
+            problems.append(Problem(case.name, str(file), str(error).removeprefix(f"{file}: ")))
             continue
         if voxels.ndim != 3:
             problems.append(Problem(case.name, str(file), f"has {voxels.ndim} axes ({times(voxels.shape)}), not 3"))

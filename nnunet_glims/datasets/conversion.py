@@ -1,4 +1,5 @@
-"""From a release to nnU-Net's raw layout: everything is checked first, then written so that a crash leaves no half file."""
+"""Converts a release to nnU-Net's raw layout. Everything is checked first, then written so that a crash leaves no half
+file."""
 
 from __future__ import annotations
 
@@ -15,15 +16,28 @@ import nibabel
 import numpy as np
 
 from nnunet_glims.datasets import splits
+from nnunet_glims.datasets.archive import Source
 from nnunet_glims.datasets.cases import Problem, Release, SourceCase
 from nnunet_glims.datasets.checks import check_case
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import check_free_space, read_json, write_json
+from nnunet_glims.files import (
+    check_free_space,
+    move_folder,
+    new_file,
+    read_json,
+    sync,
+    working_folder,
+    write_bytes,
+    write_json,
+)
 from nnunet_glims.processes import Progress, processes, quietly
 
 REPORT = "conversion_report.json"
 _PLAN = "conversion_plan.json"
-Transfer = Literal["copy", "symlink", "hardlink"]
+_DATASET = "dataset"
+_VERSION = 1
+"""Raised when the same release is converted to other files, so that a conversion by an older version is not resumed."""
+Transfer = Literal["copy", "symlink", "move"]
 
 
 class BadRelease(UsageError):
@@ -34,16 +48,21 @@ class BadRelease(UsageError):
         lines = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(
             f"the release has {len(problems)} problem{'s' if len(problems) != 1 else ''}; nothing was written:\n{lines}\n"
-            "Mend or download these files again, or convert the other cases with --skip-bad"
+            "Repair or download these files again, or convert the other cases with --skip-bad"
         )
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where a converted data set goes."""
+class Destination:
+    """Where a converted data set goes.
+
+    Attributes:
+        raw: nnU-Net's folder of raw data sets.
+        number: of the data set, 1 to 999.
+        name: of the data set, after DatasetNNN_.
+    """
 
     raw: Path
-    """nnU-Net's folder of raw data sets."""
     number: int
     name: str
 
@@ -57,12 +76,15 @@ class Target:
 
     @property
     def unfinished(self) -> Path:
-        """Where it is written until it is complete. nnU-Net does not see names that begin with a dot."""
+        """Where it is written until it is complete. nnU-Net does not see names that begin with a dot.
+
+        The folder holds the plan of the conversion, and the data set in the folder `dataset`.
+        """
         return self.raw / f".{self.dataset}.unfinished"
 
     @property
     def unpacked(self) -> Path:
-        """Where the images of an archive lie meanwhile."""
+        """Place beside which the images of an archive are unpacked."""
         return self.raw / f".{self.dataset}.unpacked"
 
     def check(self) -> None:
@@ -82,8 +104,8 @@ class Target:
 
 def convert(
     release: Release,
-    root: Path,
-    target: Target,
+    source: Source,
+    destination: Destination,
     *,
     transfer: Transfer = "copy",
     split: Path | None = None,
@@ -92,13 +114,13 @@ def convert(
     skip_bad: bool = False,
     progress: Progress = quietly,
 ) -> dict[str, Any]:
-    """Check a release, then write it to `target.folder`.
+    """Check a release, then write it to `destination.folder`.
 
     Args:
         release: as the data set's module read it.
-        root: folder that the report names the release's files from.
-        target: where it goes.
-        transfer: how files that need no change get there.
+        source: what it was read from. The report names files relative to its folder.
+        destination: where it goes.
+        transfer: how files that need no change get there; "move" is for files that were unpacked for this conversion.
         split: file with the splits; None for those of the release, or, where a patient has several cases, folds by
             patient; else nnU-Net draws its own.
         workers: processes.
@@ -111,9 +133,10 @@ def convert(
 
     Raises:
         BadRelease: problems, without `skip_bad`.
-        UsageError: the target is taken or has no room, an interrupted conversion is in the way or was another one.
+        UsageError: the destination is taken, or an interrupted conversion is in the way or was another one.
+        ProcessingError: the disk is full, or a process was killed.
     """
-    target.check()
+    destination.check()
     with processes(workers) as each:
         check = partial(check_case, allowed_labels=tuple(release.label_map))
         found = progress(each(check, release.cases), "Checking", len(release.cases))
@@ -132,15 +155,31 @@ def convert(
             "test_cases": [case.name for case in cases if case.label is None],
             "skipped": [{"case": p.case, "file": p.file, "problem": p.message} for p in problems],
             "label_in_release": {str(ours): theirs for theirs, ours in sorted(release.label_map.items(), reverse=True)},
-            "source_files": {case.name: [file.relative_to(root).as_posix() for file in case.files] for case in cases},
+            "source_files": {
+                case.name: [file.relative_to(source.folder).as_posix() for file in case.files] for case in cases
+            },
         }
-        _prepare(target, {**report, "transfer": transfer}, resume)
-        files = [file for case in cases for file in _written(case, release, target.unfinished, transfer)]
+        _start_or_resume(
+            destination,
+            {
+                **report,
+                "source": source.fingerprint,
+                "channels": list(release.channels),
+                "splits": folds,
+                "transfer": transfer,
+                "version": _VERSION,
+            },
+            resume,
+        )
+        written = destination.unfinished / _DATASET
+        files = [file for case in cases for file in _written(case, release, written, transfer)]
         missing = [file for file in files if not file.target.exists() and not file.target.is_symlink()]
-        check_free_space(sum(file.nbytes for file in missing), target.unfinished, f"for {target.dataset}")
+        check_free_space(sum(file.nbytes for file in missing), written, f"for {destination.dataset}")
         for _ in progress(each(_WrittenFile.write, missing), "Writing", len(missing)):
             pass
-    _describe(target, release, len(training), folds, report)
+    _describe(written, destination.name, release, len(training), folds, report)
+    move_folder(written, destination.folder)
+    shutil.rmtree(destination.unfinished, ignore_errors=True)
     return report
 
 
@@ -158,23 +197,31 @@ def _splits(release: Release, training: Sequence[SourceCase], split: Path | None
     return splits.by_patient(patient_of)
 
 
-def _prepare(target: Target, plan: Mapping[str, Any], resume: bool) -> None:
-    """Make the unfinished folder, or check that the one there belongs to the same conversion."""
-    folder = target.unfinished
+def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: bool) -> None:
+    """Make the unfinished folder, or check that the one that is there belongs to the same conversion."""
+    folder = destination.unfinished
+    subfolders = ("imagesTr", "labelsTr", *(("imagesTs",) if plan["test_cases"] else ()))
     if folder.exists():
+        there = read_json(folder / _PLAN) if (folder / _PLAN).exists() else {}
+        left = (
+            f"{folder}: an interrupted conversion of {there.get('source', {}).get('path', 'another source')} left this"
+        )
         if not resume:
+            raise UsageError(f"{left}. Go on with --resume, or delete the folder to start again")
+        differing = sorted(key for key in {*plan, *there} if plan.get(key) != there.get(key))
+        if differing:
             raise UsageError(
-                f"{folder}: an interrupted conversion left this. Go on with --resume, or delete it to start anew"
+                f"{left}, and this is another conversion, from {plan['source']['path']}: {', '.join(differing)} differ. "
+                "Delete the folder to start again"
             )
-        if (folder / _PLAN).exists() and read_json(folder / _PLAN) != plan:
-            raise UsageError(
-                f"{folder}: this was left by another conversion (source, cases or options differ). Delete it"
-            )
-    for name in ("imagesTr", "labelsTr", *(("imagesTs",) if plan["test_cases"] else ())):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for leftover in folder.rglob("*.tmp"):
-        leftover.unlink()
-    write_json(folder / _PLAN, plan)
+        for name in subfolders:
+            (folder / _DATASET / name).mkdir(parents=True, exist_ok=True)
+        return
+    with working_folder(folder) as started:
+        for name in subfolders:
+            (started / folder.name / _DATASET / name).mkdir(parents=True)
+        write_json(started / folder.name / _PLAN, plan)
+        move_folder(started / folder.name, folder)  # fails where another conversion made it meanwhile
 
 
 @dataclass(frozen=True)
@@ -193,8 +240,7 @@ class _WrittenFile:
         return self.source.stat().st_size if self.transfer == "copy" or self.label_map is not None else 0
 
     def write(self) -> None:
-        """Under a temporary name, then renamed."""
-        temporary = self.target.with_name(f"{self.target.name}.tmp")
+        """Write the file; it is complete or not there."""
         packed = self.source.suffix == ".gz"
         if self.label_map is not None or packed != (self.target.suffix == ".gz"):
             content = self.source.read_bytes()
@@ -202,18 +248,19 @@ class _WrittenFile:
             if self.label_map is not None:
                 content = relabelled(content, self.label_map)
             # Without a time stamp, so that the same release gives the same bytes.
-            temporary.write_bytes(gzip.compress(content, 6, mtime=0) if self.target.suffix == ".gz" else content)
+            write_bytes(self.target, gzip.compress(content, 6, mtime=0) if self.target.suffix == ".gz" else content)
         elif self.transfer == "symlink":
-            temporary.symlink_to(self.source.resolve())
-        elif self.transfer == "hardlink":
-            os.link(self.source, temporary)
+            self.target.symlink_to(self.source.resolve())
+        elif self.transfer == "move":
+            sync(self.source)
+            os.replace(self.source, self.target)
         else:
-            shutil.copyfile(self.source, temporary)
-        os.replace(temporary, self.target)
+            with new_file(self.target) as temporary:
+                shutil.copyfile(self.source, temporary)
 
 
 def relabelled(nifti: bytes, label_map: Mapping[int, int]) -> bytes:
-    """The same NIfTI file, header and geometry to the last bit, with other labels, as uint8."""
+    """Return a NIfTI file with other labels, as uint8, and the same header and geometry to the last bit."""
     image = nibabel.Nifti1Image.from_bytes(nifti)
     labels = np.asanyarray(image.dataobj)
     changed = np.zeros(labels.shape, np.uint8)
@@ -236,12 +283,16 @@ def _written(case: SourceCase, release: Release, folder: Path, transfer: Transfe
 
 
 def _describe(
-    target: Target, release: Release, training: int, folds: splits.Splits | None, report: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    release: Release,
+    training: int,
+    folds: splits.Splits | None,
+    report: Mapping[str, Any],
 ) -> None:
-    """The data set's small files; then it gets its name."""
+    """Write the small files of a data set."""
     from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
-    folder = target.unfinished
     generate_dataset_json(
         str(folder),
         channel_names={str(number): name for number, name in enumerate(release.channels)},
@@ -249,7 +300,7 @@ def _describe(
         num_training_cases=training,
         file_ending=release.file_ending,
         regions_class_order=release.regions_class_order,
-        dataset_name=target.name,
+        dataset_name=name,
         reference=release.reference,
         release=release.name,
         license=release.licence,
@@ -258,5 +309,3 @@ def _describe(
     if folds is not None:
         write_json(folder / "splits_final.json", folds)
     write_json(folder / REPORT, report)
-    (folder / _PLAN).unlink()
-    os.replace(folder, target.folder)

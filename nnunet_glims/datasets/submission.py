@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import os
+import re
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from nnunet_glims.datasets.checks import read_voxels
 from nnunet_glims.datasets.conversion import REPORT
-from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.files import new_file, read_json
 from nnunet_glims.geometry import Geometry, times
+from nnunet_glims.images import read_nifti
 from nnunet_glims.processes import Progress, quietly
 from nnunet_glims.releases import brats, btcv
 from nnunet_glims.validation import nearest
 
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, RuntimeError, nibabel.filebasedimages.ImageFileError)
 _LISTED = 20
 
 
@@ -42,15 +40,21 @@ class Challenge:
 
 
 def _brats(release: str) -> Challenge:
-    theirs_to_ours = brats.RELEASES[release][1]
-    return Challenge({ours: theirs for theirs, ours in theirs_to_ours.items()}, "{}.nii.gz".format, f"BraTS {release}")
+    labels = brats.RELEASES[release].label_in_release
+    return Challenge(labels, lambda case: brats.SUBMISSION_NAME.format(case=case), f"BraTS {release}")
+
+
+def _btcv_file_name(case: str) -> str:
+    """Return the name of a segmentation; a name that is not of BTCV's form stays, as the platform may know it."""
+    match = re.fullmatch(btcv.FILE_NAME, f"{case}.nii.gz")
+    return btcv.SUBMISSION_NAME.format(number=int(match["number"])) if match else f"{case}.nii.gz"
 
 
 CHALLENGES = {
     **{f"brats{release}": _brats(release) for release in brats.RELEASES},
     "btcv": Challenge(
         {label: label for label in range(len(btcv.ORGANS) + 1)},
-        lambda case: f"{case.replace('img', 'label', 1)}.nii.gz",
+        _btcv_file_name,
         "BTCV",
     ),
 }
@@ -140,7 +144,8 @@ def write_submission(
         File name in the zip -> voxels that are not background.
 
     Raises:
-        UsageError: `out` is taken or no zip, or problems, all of them in one message.
+        UsageError: `out` is taken or no zip, or the predictions have problems, all of them in one message.
+        ProcessingError: the zip cannot be written, or an image of the data set is damaged.
     """
     if out.suffix != ".zip":
         raise UsageError(f"{out}: the submission is a zip: let the name end in .zip")
@@ -152,9 +157,8 @@ def write_submission(
     problems = [f"{name}: there is no prediction" for name in sorted(expected.images.keys() - files.keys())]
     problems += [f"{name}: {files[name]}: no such case is expected" for name in sorted(files.keys() - expected.images)]
     names = sorted(expected.images.keys() & files.keys())
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     foreground = {}
-    try:
+    with new_file(out) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             checked = ((name, _segmentation(files[name], expected.images[name], expected.label_map)) for name in names)
             for name, (segmentation, found) in progress(checked, "Checking", len(names)):
@@ -166,9 +170,6 @@ def write_submission(
                     archive.writestr(zipfile.ZipInfo(inside), content)  # without a time stamp: same input, same bytes
         if problems:
             raise UsageError(_listed(problems))
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return foreground
 
 
@@ -198,11 +199,9 @@ def _segmentation(
 ) -> tuple[nibabel.Nifti1Image | None, list[str]]:
     """What goes into the zip, or what is wrong."""
     try:
-        geometry = Geometry.of_file(file)
-        voxels = read_voxels(file)
-    except _UNREADABLE as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return None, [f"cannot be read: {lines[-1] if lines else type(error).__name__}"]
+        voxels, geometry = read_nifti(file)
+    except ProcessingError as error:
+        return None, [str(error).removeprefix(f"{file}: ")]
     if voxels.ndim != 3:
         return None, [f"has {voxels.ndim} axes ({times(voxels.shape)}), not 3"]
     problems = []
@@ -210,7 +209,7 @@ def _segmentation(
         try:
             difference = geometry.difference(Geometry.of_file(image))
         except RuntimeError:
-            raise UsageError(f"{image}: this image of the data set cannot be read") from None
+            raise ProcessingError(f"{image}: this image of the data set cannot be read") from None
         if difference is not None:
             problems.append(f"{difference} as {image}")
     unknown = sorted(set(np.unique(voxels).tolist()) - set(label_map))

@@ -9,9 +9,7 @@ Arrays here are (x, y, z) with x growing to the right, y to the front and z to t
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +18,10 @@ import numpy as np
 from scipy import fft, ndimage
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.files import new_folder
 from nnunet_glims.releases import brats
 
-CHANNELS = ("FLAIR", "T1ce", "T1", "T2")
+CHANNELS = tuple(brats.CHANNELS[name] for name in ("flair", "t1ce", "t1", "t2"))
 FILE_ENDING = ".nii.gz"
 
 NCR, ED, ET = brats.NECROSIS, brats.EDEMA, brats.ENHANCING
@@ -133,19 +132,16 @@ def write_raw_dataset(
             f"give {dataset_name} another number"
         )
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # nnU-Net lists folders by the prefix "DatasetNNN", so it does not see the one with the leading dot.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{dataset_name}-") as temporary:
-        unfinished = Path(temporary) / dataset_name
+    # nnU-Net lists folders by the prefix "DatasetNNN", so it does not see the unfinished one, whose name has a leading dot.
+    with new_folder(folder) as unfinished:
         affine = np.diag([*spacing_mm, 1.0])
         for split, count in (("Tr", cases), ("Ts", test_cases)):
-            (unfinished / f"images{split}").mkdir(parents=True)
+            (unfinished / f"images{split}").mkdir()
             (unfinished / f"labels{split}").mkdir()
             for index in range(count):
                 case = make_case(_generator(seed, split, index), shape, spacing_mm)
                 _write_case(unfinished, split, index, case, affine)
         _write_dataset_json(unfinished, dataset_name, cases, parameters)
-        os.rename(unfinished, folder)
     return folder
 
 

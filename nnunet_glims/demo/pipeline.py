@@ -24,7 +24,7 @@ from nnunet_glims.networks import network_named
 from nnunet_glims.nnunet.folders import of_folders
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.plans.override import apply_override
-from nnunet_glims.processes import find_program
+from nnunet_glims.processes import available_cores, find_program
 from nnunet_glims.report.board import make_board
 from nnunet_glims.report.cases import telling_cases
 from nnunet_glims.report.drawing import listed
@@ -63,11 +63,11 @@ class Workspace:
     @property
     def workers(self) -> str:
         """Processes for one of nnU-Net's jobs; starting one takes as long as a case of the demo."""
-        return str(max(1, min(4, (os.cpu_count() or 1) // 2)))
+        return str(max(1, min(4, available_cores() // 2)))
 
     def environment(self) -> dict[str, str]:
         """What nnU-Net's commands run with."""
-        cores = os.cpu_count() or 1
+        cores = available_cores()
         ours = {
             "nnUNet_raw": str(self.raw.parent),
             "nnUNet_preprocessed": str(self.folder / "nnUNet_preprocessed"),
@@ -241,7 +241,7 @@ def _machine(device: str) -> str:
         processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    text = f"{processor}, {os.cpu_count()} cores"
+    text = f"{processor}, {available_cores()} cores"
     if device == "cuda":
         import torch
 

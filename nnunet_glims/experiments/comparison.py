@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
-from nnunet_glims.networks import NETWORKS, Network
+from nnunet_glims.networks import Network, network_of_trainer, networks
 from nnunet_glims.nnunet.plans.override import load_override
 from nnunet_glims.training.recipes import Positive, Recipe
 from nnunet_glims.validation import validate
@@ -90,16 +90,12 @@ class Entry(BaseModel):
     @property
     def network(self) -> Network | None:
         """What its trainer trains, where that is one of ours, which follow recipes."""
-        return _network_of(self.trainer)
-
-
-def _network_of(trainer: str) -> Network | None:
-    return next((network for network in NETWORKS if trainer.startswith(network.trainer)), None)
+        return network_of_trainer(self.trainer)
 
 
 def _check_follows_recipes(trainer: str) -> None:
-    if _network_of(trainer) is None:
-        ours = ", ".join(network.trainer for network in NETWORKS)
+    if network_of_trainer(trainer) is None:
+        ours = ", ".join(name for network in networks() for name in network.trainers)
         raise ValueError(f"{trainer} follows no recipe: training settings and seeds are for {ours}")
 
 

@@ -14,7 +14,7 @@ from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.jobs import Plan
 from nnunet_glims.experiments.local import free_bytes
 from nnunet_glims.files import read_json
-from nnunet_glims.nnunet.plans.complete import BASE_PLANS
+from nnunet_glims.nnunet.plans.configuration import BASE_PLANS
 from nnunet_glims.nnunet.plans.override import apply_override, load_override
 
 NNUNET_STEPS = (1000, 250, 50)

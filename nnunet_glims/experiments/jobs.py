@@ -14,7 +14,7 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.comparison import Comparison, Entry, file_name, read_comparison
 from nnunet_glims.experiments.step import Step
 from nnunet_glims.files import read_json, write_json
-from nnunet_glims.nnunet.plans.complete import BASE_PLANS
+from nnunet_glims.nnunet.plans.configuration import BASE_PLANS
 from nnunet_glims.nnunet.plans.override import load_override
 
 Kind = Literal["prepare", "train", "evaluate", "ensemble", "report"]

@@ -21,7 +21,7 @@ from nnunet_glims.kernels.ops import plain_operators
 RECTIFIERS = (F.relu, F.leaky_relu, F.prelu, torch.relu, torch.prelu)
 
 
-def prepare(network: nn.Module) -> None:
+def make_differentiable(network: nn.Module) -> None:
     """Make a network's layers differentiable by hooks: nothing in place, nothing recomputed, no gradients of weights."""
     network.eval().requires_grad_(False)
     for module in network.modules():
@@ -38,7 +38,7 @@ def feature_map(output: Any, axes: int) -> Tensor | None:
 
 
 @contextmanager
-def watched(network: nn.Module, names: Sequence[str], see: Callable[[str, Any, Any], None]) -> Iterator[None]:
+def observed(network: nn.Module, names: Sequence[str], see: Callable[[str, Any, Any], None]) -> Iterator[None]:
     """Call `see(name, input, output)` whenever one of these modules was run."""
     handles = [
         network.get_submodule(name).register_forward_hook(
@@ -73,12 +73,12 @@ def layers_of(network: nn.Module, patch: Tensor) -> dict[str, Tensor]:
         for name, module in network.named_modules()
         if 1 <= name.count(".") <= 2 and any(module.children()) and not name.startswith("decoder.seg_layers.")
     ]
-    with watched(network, names, see), torch.no_grad():
+    with observed(network, names, see), torch.no_grad():
         network(patch)
     return found
 
 
-def with_gates(network: nn.Module, patch: Tensor) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+def logits_and_gates(network: nn.Module, patch: Tensor) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
     """Logits (outputs, …) of a patch, and of each attention gate by its module's name what it multiplied features by.
 
     Gates are "channel" (1, c, 1, …) and "spatial" (1, c or 1, …).
@@ -91,7 +91,7 @@ def with_gates(network: nn.Module, patch: Tensor) -> tuple[Tensor, dict[str, dic
             gates[name] = found
 
     names = [name for name, module in network.named_modules() if hasattr(type(module), "gates")]
-    with watched(network, names, see), torch.no_grad():
+    with observed(network, names, see), torch.no_grad():
         return network(patch)[0], gates
 
 
@@ -103,7 +103,7 @@ def grad_cam(
     A layer's channels are weighted by the mean gradient of the score, added up, cut off below 0 and interpolated.
 
     Args:
-        network: prepared by `prepare`.
+        network: prepared by `make_differentiable`.
         patch: (1, channels, …).
         layers: names of modules.
         outputs: which of the network's outputs to explain.
@@ -116,7 +116,7 @@ def grad_cam(
         assert found is not None, name
         features[name] = found
 
-    with watched(network, layers, see), torch.enable_grad():
+    with observed(network, layers, see), torch.enable_grad():
         logits = network(patch.detach().requires_grad_())[0]
     size = patch.shape[2:]
     maps = torch.zeros(len(layers), len(weights), *size, device=patch.device)
@@ -135,7 +135,7 @@ def guided_gradients(network: nn.Module, patch: Tensor, outputs: Sequence[int], 
     Arguments as of `grad_cam`.
     """
     patch = patch.detach().requires_grad_()
-    with plain_operators(), Guided(), torch.enable_grad():
+    with plain_operators(), GuidedBackpropagation(), torch.enable_grad():
         logits = network(patch)[0]
     maps = torch.zeros(len(weights), *patch.shape[2:], device=patch.device)
     for index, score in _scores(logits[list(outputs)], weights):
@@ -143,7 +143,7 @@ def guided_gradients(network: nn.Module, patch: Tensor, outputs: Sequence[int], 
     return maps
 
 
-class Guided(TorchFunctionMode):
+class GuidedBackpropagation(TorchFunctionMode):
     """Guided backpropagation (arXiv 1412.6806) through what is computed in this context.
 
     Behind every ReLU, leaky ReLU and PReLU only positive gradients of positive activations go back. The latter two have

@@ -21,14 +21,15 @@ from nnunet_glims.explanation.attribution import (
     guided_gradients,
     interpolated,
     layers_of,
-    prepare,
-    with_gates,
+    logits_and_gates,
+    make_differentiable,
 )
-from nnunet_glims.explanation.volumes import Preprocessed, Volumes
-from nnunet_glims.export.runner import Case, find_cases, read_image, write_image
+from nnunet_glims.explanation.volumes import ImagePipeline, NetworkInput
+from nnunet_glims.export.cases import InputCase, find_input_cases
+from nnunet_glims.export.runner import read_image
 from nnunet_glims.files import check_new, new_folder, write_json, write_text
 from nnunet_glims.geometry import Geometry, times
-from nnunet_glims.images import read_label_map
+from nnunet_glims.images import read_label_map, write_image
 from nnunet_glims.nnunet.checkpoints import FINAL, load_checkpoint, load_weights, trained_folds
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.validation import nearest
@@ -43,12 +44,12 @@ Tell = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Request:
+class ExplanationRequest:
     """What to explain and how.
 
     Attributes:
         targets: names of regions or labels of dataset.json; empty for all.
-        layers: names of layers, or "all"; empty for one, see `usual_layer`.
+        layers: names of layers, or "all"; empty for one, see `default_layer`.
         method: one of `METHODS`.
         fold: such as "0" or "all".
         checkpoint: name of the file in the fold's folder.
@@ -77,7 +78,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Target:
+class ExplanationTarget:
     """A region or label: its name, its place among the network's outputs, its labels."""
 
     name: str
@@ -101,18 +102,18 @@ class Explainer:
         UsageError: unknown folds, targets or layers; checkpoints that are damaged, or hold more than numbers and no trust.
     """
 
-    def __init__(self, folder: Path, request: Request = Request()):
+    def __init__(self, folder: Path, request: ExplanationRequest = ExplanationRequest()):
         self.model = ModelFolder(folder)
         (fold,) = trained_folds(self.model, [request.fold], request.checkpoint)
         path = folder / f"fold_{fold}" / request.checkpoint
         checkpoint = load_checkpoint(path, request.trust)
         usual = "cuda" if torch.cuda.is_available() else "cpu"
-        self.volumes = Volumes(self.model, torch.device(request.device or usual))
+        self.pipeline = ImagePipeline(self.model, torch.device(request.device or usual))
         self.network = self.new_network()
         load_weights(self.network, checkpoint, path)
         channels = self.model.dataset_json["channel_names"]
         self.channels = [channels[number] for number in sorted(channels, key=int)]
-        patch = torch.zeros(1, len(self.channels), *self.volumes.patch_size, device=self.volumes.device)
+        patch = torch.zeros(1, len(self.channels), *self.pipeline.patch_size, device=self.pipeline.device)
         self.layers = [
             Layer(name, features.shape[1], tuple(features.shape[2:]))
             for name, features in layers_of(self.network, patch).items()
@@ -121,13 +122,13 @@ class Explainer:
             length > side for layer in self.layers for length, side in zip(layer.size, patch.shape[2:], strict=True)
         ):
             raise UsageError(
-                f"{folder}: the network pads patches of {times(self.volumes.patch_size)} voxels, so its maps would not lie "
+                f"{folder}: the network pads patches of {times(self.pipeline.patch_size)} voxels, so its maps would not lie "
                 "on the image: only networks with a patch size they do not pad can be explained"
             )
-        gates = with_gates(self.network, patch)[1]
+        gates = logits_and_gates(self.network, patch)[1]
         self.spatial_gates = [name for name, values in gates.items() if "spatial" in values]
         self.guided = request.method == "guided-gradcam"
-        self.targets = _targets(self.model.dataset_json, self.volumes, request.targets)
+        self.targets = _targets(self.model.dataset_json, self.pipeline, request.targets)
         self.chosen = self._chosen(request.layers)
 
     def new_network(self) -> nn.Module:
@@ -135,13 +136,13 @@ class Explainer:
         network = self.model.network()[0]
         if hasattr(network, "precision"):  # ours may carry its own autocast
             network.precision = None
-        prepare(network)
-        return network.to(self.volumes.device)
+        make_differentiable(network)
+        return network.to(self.pipeline.device)
 
     def _chosen(self, wanted: Sequence[str]) -> list[str]:
         names = [layer.name for layer in self.layers]
         if not wanted:
-            return [usual_layer(self.layers).name]
+            return [default_layer(self.layers).name]
         for name in wanted:
             if name not in (*names, "all"):
                 raise UsageError(f"--layer {name} is unknown: {nearest(name, names)} (--layers lists them)")
@@ -153,10 +154,10 @@ class Explainer:
         Spatial gates with a map a channel are averaged over channels.
         """
         channel_gates: dict[str, list[Tensor]] = {}
-        heads = self.volumes.labels.num_segmentation_heads
+        heads = self.pipeline.labels.num_segmentation_heads
 
         def compute(patch: Tensor, _: Tensor) -> Tensor:
-            logits, gates = with_gates(self.network, patch)
+            logits, gates = logits_and_gates(self.network, patch)
             for name, values in gates.items():
                 if "channel" in values:
                     channel_gates.setdefault(name, []).append(values["channel"].flatten().cpu())
@@ -164,13 +165,13 @@ class Explainer:
             size = patch.shape[2:]
             return torch.cat([logits, *(interpolated(gate, size)[0] for gate in maps)])
 
-        found = self.volumes.average(data, heads + len(self.spatial_gates), compute, tell)
+        found = self.pipeline.average_windows(data, heads + len(self.spatial_gates), compute, tell)
         return found[:heads], channel_gates, found[heads:]
 
     def regions(self, logits: Tensor) -> Tensor:
         """Where each target is predicted: (targets, z, y, x) of 0 and 1."""
         outputs = [target.output for target in self.targets]
-        if self.volumes.labels.has_regions:
+        if self.pipeline.labels.has_regions:
             return (logits[outputs] > 0).float()
         labels = logits.argmax(0)
         return torch.stack([(labels == output).float() for output in outputs])
@@ -194,21 +195,21 @@ class Explainer:
                 found = found * guided_gradients(used, patch, outputs, weights)
             return found.flatten(0, 1)
 
-        averaged = self.volumes.average(torch.cat([data, regions]), shape[0] * shape[1], compute, tell)
+        averaged = self.pipeline.average_windows(torch.cat([data, regions]), shape[0] * shape[1], compute, tell)
         return averaged.unflatten(0, shape)
 
 
-def usual_layer(layers: Sequence[Layer]) -> Layer:
+def default_layer(layers: Sequence[Layer]) -> Layer:
     """The layer that is explained where none is named: the last one of a quarter of the finest resolution or less."""
     finest = max(np.prod(layer.size) ** (1 / len(layer.size)) for layer in layers)
     coarse = [layer for layer in layers if np.prod(layer.size) ** (1 / len(layer.size)) <= finest / 4 + 1e-6]
     return (coarse or layers)[-1]
 
 
-def _targets(dataset_json: Mapping[str, Any], volumes: Volumes, wanted: Sequence[str]) -> list[Target]:
+def _targets(dataset_json: Mapping[str, Any], volumes: ImagePipeline, wanted: Sequence[str]) -> list[ExplanationTarget]:
     labels = volumes.labels
     known = {
-        name: Target(short(name), place if labels.has_regions else labels.all_labels.index(of[0]), of)
+        name: ExplanationTarget(short(name), place if labels.has_regions else labels.all_labels.index(of[0]), of)
         for place, (name, of) in enumerate(of_dataset(dataset_json).items())
     }
     by_name = {key.lower(): target for name, target in known.items() for key in (name, target.name)}
@@ -222,7 +223,7 @@ def explain(
     folder: Path,
     inputs: Sequence[Path],
     out: Path,
-    request: Request = Request(),
+    request: ExplanationRequest = ExplanationRequest(),
     truth: Path | None = None,
     overwrite: bool = False,
     tell: Tell = lambda windows, _: windows,
@@ -243,7 +244,7 @@ def explain(
     check_new(out, overwrite, SUMMARY, "explanation")
     explainer = Explainer(folder, request)
     dataset_json = explainer.model.dataset_json
-    cases = find_cases(inputs, dataset_json["file_ending"], explainer.channels)
+    cases = find_input_cases(inputs, dataset_json["file_ending"], explainer.channels)
     truths = {case.name: None if truth is None else _truth(truth, case, dataset_json["file_ending"]) for case in cases}
     summary: dict[str, Any] = {
         "version": __version__,
@@ -263,7 +264,7 @@ def explain(
             inside.mkdir()
             summary["cases"][case.name], of_case = _explain_case(explainer, case, inside, request.sanity, tell)
             gates += of_case
-            shown.append(pictures.Shown(case.name, case.files, explainer.channels, inside, truths[case.name]))
+            shown.append(pictures.DrawnCase(case.name, case.files, explainer.channels, inside, truths[case.name]))
         if gates:
             table = pd.DataFrame(gates)
             write_text(unfinished / GATES, table.to_csv(index=False))
@@ -273,7 +274,7 @@ def explain(
     return summary
 
 
-def _truth(folder: Path, case: Case, ending: str) -> Path:
+def _truth(folder: Path, case: InputCase, ending: str) -> Path:
     path = folder / f"{case.name}{ending}"
     if not path.is_file():
         raise UsageError(f"{path}: there is no true label map of case {case.name}; leave out --truth, or complete it")
@@ -284,12 +285,12 @@ def _truth(folder: Path, case: Case, ending: str) -> Path:
 
 
 def _explain_case(
-    explainer: Explainer, case: Case, folder: Path, check: bool, tell: Tell
+    explainer: Explainer, case: InputCase, folder: Path, check: bool, tell: Tell
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write a case's files; returns its part of the summary and its rows in the table of gates."""
     geometry = read_image(case.files)[1]
-    volumes = explainer.volumes
-    image: Preprocessed = volumes.preprocess(case.files)
+    volumes = explainer.pipeline
+    image: NetworkInput = volumes.preprocess(case.files)
     data = image.data
     logits, channel_gates, spatial_gates = explainer.predict(
         data, lambda windows: tell(windows, f"{case.name}: predict")
@@ -297,14 +298,14 @@ def _explain_case(
     regions = explainer.regions(logits)
     maps = explainer.maps(data, regions, lambda windows: tell(windows, f"{case.name}: {len(regions)} targets"))
     highest = maps.flatten(2).amax(2)
-    maps = _to_1(maps)
+    maps = _scaled_to_one(maps)
 
     prediction = volumes.label_map(logits, image.properties)
     write_image(prediction, geometry, folder / f"prediction{ENDING}")
     names = [(layer, target.name) for layer in explainer.chosen for target in explainer.targets]
     files = [*(pictures.map_name(*name) for name in names), *(f"gate_{name}" for name in explainer.spatial_gates)]
     for name, volume in zip(files, [*maps.flatten(0, 1), *spatial_gates], strict=True):
-        write_image(volumes.on_image(volume[None], image.properties)[0], geometry, folder / f"{name}{ENDING}")
+        write_image(volumes.to_image_grid(volume[None], image.properties)[0], geometry, folder / f"{name}{ENDING}")
 
     found: dict[str, Any] = {
         "predicted_voxels": {
@@ -316,7 +317,7 @@ def _explain_case(
         },
     }
     if check:
-        found["sanity"] = _checked(explainer, case.name, data, logits, regions, maps, tell)
+        found["sanity"] = _sanity_checks(explainer, case.name, data, logits, regions, maps, tell)
     rows = [
         {"case": case.name, "gate": name, "channel": channel, "mean": float(mean), "sd": float(sd)}
         for name, values in channel_gates.items()
@@ -326,20 +327,20 @@ def _explain_case(
     return found, rows
 
 
-def _to_1(maps: Tensor) -> Tensor:
+def _scaled_to_one(maps: Tensor) -> Tensor:
     """Each map divided by its highest value, which thereby is 1; maps of nothing stay 0."""
     highest = maps.flatten(2).amax(2)[..., None, None, None]
     return torch.where(highest > 0, maps / highest.clamp(min=torch.finfo(maps.dtype).tiny), 0)
 
 
-def _checked(
+def _sanity_checks(
     explainer: Explainer, case: str, data: Tensor, logits: Tensor, regions: Tensor, maps: Tensor, tell: Tell
 ) -> dict[str, dict[str, Any]]:
     """Both checks of every map, by layer and target; None where the target is not predicted."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         untrained = explainer.new_network()
-    of_random = _to_1(
+    of_random = _scaled_to_one(
         explainer.maps(data, regions, lambda windows: tell(windows, f"{case}: random weights"), untrained)
     )
     checks: dict[str, dict[str, Any]] = {}

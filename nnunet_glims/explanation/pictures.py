@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from nnunet_glims.files import write_text
+from nnunet_glims.files import write_bytes, write_text
 from nnunet_glims.report.cases import TELLING_CHANNELS
 from nnunet_glims.report.drawing import data_uri, grey, label_colour
 from nnunet_glims.report.slices import CT_WINDOW, oriented, shown_part
@@ -29,7 +29,7 @@ PAGE = "index.html"
 
 
 @dataclass(frozen=True)
-class Shown:
+class DrawnCase:
     """A case and its files: images by channel, the folder of maps, the true label map if there is one."""
 
     name: str
@@ -44,7 +44,7 @@ def map_name(layer: str, target: str) -> str:
     return f"{layer}_{target}"
 
 
-def draw_panel(case: Shown, layer: str, targets: Mapping[str, Sequence[int]]) -> bytes:
+def draw_panel(case: DrawnCase, layer: str, targets: Mapping[str, Sequence[int]]) -> bytes:
     """A row a slice (PNG): axial, seen from below, where there is most to see, cropped to it."""
     channel = next((name for name in TELLING_CHANNELS if name in case.channels), case.channels[0])
     image, spacing = oriented(case.images[list(case.channels).index(channel)])
@@ -123,7 +123,7 @@ def draw_gates(table: pd.DataFrame, path: Path) -> None:
             axes.set_xlim(-0.5, len(values) - 0.5)
             axes.tick_params(labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)
-        path.write_bytes(_png(figure))
+        write_bytes(path, _png(figure))
 
 
 def _png(figure: Figure) -> bytes:
@@ -132,14 +132,14 @@ def _png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def write_page(summary: Mapping[str, Any], cases: Sequence[Shown], folder: Path) -> None:
+def write_page(summary: Mapping[str, Any], cases: Sequence[DrawnCase], folder: Path) -> None:
     """Write each case's panels and the page that shows them."""
     panels: dict[str, dict[str, str]] = {}
     for case in cases:
         panels[case.name] = {}
         for layer in summary["layers"]:
             content = draw_panel(case, layer, summary["targets"])
-            (case.folder / f"{layer}.png").write_bytes(content)
+            write_bytes(case.folder / f"{layer}.png", content)
             panels[case.name][layer] = data_uri(content, "image/png")
     gates = folder / "channel_gates.png"
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -27,14 +27,14 @@ Tell = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Preprocessed:
+class NetworkInput:
     """An image as the network gets it, (channels, z, y, x), and nnU-Net's notes for the way back."""
 
     data: Tensor
     properties: Mapping[str, Any]
 
 
-class Volumes:
+class ImagePipeline:
     """A model's way from an image to its network and back.
 
     Raises:
@@ -62,15 +62,15 @@ class Volumes:
             )
         self.gaussian = gaussian.float()
 
-    def preprocess(self, files: Sequence[Path]) -> Preprocessed:
+    def preprocess(self, files: Sequence[Path]) -> NetworkInput:
         """Read and preprocess a case."""
         preprocessor = self.plan.preprocessor_class(verbose=False)
         data, _, properties = preprocessor.run_case(
             [str(file) for file in files], None, self.manager, self.plan, self.dataset_json
         )
-        return Preprocessed(torch.from_numpy(data).float(), properties)
+        return NetworkInput(torch.from_numpy(data).float(), properties)
 
-    def average(
+    def average_windows(
         self, data: Tensor, channels: int, compute: Callable[[Tensor, Tensor], Tensor], tell: Tell = iter
     ) -> Tensor:
         """What `compute` gives for each window, averaged: (channels, z, y, x), on the CPU, of the size of `data`.
@@ -98,7 +98,7 @@ class Volumes:
             logits, self.manager, self.plan, self.labels, dict(properties)
         )
 
-    def on_image(self, maps: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
+    def to_image_grid(self, maps: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
         """Maps (n, z, y, x) on the grid of the image: resampled as probabilities are, 0 outside of what was cropped to."""
         size = properties["shape_after_cropping_and_before_resampling"]
         spacing = [properties["spacing"][axis] for axis in self.manager.transpose_forward]

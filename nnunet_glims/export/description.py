@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export.exported import Normalization, Resampling, SlidingWindow
-from nnunet_glims.export.runner import SCHEMES
+from nnunet_glims.export.preprocessing import SCHEMES
 from nnunet_glims.nnunet.models import ModelFolder
 
 STEP = 0.5
@@ -105,11 +105,11 @@ def _resampling(settings: Mapping[str, Any], threshold: float) -> Resampling:
 
 
 def _licence(model: ModelFolder) -> str:
-    from nnunet_glims.networks import NETWORKS
+    from nnunet_glims.networks import network_of_trainer
 
     name = model.plans["configurations"][model.configuration].get("architecture", {}).get("network_class_name", "")
-    ours = [network for network in NETWORKS if model.trainer.startswith(network.trainer)]
-    network = f"nnunet-glims, Apache-2.0 ({ours[0].licence})" if ours else name or "nnU-Net"
+    ours = network_of_trainer(model.trainer)
+    network = f"nnunet-glims, Apache-2.0 ({ours.licence})" if ours else name or "nnU-Net"
     stated = model.dataset_json.get("licence") or model.dataset_json.get("license")
     data = f"the data's licence, {stated}," if stated else f"the licence of the data ({model.dataset})"
     return f"Weights: {data} applies to what was trained on it. Network: {network}."

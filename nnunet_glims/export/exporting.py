@@ -26,7 +26,7 @@ ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportRequest:
     """What to export and how.
 
     Attributes:
@@ -61,9 +61,9 @@ class Request:
 def export(
     source: Path,
     out: Path,
-    request: Request = Request(),
+    request: ExportRequest = ExportRequest(),
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> ExportedModel:
     """Write an export, or nothing.
 
@@ -71,7 +71,7 @@ def export(
         source: nnU-Net's model folder.
         out: folder to write; made by a rename when all is done.
         overwrite: replace an export that is there.
-        say: told what is done.
+        log: told what is done.
 
     Raises:
         UsageError: no model folder, folds or checkpoints that are not there, plans the runner cannot follow, `out` exists.
@@ -94,9 +94,9 @@ def export(
     network = model.network()[0].eval()
     if hasattr(network, "precision"):  # ours may carry its own autocast
         network.precision = None
-    patches = parity.patches(model, exported)
+    patches = parity.comparison_patches(model, exported)
     if len(patches) == 1:
-        say(
+        log(
             "no image of the data set was found (nnUNet_preprocessed, nnUNet_raw): parity is checked on random numbers only"
         )
 
@@ -105,13 +105,13 @@ def export(
         for fold in folds:
             checkpoint = first if fold == folds[0] else load_checkpoint(checkpoints[fold], request.trust)
             load_weights(network, checkpoint, checkpoints[fold])
-            files.append(_export_fold(network, fold, unfinished, exported, patches, say))
+            files.append(_export_fold(network, fold, unfinished, exported, patches, log))
         exported = replace(exported, folds=files)
         exported.write(unfinished)
     return exported
 
 
-def _check_tools(request: Request) -> None:
+def _check_tools(request: ExportRequest) -> None:
     if request.format == "onnx":
         try:
             import onnx  # noqa: F401
@@ -127,7 +127,7 @@ def _export_fold(
     folder: Path,
     exported: ExportedModel,
     patches: dict[str, np.ndarray],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> FoldFile:
     path = folder / f"fold_{fold}{ENDINGS[exported.format]}"
     example = torch.from_numpy(patches["random"])[None]
@@ -137,24 +137,24 @@ def _export_fold(
     else:
         conversion.write_torchscript(network, example, path)
     file = FoldFile(fold, path.name, checksum(path), [])
-    compute = _loaded(folder, replace(exported, folds=[file]))
+    compute = _load_written(folder, replace(exported, folds=[file]))
     figures = []
     for name, patch in patches.items():
         with plain_operators(), torch.inference_mode():
             reference = network(torch.from_numpy(patch)[None])[0].numpy()
         figures.append(
-            parity.compare(name, reference, compute(patch[None])[0], exported.regions_class_order is not None)
+            parity.difference(name, reference, compute(patch[None])[0], exported.regions_class_order is not None)
         )
     parity.check(fold, exported.precision, figures)
     last = figures[-1]
-    say(
+    log(
         f"fold {fold}: {path.stat().st_size / 1e6:.1f} MB; differs from PyTorch by {last['relative_error']:.1g} of the logits' "
         f"standard deviation, same label in {last['agreement']:.3%} of voxels ({last['patch']})"
     )
     return replace(file, parity=figures)
 
 
-def _loaded(folder: Path, exported: ExportedModel) -> Callable[[np.ndarray], np.ndarray]:
+def _load_written(folder: Path, exported: ExportedModel) -> Callable[[np.ndarray], np.ndarray]:
     """The written file as a function, loaded as its users load it."""
     if exported.format == "onnx":
         return load_networks(folder, exported, device="cpu")[0]

@@ -40,7 +40,7 @@ class ParityError(RuntimeError):
     """An exported network differs from PyTorch by more than its precision allows."""
 
 
-def compare(patch: str, reference: Array, found: Array, regions: bool) -> dict[str, Any]:
+def difference(patch: str, reference: Array, found: Array, regions: bool) -> dict[str, Any]:
     """Figures for model.json.
 
     Args:
@@ -84,7 +84,7 @@ def check(fold: str, precision: str, figures: list[dict[str, Any]]) -> None:
             )
 
 
-def patches(model: ModelFolder, exported: ExportedModel) -> dict[str, Array]:
+def comparison_patches(model: ModelFolder, exported: ExportedModel) -> dict[str, Array]:
     """Patches to compare on, by where they come from: random numbers, and one of the data set's images if there is one."""
     shape = (len(exported.channels), *exported.patch_size)
     found = {"random": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
@@ -121,7 +121,8 @@ def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[st
 
 
 def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:
-    from nnunet_glims.export import runner
+    from nnunet_glims.export.preprocessing import preprocess
+    from nnunet_glims.export.runner import read_image
 
     folder = Path(os.environ.get("nnUNet_raw") or os.devnull, exported.dataset, "imagesTr")
     first = min(folder.glob(f"*_0000{exported.file_ending}"), default=None) if folder.is_dir() else None
@@ -131,5 +132,5 @@ def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array 
     files = [folder / f"{case}_{channel:04d}{exported.file_ending}" for channel in range(len(exported.channels))]
     if not all(file.is_file() for file in files):
         return "", None
-    image, geometry = runner.read_image(files)
-    return f"raw {case}", runner.prepare(image, geometry.spacing[::-1], exported).data
+    image, geometry = read_image(files)
+    return f"raw {case}", preprocess(image, geometry.spacing[::-1], exported).data

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nnunet_glims.processes import available_memory
+
 SOURCES = Path(__file__).with_name("c")
 PRECISIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 """What tensors of the kernels may be, and the compiler's options for it. Gradients are float32's alone."""
@@ -29,11 +31,11 @@ class _Shape(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_int64) for name in (*"ncdhw", "threads")), ("eps", ctypes.c_float)]
 
 
-class _Cells(ctypes.Structure):
+class _ConvolutionShape(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_int64)
-            for name in ("n", "in", "out", "d", "h", "w", "sd", "sh", "sw", "up", "parts", "threads")
+            for name in ("n", "in", "out", "d", "h", "w", "sd", "sh", "sw", "transposed", "parts", "threads")
         ),
         ("eps", ctypes.c_float),
     ]
@@ -110,21 +112,18 @@ def keep_freed_memory(training_voxels: int = 0) -> None:
     """Have glibc give freed memory to the next tensor instead of back to the system. Other C libraries are left alone.
 
     Otherwise each large tensor is made of fresh pages, which the system zeroes one by one; with kernels as fast as these,
-    that takes most of a network's time. It costs memory, since what is freed does not always fit what comes next: a
-    training step on that many voxels for which half of the machine's memory might not do gives memory back after all. The
-    variable NNUNET_GLIMS_KEEP_MEMORY=0 always does.
+    that takes most of a network's time. It costs memory, because freed blocks do not always fit the next tensors. Memory is
+    therefore given back to the system where a training step may need more than half of what this process may use, and
+    always where the variable NNUNET_GLIMS_KEEP_MEMORY is 0.
+
+    Args:
+        training_voxels: voxels of the batch in a training step; 0 in prediction.
     """
     wanted = os.environ.get("NNUNET_GLIMS_KEEP_MEMORY") != "0"
-    _set_keeping(wanted and training_voxels * KEPT_BYTES_PER_VOXEL <= physical_memory() / 2)
+    _set_keeping(wanted and training_voxels * KEPT_BYTES_PER_VOXEL <= _usable_memory() / 2)
 
 
-@cache
-def physical_memory() -> float:
-    """Bytes of the machine; infinite where it does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
+_usable_memory = cache(available_memory)  # asked for in every step; limits do not change while a process runs
 
 
 @lru_cache(maxsize=1)
@@ -207,85 +206,95 @@ WORTHWHILE_ROWS = 2**8
 PARTS = 64
 
 
-def _coarse(x: Tensor, stride: Sequence[int], up: bool) -> list[int]:
-    return [size if up else size // step for size, step in zip(x.shape[2:], stride, strict=True)]
+def _coarse(x: Tensor, stride: Sequence[int], transposed: bool) -> list[int]:
+    return [size if transposed else size // step for size, step in zip(x.shape[2:], stride, strict=True)]
 
 
-def new_cells(x: Tensor, bias: Tensor, stride: Sequence[int], up: bool) -> Tensor:
-    """Room for the result of `cells`."""
-    size = [axis * step if up else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
+def new_convolution_output(x: Tensor, bias: Tensor, stride: Sequence[int], transposed: bool) -> Tensor:
+    """Room for the result of `nonoverlapping_convolution`."""
+    size = [axis * step if transposed else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
     return x.new_empty(x.shape[0], len(bias), *size)
 
 
-def cells_worthwhile(x: Tensor, weight: Tensor, stride: Sequence[int], up: bool) -> bool:
-    """Whether `cells` beats torch's convolution here."""
-    divisible = up or not any(size % step for size, step in zip(x.shape[2:], stride, strict=True))
-    return divisible and prod(_coarse(x, stride, up)) >= WORTHWHILE_VOXELS and max(weight.shape[:2]) <= WORTHWHILE_ROWS
+def convolution_worthwhile(x: Tensor, weight: Tensor, stride: Sequence[int], transposed: bool) -> bool:
+    """Whether `nonoverlapping_convolution` beats torch's convolution here."""
+    divisible = transposed or not any(size % step for size, step in zip(x.shape[2:], stride, strict=True))
+    return (
+        divisible
+        and prod(_coarse(x, stride, transposed)) >= WORTHWHILE_VOXELS
+        and max(weight.shape[:2]) <= WORTHWHILE_ROWS
+    )
 
 
-def _cells_shape(x: Tensor, out: int, stride: Sequence[int], up: bool) -> _Cells:
-    coarse = _coarse(x, stride, up)
+def _convolution_shape(x: Tensor, out: int, stride: Sequence[int], transposed: bool) -> _ConvolutionShape:
+    coarse = _coarse(x, stride, transposed)
     parts = max(1, min(PARTS, prod(coarse) // WORTHWHILE_VOXELS))
-    return _Cells(x.shape[0], x.shape[1], out, *coarse, *stride, up, parts, torch.get_num_threads(), EPS)
+    return _ConvolutionShape(
+        x.shape[0], x.shape[1], out, *coarse, *stride, transposed, parts, torch.get_num_threads(), EPS
+    )
 
 
-def _matrix(weight: Tensor, up: bool) -> Tensor:
+def _matrix(weight: Tensor, transposed: bool) -> Tensor:
     """torch's weight as (rows of the result, rows of the input)."""
-    return weight.flatten(1).T if up else weight.flatten(1)
+    return weight.flatten(1).T if transposed else weight.flatten(1)
 
 
-def _cells(x, weight, bias, stride: Sequence[int], up: bool, norms: Tensor | None, slope: Tensor | None):
+def _nonoverlapping_convolution(
+    x, weight, bias, stride: Sequence[int], transposed: bool, norms: Tensor | None, slope: Tensor | None
+):
     """The convolution of x, of which `norms` are to be applied first if given, and, with the slope of the PReLU that
     follows, the norms of the result."""
     out = len(bias)
-    shape = _cells_shape(x, out, stride, up)
-    y = new_cells(x, bias, stride, up)
-    biases = (bias.repeat_interleave(prod(stride)) if up else bias).contiguous()
+    shape = _convolution_shape(x, out, stride, transposed)
+    y = new_convolution_output(x, bias, stride, transposed)
+    biases = (bias.repeat_interleave(prod(stride)) if transposed else bias).contiguous()
     moments = None if slope is None else x.new_zeros(x.shape[0], shape.parts, out, 3, dtype=torch.float64)
-    matrix = _matrix(weight, up).to(x.dtype)
+    matrix = _matrix(weight, transposed).to(x.dtype)
     if x.dtype == torch.bfloat16:  # whose products take two rows at a time
         matrix = F.pad(matrix, (0, matrix.shape[1] % 2))
     matrix = matrix.contiguous()
-    _run("cells_forward", x.dtype, shape, x, norms, matrix, biases, y, moments)
+    _run("nonoverlapping_forward", x.dtype, shape, x, norms, matrix, biases, y, moments)
     if slope is None:
         return y, None
     following = _norms(x, out)
-    _run("join_moments", x.dtype, shape, moments, slope, following)
+    _run("norms_from_moments", x.dtype, shape, moments, slope, following)
     return y, following
 
 
-def cells(x, weight, bias, stride: Sequence[int], up: bool) -> Tensor:
-    """`formulas.cells`."""
-    return _cells(x, weight, bias, stride, up, None, None)[0]
+def nonoverlapping_convolution(x, weight, bias, stride: Sequence[int], transposed: bool) -> Tensor:
+    """`formulas.nonoverlapping_convolution`."""
+    return _nonoverlapping_convolution(x, weight, bias, stride, transposed, None, None)[0]
 
 
-def cells_norm_act(x, weight, bias, slope, stride: Sequence[int], up: bool) -> Tensor:
-    """`formulas.cells`, then `formulas.norm_act`."""
-    y, norms = _cells(x, weight, bias, stride, up, None, slope)
+def convolution_norm_act(x, weight, bias, slope, stride: Sequence[int], transposed: bool) -> Tensor:
+    """`formulas.nonoverlapping_convolution`, then `formulas.norm_act`."""
+    y, norms = _nonoverlapping_convolution(x, weight, bias, stride, transposed, None, slope)
     _run_by_channel("apply_forward", EPS, y, norms)
     return y
 
 
-def aggregate(x, weight, bias, gain, shift, slopes, expand, expand_bias, reduce, reduce_bias) -> Tensor:
+def dilated_aggregation(x, weight, bias, gain, shift, slopes, expand, expand_bias, reduce, reduce_bias) -> Tensor:
     """What a `DilatedAggregator` computes: norms are applied where the values are read next. slopes: (6)."""
     norms = _norms(x, 3 * x.shape[1])
     y = _branches(x, weight, bias, gain, shift, slopes, EPS, norms)
     ones = (1, 1, 1)
-    y, norms = _cells(y, expand, expand_bias, ones, False, norms, slopes[3:])
-    y, norms = _cells(y, reduce, reduce_bias, ones, False, norms, slopes[4:])
+    y, norms = _nonoverlapping_convolution(y, expand, expand_bias, ones, False, norms, slopes[3:])
+    y, norms = _nonoverlapping_convolution(y, reduce, reduce_bias, ones, False, norms, slopes[4:])
     _run_by_channel("residual_forward", EPS, x, y, norms, slopes[5:])
     return y
 
 
-def cells_backward(x, weight, gradient, stride: Sequence[int], up: bool) -> tuple[Tensor, Tensor, Tensor]:
+def nonoverlapping_convolution_backward(
+    x, weight, gradient, stride: Sequence[int], transposed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias."""
-    shape = _cells_shape(x, gradient.shape[1], stride, up)
-    matrix, of_x = _matrix(weight, up), torch.empty_like(x)
+    shape = _convolution_shape(x, gradient.shape[1], stride, transposed)
+    matrix, of_x = _matrix(weight, transposed), torch.empty_like(x)
     of_matrix = x.new_zeros(shape.n * shape.parts, *matrix.shape, dtype=torch.float64)
     of_bias = x.new_zeros(shape.n * shape.parts, len(matrix), dtype=torch.float64)
-    transposed = matrix.T.contiguous()
-    _run("cells_backward", x.dtype, shape, x, transposed, gradient, of_x, of_matrix, of_bias)
-    of_weight = of_matrix.sum(0).T if up else of_matrix.sum(0)
+    backward_matrix = matrix.T.contiguous()
+    _run("nonoverlapping_backward", x.dtype, shape, x, backward_matrix, gradient, of_x, of_matrix, of_bias)
+    of_weight = of_matrix.sum(0).T if transposed else of_matrix.sum(0)
     of_bias = of_bias.sum(0).view(gradient.shape[1], -1).sum(1)
     return of_x, of_weight.reshape(weight.shape).to(x.dtype), of_bias.to(x.dtype)
 
@@ -301,26 +310,26 @@ def _padded(x: Tensor) -> Tensor:
     return volumes
 
 
-def _wide(volumes: Tensor, like: Tensor, weight: Tensor) -> Tensor:
+def _gate_convolution(volumes: Tensor, like: Tensor, weight: Tensor) -> Tensor:
     """The convolution of the padded volumes of a tensor."""
     batch, maps = volumes.shape[:2]
     y = like.new_empty(batch, 1, *like.shape[2:])
-    _run("wide_forward", y.dtype, _shape((batch, maps, *y.shape[2:])), volumes, weight, y)
+    _run("gate_convolution_forward", y.dtype, _shape((batch, maps, *y.shape[2:])), volumes, weight, y)
     return y
 
 
-def wide(x, weight) -> Tensor:
-    """`formulas.wide`."""
-    return _wide(_padded(x), x, weight)
+def gate_convolution(x, weight) -> Tensor:
+    """`formulas.gate_convolution`."""
+    return _gate_convolution(_padded(x), x, weight)
 
 
-def wide_backward(x, weight, gradient) -> tuple[Tensor, Tensor]:
+def gate_convolution_backward(x, weight, gradient) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight."""
     batch, maps, *size = x.shape
     gradients, mirrored = _padded(gradient), weight.flip(2, 3, 4)
-    of_x = [_wide(gradients, gradient, mirrored[:, index].contiguous()) for index in range(maps)]
+    of_x = [_gate_convolution(gradients, gradient, mirrored[:, index].contiguous()) for index in range(maps)]
     of_weight = x.new_empty(batch, size[0], *weight.shape)
-    _run("wide_weight_gradient", x.dtype, _shape(x.shape), _padded(x), gradients, of_weight)
+    _run("gate_convolution_weight_gradient", x.dtype, _shape(x.shape), _padded(x), gradients, of_weight)
     return torch.cat(of_x, dim=1), of_weight.sum((0, 1))
 
 

@@ -28,16 +28,18 @@ def norm_act(x: Tensor, gain: Tensor | None, shift: Tensor | None, slope: Tensor
     return F.prelu(instance_norm(x, gain, shift, eps), slope)
 
 
-def cells(x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], up: bool = False) -> Tensor:
-    """Convolution whose kernel is its stride (1³ or cells of the stride), or with `up` its transpose.
+def nonoverlapping_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], transposed: bool = False
+) -> Tensor:
+    """Convolution whose kernel is its stride (1³ or cells of the stride), or with `transposed` its transpose.
 
-    (N, C, D, H, W), weight (C', C, *stride) or with `up` (C, C', *stride), bias (C') -> (N, C', D/s, …) or (N, C', D·s, …).
+    (N, C, D, H, W), weight (C', C, *stride) or with `transposed` (C, C', *stride), bias (C') -> (N, C', D/s, …) or (N, C', D·s, …).
     """
-    convolution = F.conv_transpose3d if up else F.conv3d
+    convolution = F.conv_transpose3d if transposed else F.conv3d
     return convolution(x, weight, bias, stride=tuple(stride))
 
 
-def wide(x: Tensor, weight: Tensor) -> Tensor:
+def gate_convolution(x: Tensor, weight: Tensor) -> Tensor:
     """Zero-padded 7³ convolution to a single map: (N, C, D, H, W), weight (1, C, 7, 7, 7) -> (N, 1, D, H, W)."""
     return F.conv3d(x, weight, padding=3)
 

@@ -114,31 +114,33 @@ def norm_act(x: Tensor, slope: Tensor, gain: Tensor | None = None, shift: Tensor
     return _norm_act(x.to(_precision(x)), gain, shift, slope, cpu.EPS)
 
 
-def cells(x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], up: bool = False) -> Tensor:
-    """See `formulas.cells`."""
-    if _kernels_for(x, weight) == "c" and cpu.cells_worthwhile(x, weight, stride, up):
-        return _cells(x.to(_precision(x)), weight, bias, list(stride), up)
-    return formulas.cells(x, weight, bias, stride, up)
+def nonoverlapping_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], transposed: bool = False
+) -> Tensor:
+    """See `formulas.nonoverlapping_convolution`."""
+    if _kernels_for(x, weight) == "c" and cpu.convolution_worthwhile(x, weight, stride, transposed):
+        return _nonoverlapping_convolution(x.to(_precision(x)), weight, bias, list(stride), transposed)
+    return formulas.nonoverlapping_convolution(x, weight, bias, stride, transposed)
 
 
-def joins(x: Tensor, parameter: Tensor) -> bool:
+def can_fuse(x: Tensor, parameter: Tensor) -> bool:
     """Whether operations on x with such parameters are joined: in C, without gradients. Else autograd and hooks see each."""
     return not torch.is_grad_enabled() and _kernels_for(x, parameter) == "c"
 
 
-def cells_norm_act(
-    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, stride: Sequence[int], up: bool = False
+def convolution_norm_act(
+    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, stride: Sequence[int], transposed: bool = False
 ) -> Tensor:
-    """`cells`, then `norm_act` without gain and shift, of an x that `joins`."""
-    if not cpu.cells_worthwhile(x, weight, stride, up):
-        return norm_act(cells(x, weight, bias, stride, up), slope)
-    return _cells_norm_act(x.to(_precision(x)), weight, bias, slope, list(stride), up)
+    """`nonoverlapping_convolution`, then `norm_act` without gain and shift, of an x that `can_fuse`."""
+    if not cpu.convolution_worthwhile(x, weight, stride, transposed):
+        return norm_act(nonoverlapping_convolution(x, weight, bias, stride, transposed), slope)
+    return _convolution_norm_act(x.to(_precision(x)), weight, bias, slope, list(stride), transposed)
 
 
-def aggregate(
+def dilated_aggregation(
     x: Tensor, branch_parameters: Iterable[Tensor], expand: Iterable[Tensor], reduce: Iterable[Tensor], slope: Tensor
 ) -> Tensor:
-    """What a `DilatedAggregator` computes, of an x that `joins`.
+    """What a `DilatedAggregator` computes, of an x that `can_fuse`.
 
     Args:
         x: (N, C, D, H, W).
@@ -147,26 +149,29 @@ def aggregate(
         slope: (1), of the PReLU after x is added and the norm.
     """
     weight, bias, gain, shift, branch_slope = branch_parameters
-    (wide, wide_bias, wide_slope), (narrow, narrow_bias, narrow_slope) = expand, reduce
-    if all(cpu.cells_worthwhile(x, matrix, (1, 1, 1), False) for matrix in (wide, narrow)):
-        slopes = torch.cat([branch_slope, wide_slope, narrow_slope, slope])
+    (expand_weight, expand_bias, expand_slope) = expand
+    (reduce_weight, reduce_bias, reduce_slope) = reduce
+    if all(cpu.convolution_worthwhile(x, matrix, (1, 1, 1), False) for matrix in (expand_weight, reduce_weight)):
+        slopes = torch.cat([branch_slope, expand_slope, reduce_slope, slope])
         x = x.to(_precision(x))
-        return _aggregate(x, weight, bias, gain, shift, slopes, wide, wide_bias, narrow, narrow_bias)
+        return _dilated_aggregation(
+            x, weight, bias, gain, shift, slopes, expand_weight, expand_bias, reduce_weight, reduce_bias
+        )
     y = branches(x, weight, bias, gain, shift, branch_slope)
-    y = cells_norm_act(y, wide, wide_bias, wide_slope, (1, 1, 1))
-    return norm_act(x + cells_norm_act(y, narrow, narrow_bias, narrow_slope, (1, 1, 1)), slope)
+    y = convolution_norm_act(y, expand_weight, expand_bias, expand_slope, (1, 1, 1))
+    return norm_act(x + convolution_norm_act(y, reduce_weight, reduce_bias, reduce_slope, (1, 1, 1)), slope)
 
 
-def wide(x: Tensor, weight: Tensor) -> Tensor:
-    """See `formulas.wide`."""
+def gate_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """See `formulas.gate_convolution`."""
     if _kernels_for(x, weight) == "c":
-        return _wide(x.to(_precision(x)), weight)
-    return formulas.wide(x, weight)
+        return _gate_convolution(x.to(_precision(x)), weight)
+    return formulas.gate_convolution(x, weight)
 
 
 def window_attention(qkv: Tensor, table: Tensor, index: Tensor, mask: Tensor | None, heads: int) -> Tensor:
     """See `formulas.window_attention`. Scores and softmax are float32 at least, also under autocast."""
-    if joins(qkv, table):
+    if can_fuse(qkv, table):
         return _window_attention(qkv, table, index, mask, heads)
     if qkv.dtype not in (torch.float16, torch.bfloat16):
         return formulas.window_attention(qkv, table, index, mask, heads)
@@ -201,25 +206,27 @@ def _norm_act_backward(
     return _module(x).norm_act_backward(x.contiguous(), gain, shift, slope, gradient.contiguous(), eps)
 
 
-@torch.library.custom_op("nnunet_glims::cells", mutates_args=())
-def _cells(x: Tensor, weight: Tensor, bias: Tensor, stride: list[int], up: bool) -> Tensor:
-    return cpu.cells(x.contiguous(), weight, bias, stride, up)
+@torch.library.custom_op("nnunet_glims::nonoverlapping_convolution", mutates_args=())
+def _nonoverlapping_convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: list[int], transposed: bool) -> Tensor:
+    return cpu.nonoverlapping_convolution(x.contiguous(), weight, bias, stride, transposed)
 
 
-@torch.library.custom_op("nnunet_glims::cells_backward", mutates_args=())
-def _cells_backward(
-    x: Tensor, weight: Tensor, gradient: Tensor, stride: list[int], up: bool
+@torch.library.custom_op("nnunet_glims::nonoverlapping_convolution_backward", mutates_args=())
+def _nonoverlapping_convolution_backward(
+    x: Tensor, weight: Tensor, gradient: Tensor, stride: list[int], transposed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.cells_backward(x.contiguous(), weight, gradient.contiguous(), stride, up)
+    return cpu.nonoverlapping_convolution_backward(x.contiguous(), weight, gradient.contiguous(), stride, transposed)
 
 
-@torch.library.custom_op("nnunet_glims::cells_norm_act", mutates_args=())
-def _cells_norm_act(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, stride: list[int], up: bool) -> Tensor:
-    return cpu.cells_norm_act(x.contiguous(), weight, bias, slope, stride, up)
+@torch.library.custom_op("nnunet_glims::convolution_norm_act", mutates_args=())
+def _convolution_norm_act(
+    x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, stride: list[int], transposed: bool
+) -> Tensor:
+    return cpu.convolution_norm_act(x.contiguous(), weight, bias, slope, stride, transposed)
 
 
-@torch.library.custom_op("nnunet_glims::aggregate", mutates_args=())
-def _aggregate(
+@torch.library.custom_op("nnunet_glims::dilated_aggregation", mutates_args=())
+def _dilated_aggregation(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -231,17 +238,19 @@ def _aggregate(
     reduce: Tensor,
     reduce_bias: Tensor,
 ) -> Tensor:
-    return cpu.aggregate(x.contiguous(), weight, bias, gain, shift, slopes, expand, expand_bias, reduce, reduce_bias)
+    return cpu.dilated_aggregation(
+        x.contiguous(), weight, bias, gain, shift, slopes, expand, expand_bias, reduce, reduce_bias
+    )
 
 
-@torch.library.custom_op("nnunet_glims::wide", mutates_args=())
-def _wide(x: Tensor, weight: Tensor) -> Tensor:
-    return cpu.wide(x.contiguous(), weight.contiguous())
+@torch.library.custom_op("nnunet_glims::gate_convolution", mutates_args=())
+def _gate_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    return cpu.gate_convolution(x.contiguous(), weight.contiguous())
 
 
-@torch.library.custom_op("nnunet_glims::wide_backward", mutates_args=())
-def _wide_backward(x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    return cpu.wide_backward(x.contiguous(), weight, gradient.contiguous())
+@torch.library.custom_op("nnunet_glims::gate_convolution_backward", mutates_args=())
+def _gate_convolution_backward(x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return cpu.gate_convolution_backward(x.contiguous(), weight, gradient.contiguous())
 
 
 @torch.library.custom_op("nnunet_glims::window_attention", mutates_args=())
@@ -260,23 +269,23 @@ def _(x, *_):
     return x.new_empty(x.shape)
 
 
-@_cells.register_fake
-def _(x, weight, bias, stride, up):
-    return cpu.new_cells(x, bias, stride, up)
+@_nonoverlapping_convolution.register_fake
+def _(x, weight, bias, stride, transposed):
+    return cpu.new_convolution_output(x, bias, stride, transposed)
 
 
-@_cells_norm_act.register_fake
-def _(x, weight, bias, slope, stride, up):
-    return cpu.new_cells(x, bias, stride, up)
+@_convolution_norm_act.register_fake
+def _(x, weight, bias, slope, stride, transposed):
+    return cpu.new_convolution_output(x, bias, stride, transposed)
 
 
-@_aggregate.register_fake
+@_dilated_aggregation.register_fake
 def _(x, *_):
     return x.new_empty(x.shape)
 
 
-@_cells_backward.register_fake
-def _(x, weight, gradient, stride, up):
+@_nonoverlapping_convolution_backward.register_fake
+def _(x, weight, gradient, stride, transposed):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(gradient.shape[1])
 
 
@@ -285,12 +294,12 @@ def _(qkv, *_):
     return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
 
 
-@_wide.register_fake
+@_gate_convolution.register_fake
 def _(x, weight):
     return x.new_empty(x.shape[0], 1, *x.shape[2:])
 
 
-@_wide_backward.register_fake
+@_gate_convolution_backward.register_fake
 def _(x, weight, gradient):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
@@ -318,16 +327,20 @@ _norm_act.register_autograd(
 )
 
 
-def _save_cells(ctx, inputs, output):
-    x, weight, _, ctx.stride, ctx.up = inputs
+def _save_convolution(ctx, inputs, output):
+    x, weight, _, ctx.stride, ctx.transposed = inputs
     ctx.save_for_backward(x, weight)
 
 
-_cells.register_autograd(
-    lambda ctx, gradient: (*_cells_backward(*ctx.saved_tensors, gradient, ctx.stride, ctx.up), None, None),
-    setup_context=_save_cells,
+_nonoverlapping_convolution.register_autograd(
+    lambda ctx, gradient: (
+        *_nonoverlapping_convolution_backward(*ctx.saved_tensors, gradient, ctx.stride, ctx.transposed),
+        None,
+        None,
+    ),
+    setup_context=_save_convolution,
 )
-_wide.register_autograd(
-    lambda ctx, gradient: _wide_backward(*ctx.saved_tensors, gradient),
+_gate_convolution.register_autograd(
+    lambda ctx, gradient: _gate_convolution_backward(*ctx.saved_tensors, gradient),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
 )

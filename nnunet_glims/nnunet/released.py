@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json, write_json
-from nnunet_glims.networks import network_named
-from nnunet_glims.nnunet.plans.complete import complete
+from nnunet_glims.files import new_folder, read_json, write_bytes, write_json
+from nnunet_glims.networks import trained_by
+from nnunet_glims.nnunet.plans.configuration import complete_configuration
 from nnunet_glims.nnunet.plans.override import load_override
 from nnunet_glims.releases import brats
 
 TRAINER = "nnUNetTrainerGLIMSReleased"
 PLANS = "nnUNetPlans_glims_released_brats"
 CONFIGURATION = "3d_fullres"
-CHANNELS = ("FLAIR", "T1ce", "T1", "T2")
+CHANNELS = tuple(brats.CHANNELS[name] for name in ("flair", "t1ce", "t1", "t2"))
 """In the authors' order."""
 AUTHORS_HEADS = ("tumor_core", "whole_tumor", "enhancing_tumor")
 _FIRST_KEY = "stem.conv.weight"
@@ -85,6 +84,7 @@ def import_released(weights: Path, folder: Path, fold: int = 0) -> int:
     import torch
 
     from nnunet_glims.architectures import GLIMS
+    from nnunet_glims.nnunet.checkpoints import FINAL
 
     if fold < 0:
         raise UsageError(f"--fold {fold}: it must be 0 or more")
@@ -103,30 +103,29 @@ def import_released(weights: Path, folder: Path, fold: int = 0) -> int:
             state[name] = state[name][order]
     files = {"plans.json": plans(int(width)), "dataset.json": dataset_json()}
     _check_target(folder, files, fold)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    try:
-        inside = unfinished / f"fold_{fold}"
-        inside.mkdir(parents=True)
-        checkpoint = {
-            "network_weights": {name: value.contiguous().clone() for name, value in state.items()},
-            "optimizer_state": None,
-            "grad_scaler_state": None,
-            "logging": None,
-            "_best_ema": None,
-            "current_epoch": 0,
-            "init_args": {"configuration": CONFIGURATION, "fold": fold},
-            "trainer_name": TRAINER,
-            "inference_allowed_mirroring_axes": None,  # the authors do not mirror in prediction
-        }
-        torch.save(checkpoint, inside / "checkpoint_final.pth")
-        for name, content in files.items():
-            write_json(unfinished / name, content)
-        if folder.exists():
-            os.replace(inside, folder / inside.name)
-        else:
-            os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    checkpoint = {
+        "network_weights": {name: value.contiguous().clone() for name, value in state.items()},
+        "optimizer_state": None,
+        "grad_scaler_state": None,
+        "logging": None,
+        "_best_ema": None,
+        "current_epoch": 0,
+        "init_args": {"configuration": CONFIGURATION, "fold": fold},
+        "trainer_name": TRAINER,
+        "inference_allowed_mirroring_axes": None,  # the authors do not mirror in prediction
+    }
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    name_of_fold = f"fold_{fold}"
+    if folder.exists():
+        with new_folder(folder / name_of_fold) as inside:
+            write_bytes(inside / FINAL, content.getvalue())
+    else:
+        with new_folder(folder) as unfinished:
+            (unfinished / name_of_fold).mkdir()
+            write_bytes(unfinished / name_of_fold / FINAL, content.getvalue())
+            for name, described in files.items():
+                write_json(unfinished / name, described)
     return int(width)
 
 
@@ -146,7 +145,7 @@ def dataset_json() -> dict[str, Any]:
         "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
         "labels": brats.LABELS,
         "regions_class_order": list(brats.REGIONS_CLASS_ORDER),
-        "numTraining": 1251,
+        "numTraining": brats.RELEASES["2021"].training_cases,
         "file_ending": ".nii.gz",
         "name": "BraTS",
     }
@@ -158,7 +157,7 @@ def plans(width: int) -> dict[str, Any]:
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     labels_resampling = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
     probabilities_resampling = {**resampling, "order": 1}
-    network = network_named("GLIMS")
+    network, arguments = trained_by(TRAINER)
     configuration = {
         "data_identifier": f"{PLANS}_{CONFIGURATION}",
         "preprocessor_name": "DefaultPreprocessor",
@@ -189,7 +188,7 @@ def plans(width: int) -> dict[str, Any]:
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
-        "configurations": {CONFIGURATION: complete(configuration, network, {"released": True}, PLANS)},
+        "configurations": {CONFIGURATION: complete_configuration(configuration, network, arguments, PLANS)},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(len(CHANNELS))},

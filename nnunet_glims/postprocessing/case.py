@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 import cc3d
 import numpy as np
 
-from nnunet_glims.postprocessing.probabilities import Heads, mean
+from nnunet_glims.geometry import bounding_box
+from nnunet_glims.postprocessing.probabilities import Heads, mean_probabilities
 from nnunet_glims.postprocessing.rules import ComponentRule, HoleRule, RegionRule, Rules
 
-Box = tuple[slice, slice, slice]
 
-
-def label_map_of(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np.ndarray:
+def postprocessed_label_map(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np.ndarray:
     """Labels, uint8, from the probabilities (C, Z, Y, X) of one or several models, averaged in logit space.
 
     Raises:
@@ -21,7 +20,7 @@ def label_map_of(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np
     """
     labels = np.zeros(models[0].shape[1:], np.uint8)
     if not rules.regions and heads.exclusive:
-        averaged = mean(models, True)
+        averaged = mean_probabilities(models, True)
         labels[:] = np.array(heads.painted, np.uint8)[averaged.argmax(0)]
         apply_rules(labels, rules)
         return labels
@@ -33,15 +32,15 @@ def label_map_of(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np
     if box is None:
         return labels
     part = (slice(None), *box)
-    probabilities = mean([model[part] for model in models], heads.exclusive)
+    probabilities = mean_probabilities([model[part] for model in models], heads.exclusive)
     by_name = {region.name: heads.probability(probabilities, region.labels) for region in regions}
-    inside = painted(by_name, regions)
+    inside = paint_regions(by_name, regions)
     apply_rules(inside, rules, by_name)
     labels[box] = inside
     return labels
 
 
-def painted(probabilities: Mapping[str, np.ndarray], regions: Sequence[RegionRule]) -> np.ndarray:
+def paint_regions(probabilities: Mapping[str, np.ndarray], regions: Sequence[RegionRule]) -> np.ndarray:
     """Labels, uint8: the regions one over the other, each where its probability, by name, is above its threshold."""
     labels = np.zeros(probabilities[regions[0].name].shape, np.uint8)
     for region in regions:
@@ -49,7 +48,7 @@ def painted(probabilities: Mapping[str, np.ndarray], regions: Sequence[RegionRul
     return labels
 
 
-def _candidates(models: Sequence[np.ndarray], heads: Heads, regions: Sequence[RegionRule]) -> Box | None:
+def _candidates(models: Sequence[np.ndarray], heads: Heads, regions: Sequence[RegionRule]) -> tuple[slice, ...] | None:
     """Around all voxels that can get a label; None where there are none.
 
     A mean of logits is above a threshold only where some model is. This does not hold for sums of a softmax' means.
@@ -60,19 +59,7 @@ def _candidates(models: Sequence[np.ndarray], heads: Heads, regions: Sequence[Re
     for model in models:
         for region in regions:
             possible |= heads.probability(model, region.labels) > region.threshold
-    return box_of(possible)
-
-
-def box_of(mask: np.ndarray) -> Box | None:
-    """Around all that is true; None where nothing is."""
-    slices = []
-    for axis in range(3):
-        where = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
-        if not len(where):
-            return None
-        slices.append(slice(int(where[0]), int(where[-1]) + 1))
-        mask = mask[(slice(None),) * axis + (slices[-1],)]
-    return slices[0], slices[1], slices[2]
+    return bounding_box(possible)
 
 
 def apply_rules(labels: np.ndarray, rules: Rules, probabilities: Mapping[str, np.ndarray] | None = None) -> None:
@@ -86,14 +73,14 @@ def apply_rules(labels: np.ndarray, rules: Rules, probabilities: Mapping[str, np
     for rule in rules.components:
         apply_component_rule(labels, rule, probabilities)
     for hole in rules.holes:
-        _fill(labels, hole)
+        _fill_holes(labels, hole)
 
 
 def apply_component_rule(
     labels: np.ndarray, rule: ComponentRule, probabilities: Mapping[str, np.ndarray] | None
 ) -> None:
     """Change labels in place by one rule."""
-    box = box_of(labels == rule.label)
+    box = bounding_box(labels == rule.label)
     if box is None or rule.smaller_than <= 1:
         return
     inside = labels[box]
@@ -123,8 +110,8 @@ def mean_by_component(components: np.ndarray, values: np.ndarray, count: int) ->
         return total / voxels
 
 
-def _fill(labels: np.ndarray, rule: HoleRule) -> None:
-    box = box_of(labels == rule.label)
+def _fill_holes(labels: np.ndarray, rule: HoleRule) -> None:
+    box = bounding_box(labels == rule.label)
     if box is None:
         return
     inside = labels[box]

@@ -19,10 +19,16 @@ from nnunet_glims.evaluation.overlap import Overlap, confusion_matrix
 from nnunet_glims.evaluation.ranking import signed_rank
 from nnunet_glims.evaluation.regions import Regions, ignored_label, of_dataset
 from nnunet_glims.evaluation.results import CaseFiles
+from nnunet_glims.geometry import bounding_box
 from nnunet_glims.images import read_label_map
 from nnunet_glims.nnunet.folders import of_model
 from nnunet_glims.nnunet.models import ModelFolder
-from nnunet_glims.postprocessing.case import apply_component_rule, box_of, components_of, mean_by_component, painted
+from nnunet_glims.postprocessing.case import (
+    apply_component_rule,
+    components_of,
+    mean_by_component,
+    paint_regions,
+)
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities
 from nnunet_glims.postprocessing.rules import ComponentRule, Fitted, RegionRule, Rules
 from nnunet_glims.processes import Progress, processes, quietly
@@ -30,7 +36,7 @@ from nnunet_glims.processes import Progress, processes, quietly
 THRESHOLDS = (0.5, 0.45, 0.55, 0.4, 0.6, 0.35, 0.65, 0.3, 0.7)
 SIZES = (0, 10, 25, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
 """Candidates, mildest first."""
-SURE = 0.9
+CONFIDENT = 0.9
 """Components of this mean probability or more are left alone, as in GLIMS' rules."""
 _LOWEST = min(THRESHOLDS)
 _EMPTY = (slice(0, 1),) * 3
@@ -52,7 +58,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class _Case:
+class _ValidationCase:
     files: CaseFiles
     probabilities: Path | None
 
@@ -63,7 +69,7 @@ class _Case:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _LoadedCase:
     """A case inside a box; what is outside has no label in any candidate.
 
     Attributes:
@@ -80,10 +86,10 @@ class _Opened:
 
     def labels(self, rules: Rules) -> np.ndarray:
         """Before the rules for components."""
-        return painted(self.probabilities, rules.regions) if self.predicted is None else self.predicted.copy()
+        return paint_regions(self.probabilities, rules.regions) if self.predicted is None else self.predicted.copy()
 
 
-def fit(
+def fit_rules(
     model: Path, truths: Path | None = None, workers: int = 1, progress: Progress = quietly
 ) -> tuple[Rules, Mapping[str, Effect]]:
     """Fit rules to the validation predictions of all folds.
@@ -113,10 +119,10 @@ def fit(
     held_out: list[int | None] = [*folds, None]  # the last choice is on all cases
     chosen = [start] * len(held_out)
     in_fold = np.array([case.fold for case in cases])
-    with processes(min(workers, len(cases))) as each:
+    with processes(min(workers, len(cases))) as parallel_map:
 
-        def scores(of_case: Callable[[_Case], np.ndarray], what: str) -> np.ndarray:
-            return np.array(list(progress(each(of_case, cases), what, len(cases))))
+        def scores(of_case: Callable[[_ValidationCase], np.ndarray], what: str) -> np.ndarray:
+            return np.array(list(progress(parallel_map(of_case, cases), what, len(cases))))
 
         if start.regions:
             found = scores(partial(_threshold_scores, heads, regions, start), "Thresholds")
@@ -174,13 +180,13 @@ def starting_rules(labels: Mapping[str, object], heads: Heads) -> Rules:
                 smaller_than=0,
                 becomes=around[-1] if around else 0,
                 region=region.name,
-                mean_probability_below=SURE,
+                mean_probability_below=CONFIDENT,
             )
         )
     return Rules(regions=regions, components=components)
 
 
-def _cases(files: Sequence[CaseFiles], need_probabilities: bool, model: Path) -> list[_Case]:
+def _cases(files: Sequence[CaseFiles], needs_probabilities: bool, model: Path) -> list[_ValidationCase]:
     cases, problems = [], []
     for case in files:
         fold = model / f"fold_{case.fold}"
@@ -188,35 +194,35 @@ def _cases(files: Sequence[CaseFiles], need_probabilities: bool, model: Path) ->
             problems.append(f"fold {case.fold}: no validation prediction of case {case.name}")
             continue
         probabilities = fold / "validation" / f"{case.name}.npz"
-        if need_probabilities and not probabilities.is_file():
+        if needs_probabilities and not probabilities.is_file():
             problems.append(f"fold {case.fold}: no validation probabilities of case {case.name}")
-        cases.append(_Case(case, probabilities if need_probabilities else None))
+        cases.append(_ValidationCase(case, probabilities if needs_probabilities else None))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UsageError(f"{model}: {problems[0]}{more}: make them with nnUNetv2_train … --val --npz")
     return cases
 
 
-def _opened(case: _Case, heads: Heads, rules: Rules) -> _Opened:
+def _load_case(case: _ValidationCase, heads: Heads, rules: Rules) -> _LoadedCase:
     assert case.files.prediction is not None
     truth = read_label_map(case.files.truth).labels
     predicted, probabilities = None, {}
     if case.probabilities is None:
         labels = read_label_map(case.files.prediction).labels
         _check_shape(case.files.prediction, labels.shape, truth.shape, case.files.truth)
-        box = box_of(labels != 0) or _EMPTY
+        box = bounding_box(labels != 0) or _EMPTY
         predicted = labels[box]
     else:
         everything = read_probabilities(case.probabilities)
         _check_shape(case.probabilities, everything.shape[1:], truth.shape, case.files.truth)
         possible = [heads.probability(everything, region.labels) > _LOWEST for region in rules.regions]
-        box = box_of(np.logical_or.reduce(possible)) or _EMPTY
+        box = bounding_box(np.logical_or.reduce(possible)) or _EMPTY
         part = (slice(None), *box)
         inside = everything[part]
         probabilities = {region.name: heads.probability(inside, region.labels) for region in rules.regions}
     seen = truth[box]
     missed = np.bincount(truth.ravel(), minlength=256) - np.bincount(seen.ravel(), minlength=256)
-    return _Opened(seen, predicted, probabilities, missed)
+    return _LoadedCase(seen, predicted, probabilities, missed)
 
 
 def _check_shape(file: Path, shape: Sequence[int], expected: Sequence[int], truth: Path) -> None:
@@ -229,22 +235,22 @@ def _dice_of(confusion: np.ndarray, regions: Regions) -> list[float]:
     return [Overlap.of_region(confusion, labels).measures(1.0)["dice"] for labels in regions.values()]
 
 
-def _confusion(opened: _Opened, labels: np.ndarray, regions: Regions) -> np.ndarray:
-    size = 1 + max(int(np.flatnonzero(opened.missed).max(initial=0)), int(opened.truth.max()), int(labels.max()))
+def _confusion(loaded: _LoadedCase, labels: np.ndarray, regions: Regions) -> np.ndarray:
+    size = 1 + max(int(np.flatnonzero(loaded.missed).max(initial=0)), int(loaded.truth.max()), int(labels.max()))
     size = max(size, 1 + max(label for of in regions.values() for label in of))
-    confusion = confusion_matrix(opened.truth, labels, size)
-    confusion[:, 0] += opened.missed[:size]
+    confusion = confusion_matrix(loaded.truth, labels, size)
+    confusion[:, 0] += loaded.missed[:size]
     return confusion
 
 
-def _threshold_scores(heads: Heads, regions: Regions, rules: Rules, case: _Case) -> np.ndarray:
+def _threshold_scores(heads: Heads, regions: Regions, rules: Rules, case: _ValidationCase) -> np.ndarray:
     """(regions, thresholds) Dice of each region by itself."""
-    opened = _opened(case, heads, rules)
+    loaded = _load_case(case, heads, rules)
     scores = np.empty((len(rules.regions), len(THRESHOLDS)))
     for row, region in enumerate(rules.regions):
-        true = np.isin(opened.truth, region.labels)
-        missed = int(opened.missed[region.labels].sum())
-        values = opened.probabilities[region.name]
+        true = np.isin(loaded.truth, region.labels)
+        missed = int(loaded.missed[region.labels].sum())
+        values = loaded.probabilities[region.name]
         for column, threshold in enumerate(THRESHOLDS):
             predicted = values > threshold
             tp = int(np.count_nonzero(predicted & true))
@@ -253,28 +259,30 @@ def _threshold_scores(heads: Heads, regions: Regions, rules: Rules, case: _Case)
     return scores
 
 
-def _size_scores(heads: Heads, regions: Regions, candidates: Sequence[Rules], step: int, case: _Case) -> np.ndarray:
+def _size_scores(
+    heads: Heads, regions: Regions, candidates: Sequence[Rules], step: int, case: _ValidationCase
+) -> np.ndarray:
     """(candidates, sizes) mean Dice over regions, with the size of one rule changed and the earlier rules applied."""
-    opened = _opened(case, heads, candidates[0])
+    loaded = _load_case(case, heads, candidates[0])
     known: dict[str, np.ndarray] = {}  # most choices are the same on the cases of any folds
     for rules in candidates:
         if rules.model_dump_json() not in known:
-            known[rules.model_dump_json()] = _sizes(opened, rules, step, regions)
+            known[rules.model_dump_json()] = _dice_by_size(loaded, rules, step, regions)
     return np.array([known[rules.model_dump_json()] for rules in candidates])
 
 
-def _sizes(opened: _Opened, rules: Rules, step: int, regions: Regions) -> np.ndarray:
-    labels = opened.labels(rules)
+def _dice_by_size(loaded: _LoadedCase, rules: Rules, step: int, regions: Regions) -> np.ndarray:
+    labels = loaded.labels(rules)
     for earlier in rules.components[:step]:
-        apply_component_rule(labels, earlier, opened.probabilities)
+        apply_component_rule(labels, earlier, loaded.probabilities)
     rule = rules.components[step]
-    confusion = _confusion(opened, labels, regions)
+    confusion = _confusion(loaded, labels, regions)
     mask = labels == rule.label
     components, sizes = components_of(mask)
-    numbers, true = components[mask], opened.truth[mask]
+    numbers, true = components[mask], loaded.truth[mask]
     unsure = np.ones(len(sizes), bool)
     if rule.region is not None and rule.mean_probability_below is not None:
-        values = opened.probabilities[rule.region][mask]
+        values = loaded.probabilities[rule.region][mask]
         unsure = mean_by_component(numbers, values, len(sizes)) < rule.mean_probability_below
     # Moving a component to another label moves its voxels between two columns of the matrix.
     found = []
@@ -289,14 +297,14 @@ def _sizes(opened: _Opened, rules: Rules, step: int, regions: Regions) -> np.nda
 
 
 def _before_and_after(
-    heads: Heads, regions: Regions, start: Rules, of_fold: Mapping[int, Rules], case: _Case
+    heads: Heads, regions: Regions, start: Rules, of_fold: Mapping[int, Rules], case: _ValidationCase
 ) -> np.ndarray:
     """(2, regions) Dice of the case as it was predicted, and by its fold's rules."""
-    opened = _opened(case, heads, start)
+    loaded = _load_case(case, heads, start)
     found = []
     for rules in (start, of_fold[case.fold]):
-        labels = opened.labels(rules)
+        labels = loaded.labels(rules)
         for rule in rules.components:
-            apply_component_rule(labels, rule, opened.probabilities)
-        found.append(_dice_of(_confusion(opened, labels, regions), regions))
+            apply_component_rule(labels, rule, loaded.probabilities)
+        found.append(_dice_of(_confusion(loaded, labels, regions), regions))
     return np.array(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json, write_json
+from nnunet_glims.files import new_folder, read_json, write_json
 from nnunet_glims.geometry import Geometry, times
-from nnunet_glims.images import read_label_map
+from nnunet_glims.images import read_label_map, write_image
 from nnunet_glims.nnunet.folders import ENDINGS
-from nnunet_glims.postprocessing.case import apply_rules, label_map_of
+from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_map
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
-from nnunet_glims.postprocessing.rules import Rules, as_json
+from nnunet_glims.postprocessing.rules import Rules, rules_to_json
 from nnunet_glims.processes import Progress, processes, quietly
 
 RECORD = "postprocessing.json"
@@ -56,7 +54,7 @@ def _places(folder: Path) -> list[Path]:
     return [folder, *([folder.resolve().parent.parent] if folder.resolve().name == "validation" else [])]
 
 
-def find_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[PredictedCase], Heads | None]:
+def find_predicted_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[PredictedCase], Heads | None]:
     """The cases, sorted by name, and what the channels of their probabilities are (None: label maps suffice).
 
     Raises:
@@ -65,7 +63,7 @@ def find_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[PredictedCas
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
-    if not rules.need_probabilities and len(folders) == 1:
+    if not rules.needs_probabilities and len(folders) == 1:
         files = _label_maps(folders[0])
         if not files:
             raise UsageError(f"{folders[0]}: there are no label maps ({', '.join(ENDINGS)})")
@@ -179,29 +177,25 @@ def postprocess(
         Case -> voxels whose label is another one than in the label map of the first folder.
 
     Raises:
-        UsageError: `out` is taken, or see `find_cases`.
+        UsageError: `out` is taken, or see `find_predicted_cases`.
+        ProcessingError: the result cannot be written.
     """
     if out.exists():
         raise UsageError(f"{out}: is there already: choose another folder, or delete it")
-    cases, heads = find_cases(folders, rules)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
-    unfinished.mkdir(parents=True)
-    try:
-        with processes(min(workers, len(cases))) as each:
-            done = each(partial(_write, heads, rules, unfinished), cases)
+    cases, heads = find_predicted_cases(folders, rules)
+    with new_folder(out) as unfinished:
+        with processes(min(workers, len(cases))) as parallel_map:
+            done = parallel_map(partial(_write, heads, rules, unfinished), cases)
             changed = dict(progress(done, "Post-processing", len(cases)))
         for name in ("dataset.json", "plans.json"):
             if (folders[0] / name).exists():
                 shutil.copyfile(folders[0] / name, unfinished / name)
         record = {
-            "rules": as_json(rules),
+            "rules": rules_to_json(rules),
             "predictions": [str(folder) for folder in folders],
             "changed_voxels": changed,
         }
         write_json(unfinished / RECORD, record)
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return changed
 
 
@@ -211,10 +205,6 @@ def _write(heads: Heads | None, rules: Rules, out: Path, case: PredictedCase) ->
         after = before.labels.copy()
         apply_rules(after, rules)
     else:
-        after = label_map_of([read_probabilities(file) for file in case.probabilities], heads, rules)
-    image = sitk.GetImageFromArray(after)
-    image.SetSpacing(before.geometry.spacing)
-    image.SetOrigin(before.geometry.origin)
-    image.SetDirection(before.geometry.direction)
-    sitk.WriteImage(image, str(out / case.label_map.name), useCompression=True)
+        after = postprocessed_label_map([read_probabilities(file) for file in case.probabilities], heads, rules)
+    write_image(after, before.geometry, out / case.label_map.name)
     return case.name, int(np.count_nonzero(after != before.labels))

@@ -73,7 +73,7 @@ class Heads:
 
 def shape_of(file: Path) -> tuple[int, ...]:
     """(C, Z, Y, X) of a .npz, read off its header; raises `UsageError` as `read_probabilities`."""
-    with _opened(file) as member:
+    with _open_array(file) as member:
         major, _ = np.lib.format.read_magic(member)
         read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(member)
@@ -87,7 +87,7 @@ def read_probabilities(file: Path) -> np.ndarray:
     Raises:
         UsageError: no such file, damaged, or not nnU-Net's.
     """
-    with _opened(file) as member:
+    with _open_array(file) as member:
         values = np.lib.format.read_array(member, allow_pickle=False)
     _check(file, values.shape, values.dtype)
     return values
@@ -101,7 +101,7 @@ def _check(file: Path, shape: Sequence[int], dtype: np.dtype) -> None:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[IO[bytes]]:
+def _open_array(file: Path) -> Iterator[IO[bytes]]:
     """The array inside of the .npz."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{_KEY}.npy") as member:
@@ -114,7 +114,7 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
         raise UsageError(f"{file}: damaged ({error}): predict this case again") from None
 
 
-def mean(models: Sequence[np.ndarray], exclusive: bool) -> np.ndarray:
+def mean_probabilities(models: Sequence[np.ndarray], exclusive: bool) -> np.ndarray:
     """Mean of several models' logits, as probabilities again; (C, ...) each.
 
     With `exclusive`, logits are the logarithms of the probabilities, and the means are scaled to add up to 1.

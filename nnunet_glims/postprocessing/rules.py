@@ -19,11 +19,11 @@ Foreground = Annotated[int, Field(ge=1, le=255)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _Part(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class RegionRule(_Part):
+class RegionRule(_StrictModel):
     """Where a region's probability is above the threshold, the label `paint` is painted."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -32,7 +32,7 @@ class RegionRule(_Part):
     paint: Foreground
 
 
-class ComponentRule(_Part):
+class ComponentRule(_StrictModel):
     """26-connected components of one label that have fewer voxels become another label.
 
     Attributes:
@@ -56,14 +56,14 @@ class ComponentRule(_Part):
         return self
 
 
-class HoleRule(_Part):
+class HoleRule(_StrictModel):
     """What a label encloses, in the sense of 6 neighbours, becomes another label."""
 
     label: Foreground
     becomes: Foreground
 
 
-class Fitted(_Part):
+class Fitted(_StrictModel):
     """How rules were fitted; see `nnunet_glims.postprocessing.fit`."""
 
     model: str
@@ -72,7 +72,7 @@ class Fitted(_Part):
     dice: dict[str, dict[str, float]]
 
 
-class Rules(_Part):
+class Rules(_StrictModel):
     """What is done, in this order.
 
     Attributes:
@@ -106,7 +106,7 @@ class Rules(_Part):
         return [*self.components, *self.holes]
 
     @property
-    def need_probabilities(self) -> bool:
+    def needs_probabilities(self) -> bool:
         """Can they not be applied to label maps?"""
         return bool(self.regions)
 
@@ -146,6 +146,6 @@ def load_rules(name: str) -> Rules:
     return validate(Rules, read_json(Path(name)), name)
 
 
-def as_json(rules: Rules) -> dict[str, Any]:
+def rules_to_json(rules: Rules) -> dict[str, Any]:
     """As in a rules file."""
     return rules.model_dump(exclude_none=True)

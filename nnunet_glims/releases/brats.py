@@ -1,12 +1,32 @@
-"""BraTS: labels, regions and releases of the adult glioma data."""
+"""BraTS: labels, regions, names of files and cases, and the releases of the adult glioma data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 CHANNELS = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
-"""Name on the command line -> name in dataset.json."""
+"""Name on the command line and in the files of releases up to 2021 -> name in dataset.json."""
+
+SEGMENTATION = "seg"
+FILE_KINDS: Mapping[str, str] = {
+    **{channel: channel for channel in CHANNELS},
+    **{"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"},  # 2023
+    SEGMENTATION: SEGMENTATION,
+}
+"""How the name of a file ends, in lower case -> key of `CHANNELS`, or `SEGMENTATION`."""
+
+FILE_NAME = rf"(?P<case>.+)[_-](?P<kind>{'|'.join(sorted(FILE_KINDS, key=len, reverse=True))})\.nii(\.gz)?"
+"""A file of a case. The case of the letters does not matter."""
+
+STRAY_SEGMENTATION = r".*_segm\.nii(\.gz)?"
+"""W39_1998.09.19_Segm.nii in BraTS 2020: the segmentation of the case whose other files lie in the same folder."""
+
+SUBMISSION_NAME = "{case}.nii.gz"
+"""A segmentation as the challenges take it."""
+
+LICENCE = "terms of the challenge, to which one agrees for the download"
 
 NECROSIS, EDEMA, ENHANCING = 1, 2, 3
 """Labels as BraTS 2023 and `nnunet-glims convert` have them."""
@@ -39,14 +59,49 @@ REGIONS_CLASS_ORDER = (EDEMA, NECROSIS, ENHANCING)
 _OLD_LABELS = {0: 0, 1: NECROSIS, 2: EDEMA, 4: ENHANCING}
 _NEW_LABELS = {0: 0, 1: NECROSIS, 2: EDEMA, 3: ENHANCING}
 
-RELEASES = {
-    # name: how its cases begin, labels, reference
-    "2018": (
+
+@dataclass(frozen=True)
+class BratsRelease:
+    """What is known about a release.
+
+    Attributes:
+        case_start: pattern at which the names of its cases begin; no two releases have one in common.
+        labels: label in the release -> label that `nnunet-glims convert` writes.
+        training_cases: published cases with a segmentation.
+        reference: where to get it, and what to cite.
+        patient: pattern of a case's name whose group "patient" is the same for all time points of a patient; None where
+            each case is another patient.
+    """
+
+    case_start: str
+    labels: Mapping[int, int]
+    training_cases: int
+    reference: str
+    patient: str | None = None
+
+    @property
+    def label_in_release(self) -> dict[int, int]:
+        """Label that `nnunet-glims convert` writes -> label in the release."""
+        return {ours: theirs for theirs, ours in self.labels.items()}
+
+
+RELEASES: Mapping[str, BratsRelease] = {
+    "2018": BratsRelease(
         r"Brats1[789]_",
         _OLD_LABELS,
+        285,
         "https://www.med.upenn.edu/sbia/brats2018.html; doi:10.1109/TMI.2014.2377694",
     ),
-    "2020": (r"BraTS20_", _OLD_LABELS, "https://www.med.upenn.edu/cbica/brats2020; doi:10.1109/TMI.2014.2377694"),
-    "2021": (r"BraTS2021_", _OLD_LABELS, "https://www.synapse.org/brats2021; arXiv 2107.02314"),
-    "2023": (r"BraTS-GLI-", _NEW_LABELS, "https://www.synapse.org/brats2023; arXiv 2107.02314"),
+    "2020": BratsRelease(
+        r"BraTS20_", _OLD_LABELS, 369, "https://www.med.upenn.edu/cbica/brats2020; doi:10.1109/TMI.2014.2377694"
+    ),
+    "2021": BratsRelease(r"BraTS2021_", _OLD_LABELS, 1251, "https://www.synapse.org/brats2021; arXiv 2107.02314"),
+    "2023": BratsRelease(
+        r"BraTS-GLI-",
+        _NEW_LABELS,
+        1251,
+        "https://www.synapse.org/brats2023; arXiv 2107.02314",
+        patient=r"(?P<patient>.+)-[^-]*",  # BraTS-GLI-00005-001: the last digits are the time point
+    ),
 }
+"""Name on the command line -> release."""

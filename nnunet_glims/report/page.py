@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from nnunet_glims import __version__
 from nnunet_glims.evaluation.regions import short
-from nnunet_glims.networks import NETWORKS
+from nnunet_glims.networks import networks
 from nnunet_glims.report import figures, tables
 from nnunet_glims.report.board import SIGNIFICANT, Board
 from nnunet_glims.report.drawing import entry_colour, label_colour
@@ -54,7 +54,7 @@ def render(
         ],
         costs=tables.COSTS,
         rows=[_row(board, entry) for entry in board.ordered],
-        published=[network for network in NETWORKS if network.name in published],
+        published=[network for network in networks() if network.name in published],
         figures=_figures(board),
         significant=SIGNIFICANT,
         protocol=_protocol(board),

@@ -12,20 +12,28 @@ ENET_CONSTANT = 1.22
 
 
 def enet_weight(share: float) -> float:
-    """Weight 1 / ln(1.22 + p) of a region that fills the share p of the volume (LATUP-Net, after ENet)."""
+    """Weight 1 / ln(1.22 + p) of a region that fills the share p of the volume (LATUP-Net's paper, after ENet's)."""
     return 1 / log(ENET_CONSTANT + share)
 
 
 def squared_dice(
-    probabilities: Tensor, target: Tensor, mask: Tensor | None = None, batch_dice: bool = False, smooth: float = 1e-5
+    probabilities: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    batch_dice: bool = False,
+    smooth: float = 1e-5,
+    all_workers: bool = False,
 ) -> Tensor:
-    """Soft Dice with squared denominators, 2·Σpt / (Σp² + Σt²), a value a channel.
+    """Soft Dice with squared denominators, 2·Σpt / (Σp² + Σt²), a value for each channel.
 
     Args:
         probabilities: (N, C, D, H, W).
         target: (N, C, D, H, W) in one-hot or region form, or (N, 1, D, H, W) label numbers.
         mask: (N, 1, D, H, W), false where voxels do not count.
-        batch_dice: pool the cases of the batch.
+        batch_dice: add up the sums of all cases of the batch before dividing.
+        smooth: added to numerator and denominator.
+        all_workers: with `batch_dice`, the batch is that of all workers of a distributed training. Then the gradient of each
+            worker is the sum over the losses of all workers, whose mean DistributedDataParallel takes.
 
     Returns:
         (N, C), or (1, C) with `batch_dice`.
@@ -41,13 +49,22 @@ def squared_dice(
     sizes = probabilities.square().sum(axes) + target.square().sum(axes)
     if batch_dice:
         overlap, sizes = overlap.sum(0, keepdim=True), sizes.sum(0, keepdim=True)
+        if all_workers:
+            from torch.distributed.nn.functional import all_reduce
+
+            overlap, sizes = all_reduce(torch.stack([overlap, sizes]))
     return (2 * overlap + smooth) / (sizes + smooth)
 
 
 class SquaredDiceLoss(nn.Module):
     """Minus the mean squared-denominator Dice, with the interface of nnU-Net's Dice classes.
 
-    Each worker of a distributed training pools its own cases only, whatever `ddp` says.
+    Args:
+        apply_nonlin: makes probabilities of logits.
+        batch_dice: add up the sums of all cases of the batch before dividing.
+        do_bg: the first channel counts too.
+        smooth: added to numerator and denominator.
+        ddp: the training is distributed. With `batch_dice` the batch is then that of all workers, as with nnU-Net's losses.
     """
 
     def __init__(
@@ -63,21 +80,26 @@ class SquaredDiceLoss(nn.Module):
         self.batch_dice = batch_dice
         self.first_channel = 0 if do_bg else 1
         self.smooth = smooth
+        self.ddp = ddp
 
     def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
-        dice = squared_dice(self.apply_nonlin(logits), target, loss_mask, self.batch_dice, self.smooth)
+        """Loss of logits (N, C, D, H, W); `target` and `loss_mask` as in `squared_dice`."""
+        probabilities = self.apply_nonlin(logits)
+        dice = squared_dice(probabilities, target, loss_mask, self.batch_dice, self.smooth, all_workers=self.ddp)
         return -dice[:, self.first_channel :].mean()
 
 
 class WeightedDiceLoss(nn.Module):
     """LATUP-Net's loss: the weighted sum of 1 − Dice over foreground labels or regions (arXiv 2404.05911).
 
-    For BraTS labels the paper adds up region weights a label belongs to: (WT+TC+ET) for ET, (WT+TC) for NCR, WT for ED.
+    A label of BraTS has the sum of the weights of the regions that it belongs to: (WT+TC+ET) for ET, (WT+TC) for NCR, WT for
+    ED.
 
     Args:
-        weights: one a foreground label or region.
+        weights: one for each foreground label or region.
         regions: logits are of overlapping regions (sigmoid), else of labels with the background first (softmax).
         ignore_label: number of the label whose voxels do not count. With regions it is the target's last channel.
+        smooth: added to numerator and denominator.
     """
 
     def __init__(self, weights: Sequence[float], regions: bool, ignore_label: int | None = None, smooth: float = 1e-5):
@@ -88,6 +110,7 @@ class WeightedDiceLoss(nn.Module):
         self.smooth = smooth
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits (N, C, D, H, W) and a target of label numbers (N, 1, D, H, W) or of regions (N, C, D, H, W)."""
         mask = None
         if self.ignore_label is not None:
             if self.regions:

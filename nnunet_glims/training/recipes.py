@@ -17,6 +17,7 @@ from nnunet_glims.validation import validate
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class RegionWeight(BaseModel):
@@ -39,14 +40,14 @@ class Recipe(BaseModel):
         schedule: of the learning rate over epochs: "cosine" to 0, "poly" with exponent 0.9, or "constant".
         warmup_epochs: epochs over which the learning rate rises linearly.
         deep_supervision: train all heads of the network.
-        deep_supervision_weights: of the heads, finest first; normalised to sum 1. None: 1, 1/2, 1/4, …
+        deep_supervision_weights: of the heads, finest first; normalised to a sum of 1. None: 1, 1/2, 1/4, …
         loss: "nnunet" (Dice and cross entropy), "glims" (the same with squared Dice denominators), "latupnet" (weighted
             Dice with squared denominators).
         region_weights: for loss "latupnet". In region-based training each region has its weight, else a label has the sum
             of the weights of the regions it belongs to. None: all 1.
         augmentation: "nnunet", "mirror" (mirroring only) or "none" (then prediction does not mirror either).
         precision: "fp32", "bf16", "fp16", or "auto": on GPUs bf16 where there is hardware for it, else fp16; on CPUs
-            fp32, and in prediction bf16 where the processor has it.
+            fp32. The environment variable NNUNET_GLIMS_PRECISION takes its place, see `training.precision`.
         gradient_clip: largest norm of the gradient; None does not clip.
         checkpoint_interval: epochs between two writings of checkpoint_latest.pth.
         seed: of Python, NumPy, torch and the data loading processes; None leaves them random.
@@ -69,7 +70,7 @@ class Recipe(BaseModel):
     loss: Literal["nnunet", "glims", "latupnet"] = "nnunet"
     region_weights: list[RegionWeight] | None = None
     augmentation: Literal["nnunet", "mirror", "none"] = "nnunet"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: PrecisionSetting = "auto"
     gradient_clip: Positive | None = 12.0
     checkpoint_interval: Count = 50
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None

@@ -9,7 +9,13 @@ from torch.nn import functional as F
 from nnunet_glims import architectures
 from nnunet_glims.architectures.gates import SkipGate
 from nnunet_glims.architectures.latupnet_attention import ATTENTION
-from nnunet_glims.explanation.attribution import grad_cam, guided_gradients, layers_of, prepare, with_gates
+from nnunet_glims.explanation.attribution import (
+    grad_cam,
+    guided_gradients,
+    layers_of,
+    logits_and_gates,
+    make_differentiable,
+)
 from tests.preprocessed import TINY
 
 
@@ -29,7 +35,7 @@ class Two(nn.Module):
 @pytest.fixture
 def two():
     network = Two()
-    prepare(network)
+    make_differentiable(network)
     return network
 
 
@@ -74,7 +80,7 @@ def test_an_output_without_weights_has_no_map(two):
 def build(name):
     torch.manual_seed(1)
     network = getattr(architectures, name)(1, 2, patch_size=(32, 32, 32), deep_supervision=False, **TINY[name])
-    prepare(network)
+    make_differentiable(network)
     return network
 
 
@@ -125,7 +131,7 @@ def test_gates_are_what_features_are_multiplied_by(name):
     with torch.no_grad():
         for weight in module.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-        multiplied, gates = with_gates(nn.Sequential(module), x)
+        multiplied, gates = logits_and_gates(nn.Sequential(module), x)
     expected = {"CSAB": 2, "CSAB released": 2, "CBAM": 2, "None": 0, "inception": 0, "multimodal": 0}.get(name, 1)
     values = [value for of_module in gates.values() for value in of_module.values()]
     assert len(values) == expected

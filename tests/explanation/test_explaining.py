@@ -12,8 +12,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_glims.cli import main
 from nnunet_glims.explanation import sanity
-from nnunet_glims.explanation.explaining import Explainer, Request
-from nnunet_glims.explanation.volumes import Volumes
+from nnunet_glims.explanation.explaining import Explainer, ExplanationRequest
+from nnunet_glims.explanation.volumes import ImagePipeline
 from nnunet_glims.nnunet.models import ModelFolder
 from tests.export import PLAIN, head, write_case, write_model_folder
 
@@ -93,7 +93,7 @@ def test_maps_change_with_random_weights_and_their_voxels_matter(explained):
 
 def test_a_map_of_the_wrong_places_fails_the_deletion_test(trained, images):
     explainer = Explainer(trained)
-    data = explainer.volumes.preprocess([images / f"one_{channel:04d}.nii.gz" for channel in (0, 1)]).data
+    data = explainer.pipeline.preprocess([images / f"one_{channel:04d}.nii.gz" for channel in (0, 1)]).data
     logits = explainer.predict(data)[0]
     region = explainer.regions(logits)[0]
     found = sanity.deletion(data, -logits[1], region, logits[1], lambda changed: explainer.predict(changed)[0][1])
@@ -123,9 +123,9 @@ def test_logits_are_nnunets(trained, monkeypatch, size):
 @pytest.mark.parametrize("size", [(22, 40, 20), (10, 16, 12)], ids=str)
 def test_windows_weights_add_up_to_1(trained, size):
     data = torch.randn(2, *size)
-    found = Volumes(ModelFolder(trained), CPU).average(data, 2, lambda patch, _: patch[0])
+    found = ImagePipeline(ModelFolder(trained), CPU).average_windows(data, 2, lambda patch, _: patch[0])
     torch.testing.assert_close(found, data)
-    parts = Volumes(ModelFolder(trained), CPU).average(data, 1, lambda patch, part: part[None])
+    parts = ImagePipeline(ModelFolder(trained), CPU).average_windows(data, 1, lambda patch, part: part[None])
     assert parts.min() > 0
     assert parts.max() <= 1 + 1e-6
 
@@ -135,12 +135,12 @@ def test_maps_come_back_as_nnunets_label_maps_do(tmp_path, transpose):
     """An image with a zero margin, in thick slices, to a finer grid and back."""
     folder = write_model_folder(tmp_path, regions=True, transpose=transpose, spacing=[2.0, 0.7, 0.8])
     files = write_case(tmp_path / "images", "case", head(), (0.8, 0.9, 5.0))
-    volumes = Volumes(ModelFolder(folder), CPU)
+    volumes = ImagePipeline(ModelFolder(folder), CPU)
     image = volumes.preprocess(files)
     assert image.data.shape[1:] != head().shape[1:]
     logits = torch.from_numpy(np.random.default_rng(0).normal(size=(2, *image.data.shape[1:])).astype(np.float32))
     labels = volumes.label_map(logits, image.properties)
-    back = volumes.on_image(logits, image.properties)
+    back = volumes.to_image_grid(logits, image.properties)
     assert back.shape == (2, *head().shape[1:])
     clear = (np.abs(back) > 1e-3).all(0)
     expected = np.where(back[1] > 0, 2, np.where(back[0] > 0, 1, 0))
@@ -230,7 +230,8 @@ def test_wrong_inputs_are_one_message_and_nothing_is_written(trained, images, tm
     before = sorted(tmp_path.iterdir())
     places = {"model": trained, "images": images, "out": tmp_path / "out"}
     places |= {folder.name: folder for folder in (lacking, other, mixed, cut)}
-    assert main(["explain", *(part.format(**places) for part in arguments)]) == 2
+    code = 1 if "{cut}" in arguments else 2
+    assert main(["explain", *(part.format(**places) for part in arguments)]) == code
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
@@ -249,16 +250,16 @@ def test_an_explanation_is_replaced_on_request_only(trained, images, tmp_path, c
 
 
 def test_several_cases_as_files(trained, images):
-    from nnunet_glims.export.runner import find_cases
+    from nnunet_glims.export.cases import find_input_cases
 
     files = sorted(images.glob("*.nii.gz"))
-    assert [case.name for case in find_cases(files, ".nii.gz", ["a", "b"])] == ["one", "two"]
+    assert [case.name for case in find_input_cases(files, ".nii.gz", ["a", "b"])] == ["one", "two"]
 
 
 def test_a_region_that_is_not_predicted_has_an_empty_map(trained, tmp_path):
     noise = np.random.default_rng(5).normal(10, 1, (2, 18, 18, 18)).astype(np.float32)
-    explainer = Explainer(trained, Request(targets=("core",)))
-    data = explainer.volumes.preprocess(write_case(tmp_path, "noise", noise)).data
+    explainer = Explainer(trained, ExplanationRequest(targets=("core",)))
+    data = explainer.pipeline.preprocess(write_case(tmp_path, "noise", noise)).data
     regions = torch.zeros(1, *data.shape[1:])
     assert not explainer.maps(data, regions).any()
     assert explainer.maps(data, torch.ones_like(regions)).any()

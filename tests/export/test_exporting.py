@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from nnunet_glims.cli import main
 from nnunet_glims.export import exporting, parity
 from nnunet_glims.export.exported import ExportedModel
-from nnunet_glims.export.exporting import Request, export
+from nnunet_glims.export.exporting import ExportRequest, export
 from nnunet_glims.export.parity import ParityError
 from tests.preprocessed import DATASET
 
@@ -155,7 +155,7 @@ def test_our_networks_survive(network, tmp_path):
     assert written.folds[0].parity[0]["relative_error"] < 1e-3
     assert "Apache-2.0" in written.licence
     assert dict(os.environ) == before
-    script = export(folder, tmp_path / "script", Request(format="torchscript"))
+    script = export(folder, tmp_path / "script", ExportRequest(format="torchscript"))
     assert script.folds[0].parity[0]["relative_error"] < 1e-3
 
 
@@ -192,7 +192,7 @@ def test_a_real_patch_is_compared_where_the_data_is_found(trained, tmp_path, mon
     raw = tmp_path / "raw"
     write_case(raw / DATASET / "imagesTr", "case", head(), SPACING)
     monkeypatch.setenv("nnUNet_raw", str(raw))
-    written = export(trained, tmp_path / "out", Request(folds=("0",)))
+    written = export(trained, tmp_path / "out", ExportRequest(folds=("0",)))
     assert [entry["patch"] for entry in written.folds[0].parity] == ["random", "raw case"]
 
 
@@ -212,7 +212,7 @@ def test_an_export_that_differs_fails_and_leaves_nothing(trained, tmp_path, monk
 
 
 def test_an_export_that_yields_nan_fails():
-    figures = [parity.compare("random", np.ones((2, 2, 2, 2)), np.full((2, 2, 2, 2), np.nan), True)]
+    figures = [parity.difference("random", np.ones((2, 2, 2, 2)), np.full((2, 2, 2, 2), np.nan), True)]
     with pytest.raises(ParityError):
         parity.check("0", "fp32", figures)
 
@@ -277,12 +277,12 @@ def test_plans_the_runner_cannot_follow_are_refused(tmp_path, capsys, key, value
 
 @pytest.mark.slow
 def test_overwrite_replaces_an_export(copied, trained):
-    export(trained, copied, Request(folds=("1",)), overwrite=True)
+    export(trained, copied, ExportRequest(folds=("1",)), overwrite=True)
     assert sorted(path.name for path in copied.iterdir()) == ["fold_1.onnx", "model.json"]
 
 
-def refused(capsys, *arguments) -> str:
-    assert main(["predict-onnx", *map(str, arguments)]) == 2
+def refused(capsys, *arguments, code=2) -> str:
+    assert main(["predict-onnx", *map(str, arguments)]) == code
     error = capsys.readouterr().err
     assert "Traceback" not in error
     return error
@@ -323,5 +323,6 @@ def test_wrong_images_are_refused(exported, images, tmp_path, capsys):
     shifted = write_case(tmp_path / "shifted", "case", head(), (1.0, 1.0, 1.0))
     assert "has spacing" in refused(capsys, exported, one, shifted[1], "-o", out)
     (tmp_path / "text.nii.gz").write_text("no image")
-    assert "this file is damaged or cut off" in refused(capsys, exported, tmp_path / "text.nii.gz", one, "-o", out)
+    message = refused(capsys, exported, tmp_path / "text.nii.gz", one, "-o", out, code=1)
+    assert "this file is damaged or cut off" in message
     assert list(out.iterdir()) == []

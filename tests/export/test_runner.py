@@ -12,7 +12,9 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_glims.export import runner
+from nnunet_glims.export.label_maps import label_map
+from nnunet_glims.export.preprocessing import preprocess
+from nnunet_glims.export.sliding_window import gaussian, predict_logits, windows
 from nnunet_glims.nnunet.models import ModelFolder
 
 from . import description, head, write_model_folder
@@ -47,11 +49,11 @@ def test_preprocessing_is_nnunets(tmp_path, case, transpose):
     settings, spacing = CASES[case]
     folder = write_model_folder(tmp_path, folds=(), transpose=transpose, **settings)
     expected, properties, *_ = nnunet_preprocessed(folder, head(), spacing)
-    prepared = runner.prepare(head(), spacing, description(folder))
-    assert prepared.data.shape == expected.shape
-    np.testing.assert_allclose(prepared.data, expected, atol=2e-5)
-    assert prepared.size == properties["shape_before_cropping"]
-    assert [[part.start, part.stop] for part in prepared.crop] == properties["bbox_used_for_cropping"]
+    preprocessed = preprocess(head(), spacing, description(folder))
+    assert preprocessed.data.shape == expected.shape
+    np.testing.assert_allclose(preprocessed.data, expected, atol=2e-5)
+    assert preprocessed.size == properties["shape_before_cropping"]
+    assert [[part.start, part.stop] for part in preprocessed.crop] == properties["bbox_used_for_cropping"]
 
 
 def test_rgb_and_an_empty_image(tmp_path):
@@ -60,8 +62,8 @@ def test_rgb_and_an_empty_image(tmp_path):
     rgb = np.abs(head()) * 30
     expected = nnunet_preprocessed(folder, rgb, (1.0, 1.0, 1.0))[0]
     model = description(folder)
-    np.testing.assert_allclose(runner.prepare(rgb, (1.0, 1.0, 1.0), model).data, expected, atol=2e-5)
-    empty = runner.prepare(np.zeros((2, 8, 9, 10)), (1.0, 1.0, 1.0), model)
+    np.testing.assert_allclose(preprocess(rgb, (1.0, 1.0, 1.0), model).data, expected, atol=2e-5)
+    empty = preprocess(np.zeros((2, 8, 9, 10)), (1.0, 1.0, 1.0), model)
     assert empty.data.shape == (2, 8, 9, 10)
     assert not empty.data.any()
 
@@ -70,10 +72,10 @@ def test_rgb_and_an_empty_image(tmp_path):
 def test_windows_and_their_weights_are_nnunets(size):
     patch = (16, 12, 15)
     steps = compute_steps_for_sliding_window(size, patch, 0.5)
-    found = [tuple(part.start for part in window) for window in runner.windows(size, patch, 0.5)]
+    found = [tuple(part.start for part in window) for window in windows(size, patch, 0.5)]
     assert found == [(z, y, x) for z in steps[0] for y in steps[1] for x in steps[2]]
     weights = compute_gaussian(patch, 1 / 8, 10, device=torch.device("cpu")).float().numpy()
-    np.testing.assert_array_equal(runner.gaussian(patch, 1 / 8, 10), weights)
+    np.testing.assert_array_equal(gaussian(patch, 1 / 8, 10), weights)
 
 
 class Blur(torch.nn.Module):
@@ -114,15 +116,15 @@ def test_logits_and_labels_are_nnunets(tmp_path, monkeypatch, regions, folds, mi
         network = Blur(model.outputs, 9)
         predictor.manual_initialization(network, manager, configuration, weights, dataset_json, "any", (0, 2))
         expected_logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-    prepared = runner.prepare(image, spacing, model)
-    logits = runner.predict_logits(prepared.data, [as_network(module) for module in modules], model, mirror)
+    preprocessed = preprocess(image, spacing, model)
+    logits = predict_logits(preprocessed.data, [as_network(module) for module in modules], model, mirror)
     np.testing.assert_allclose(logits, expected_logits.numpy(), atol=1e-5)
 
     labels = manager.get_label_manager(dataset_json)
     expected = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits, manager, configuration, labels, properties, num_threads_torch=1
     )
-    found = runner.to_labels(logits, prepared, model)
+    found = label_map(logits, preprocessed, model)
     assert found.shape == image.shape[1:]
     assert len(np.unique(found)) == 3
     assert found.dtype == expected.dtype
@@ -133,7 +135,7 @@ def test_what_two_folds_disagree_in_is_averaged(tmp_path):
     model = description(write_model_folder(tmp_path, folds=()))
     data = head((16, 16, 16))
     one, other = (as_network(Blur(model.outputs, seed)) for seed in (0, 1))
-    both = runner.predict_logits(data, [one, other], model, mirror=False)
-    alone = [runner.predict_logits(data, [network], model, mirror=False) for network in (one, other)]
+    both = predict_logits(data, [one, other], model, mirror=False)
+    alone = [predict_logits(data, [network], model, mirror=False) for network in (one, other)]
     np.testing.assert_allclose(both, (alone[0] + alone[1]) / 2, atol=1e-5)
     assert np.abs(alone[0] - alone[1]).max() > 0.1

@@ -92,7 +92,7 @@ def any_size(monkeypatch):
     monkeypatch.setattr(cpu, "WORTHWHILE_VOXELS", 1)
 
 
-def cells_inputs(shape, out, stride, up):
+def convolution_inputs(shape, out, stride, up):
     weight = (shape[1], out) if up else (out, shape[1])
     return torch.randn(shape), torch.randn(*weight, *stride), torch.randn(out)
 
@@ -106,9 +106,9 @@ def cells_inputs(shape, out, stride, up):
 def test_cells_compute_the_formula_and_its_gradients(shape, out, stride, up, any_size):
     torch.manual_seed(0)
     expect_formula(
-        lambda *inputs: ops.cells(*inputs, stride, up),
-        lambda *inputs: formulas.cells(*inputs, stride, up),
-        cells_inputs(shape, out, stride, up),
+        lambda *inputs: ops.nonoverlapping_convolution(*inputs, stride, up),
+        lambda *inputs: formulas.nonoverlapping_convolution(*inputs, stride, up),
+        convolution_inputs(shape, out, stride, up),
     )
 
 
@@ -116,17 +116,19 @@ def test_cells_compute_the_formula_and_its_gradients(shape, out, stride, up, any
 @pytest.mark.parametrize(("voxels", "kernels"), [((32, 16, 16), True), ((8, 16, 16), False), ((33, 16, 16), False)])
 def test_products_that_torch_does_best_are_left_to_it(voxels, kernels):
     stride = (1, 1, 1) if voxels[0] < 33 else (2, 2, 2)
-    x, weight, bias = cells_inputs((1, 2, *voxels), 3, stride, False)
+    x, weight, bias = convolution_inputs((1, 2, *voxels), 3, stride, False)
     with torch.profiler.profile() as profile:
-        ops.cells(x, weight, bias, stride)
-    assert kernels == any(event.name == "nnunet_glims::cells" for event in profile.events())
+        ops.nonoverlapping_convolution(x, weight, bias, stride)
+    assert kernels == any(event.name == "nnunet_glims::nonoverlapping_convolution" for event in profile.events())
 
 
 @needs_compiler
 @pytest.mark.parametrize("shape", [(1, 2, 9, 10, 11), (2, 2, 3, 5, 70), (1, 3, 12, 5, 16), (1, 1, 1, 1, 1)], ids=str)
 def test_wide_convolutions_compute_the_formula_and_its_gradients(shape):
     torch.manual_seed(0)
-    expect_formula(ops.wide, formulas.wide, (torch.randn(shape), torch.randn(1, shape[1], 7, 7, 7)))
+    expect_formula(
+        ops.gate_convolution, formulas.gate_convolution, (torch.randn(shape), torch.randn(1, shape[1], 7, 7, 7))
+    )
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS)
@@ -136,11 +138,11 @@ def test_predictions_compute_the_formulas(shape, precision, tolerance, any_size)
     x, slope, how = torch.randn(shape) * 3 + 1, torch.rand(1), (precision, tolerance)
     expect_prediction(ops.branches, formulas.branches, x, branch_parameters(shape[1]), *how)
     expect_prediction(ops.norm_act, lambda x, slope: formulas.norm_act(x, None, None, slope), x, [slope], *how)
-    expect_prediction(ops.wide, formulas.wide, x, [torch.randn(1, shape[1], 7, 7, 7)], *how)
+    expect_prediction(ops.gate_convolution, formulas.gate_convolution, x, [torch.randn(1, shape[1], 7, 7, 7)], *how)
 
 
-def cells_norm_act(x, weight, bias, slope, stride, up):
-    return formulas.norm_act(formulas.cells(x, weight, bias, stride, up), None, None, slope)
+def convolution_norm_act(x, weight, bias, slope, stride, up):
+    return formulas.norm_act(formulas.nonoverlapping_convolution(x, weight, bias, stride, up), None, None, slope)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS)
@@ -151,11 +153,11 @@ def cells_norm_act(x, weight, bias, slope, stride, up):
 )
 def test_cells_with_norm_and_activation_compute_the_formula(shape, out, stride, up, precision, tolerance, any_size):
     torch.manual_seed(0)
-    x, weight, bias = cells_inputs(shape, out, stride, up)
+    x, weight, bias = convolution_inputs(shape, out, stride, up)
     parameters = weight.to(precision).float(), bias + 3, torch.rand(1)
     for operation, formula, given in (
-        (ops.cells, formulas.cells, parameters[:2]),
-        (ops.cells_norm_act, cells_norm_act, parameters),
+        (ops.nonoverlapping_convolution, formulas.nonoverlapping_convolution, parameters[:2]),
+        (ops.convolution_norm_act, convolution_norm_act, parameters),
     ):
         expect_prediction(
             lambda *inputs, of=operation: of(*inputs, stride, up),
@@ -217,10 +219,10 @@ def test_predictions_do_not_depend_on_the_default_precision(any_size):
     x, aggregator = torch.randn(1, 2, 6, 7, 8), DilatedAggregator(2, 4)
     kernel = torch.randn(1, 2, 7, 7, 7)
     with torch.no_grad():
-        expected = aggregator(x), ops.wide(x, kernel)
+        expected = aggregator(x), ops.gate_convolution(x, kernel)
         torch.set_default_dtype(torch.float16)
         try:
-            found = aggregator(x), ops.wide(x, kernel)
+            found = aggregator(x), ops.gate_convolution(x, kernel)
         finally:
             torch.set_default_dtype(torch.float32)
     assert all(map(torch.equal, found, expected))
@@ -230,7 +232,7 @@ def test_predictions_do_not_depend_on_the_default_precision(any_size):
 @pytest.mark.parametrize("gradients", [False, True])
 def test_with_gradients_nothing_is_joined(gradients, monkeypatch):
     joined = []
-    monkeypatch.setattr(cpu, "aggregate", lambda x, *_: joined.append(x.shape) or x.clone())
+    monkeypatch.setattr(cpu, "dilated_aggregation", lambda x, *_: joined.append(x.shape) or x.clone())
     aggregator, x = DilatedAggregator(2, 4), torch.randn(1, 2, 24, 24, 24)
     with torch.set_grad_enabled(gradients):
         aggregator(x)
@@ -246,16 +248,18 @@ def test_processors_without_avx512_compute_the_same(monkeypatch, tmp_path, any_s
     assert cpu.library() is not None and cpu.library(torch.bfloat16) is None
     torch.manual_seed(0)
     x, slope, how = torch.randn(2, 5, 9, 7, 20), torch.rand(1), ((1, 1, 1), False)
-    _, weight, bias = cells_inputs(x.shape, 13, *how)
+    _, weight, bias = convolution_inputs(x.shape, 13, *how)
     expect_formula(ops.branches, formulas.branches, (x, *branch_parameters(5)))
-    expect_formula(ops.wide, formulas.wide, (x[:, :2], torch.randn(1, 2, 7, 7, 7) / 10))
+    expect_formula(ops.gate_convolution, formulas.gate_convolution, (x[:, :2], torch.randn(1, 2, 7, 7, 7) / 10))
     expect_norm_act(x.shape)
     expect_formula(
-        lambda *given: ops.cells(*given, *how), lambda *given: formulas.cells(*given, *how), (x, weight, bias)
+        lambda *given: ops.nonoverlapping_convolution(*given, *how),
+        lambda *given: formulas.nonoverlapping_convolution(*given, *how),
+        (x, weight, bias),
     )
     expect_prediction(
-        lambda *given: ops.cells_norm_act(*given, *how),
-        lambda *given: cells_norm_act(*given, *how),
+        lambda *given: ops.convolution_norm_act(*given, *how),
+        lambda *given: convolution_norm_act(*given, *how),
         x,
         (weight, bias, slope),
         torch.float32,
@@ -284,12 +288,16 @@ def test_inputs_may_lie_in_memory_in_any_way(layout, any_size):
     torch.testing.assert_close(ops.branches(x, *parameters), formulas.branches(x, *parameters), rtol=1e-4, atol=1e-5)
     slope = torch.rand(1)
     torch.testing.assert_close(ops.norm_act(x, slope), formulas.norm_act(x, None, None, slope), rtol=1e-4, atol=1e-5)
-    _, weight, bias = cells_inputs(x.shape, 3, (1, 1, 1), False)
+    _, weight, bias = convolution_inputs(x.shape, 3, (1, 1, 1), False)
     weight = weight.transpose(0, 1).contiguous().transpose(0, 1)
-    expected = formulas.cells(x, weight, bias, (1, 1, 1))
-    torch.testing.assert_close(ops.cells(x, weight, bias, (1, 1, 1)), expected, rtol=1e-4, atol=1e-5)
+    expected = formulas.nonoverlapping_convolution(x, weight, bias, (1, 1, 1))
+    torch.testing.assert_close(
+        ops.nonoverlapping_convolution(x, weight, bias, (1, 1, 1)), expected, rtol=1e-4, atol=1e-5
+    )
     kernel = torch.randn(1, 4, 7, 7, 7)
-    torch.testing.assert_close(ops.wide(x, kernel), formulas.wide(x, kernel), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        ops.gate_convolution(x, kernel), formulas.gate_convolution(x, kernel), rtol=1e-4, atol=1e-4
+    )
 
 
 @needs_compiler
@@ -299,7 +307,7 @@ def test_the_variance_of_values_far_from_zero_is_exact():
     expected = formulas.norm_act(x.double(), None, None, slope.double())
     assert (ops.norm_act(x, slope) - expected).abs().max() < 2e-3  # float32 holds x itself to 3e-5 of its sd
     with torch.no_grad():
-        found = ops.cells_norm_act(x, torch.eye(2).view(2, 2, 1, 1, 1), torch.zeros(2), slope, (1, 1, 1))
+        found = ops.convolution_norm_act(x, torch.eye(2).view(2, 2, 1, 1, 1), torch.zeros(2), slope, (1, 1, 1))
     assert (found - expected).abs().max() < 2e-3
 
 
@@ -321,9 +329,9 @@ def test_the_result_does_not_depend_on_the_number_of_threads(threads):
     qkv, table, index = torch.randn(5, 3, 50, 24), torch.randn(9, 2), torch.randint(0, 9, (50, 50))
 
     def results():
-        y = ops.cells(fine, weight, bias, (1, 1, 1))
+        y = ops.nonoverlapping_convolution(fine, weight, bias, (1, 1, 1))
         with torch.no_grad():
-            joined = ops.cells_norm_act(fine, weight, bias, slope, (1, 1, 1))
+            joined = ops.convolution_norm_act(fine, weight, bias, slope, (1, 1, 1))
             attended = ops.window_attention(qkv, table, index, None, 2)
         return ops.branches(x, *parameters), y, joined, attended, torch.autograd.grad(y.square().sum(), weight)[0]
 
@@ -341,14 +349,16 @@ def test_torch_accepts_the_operators():
     torch.library.opcheck(ops._branches, (x, *branch_parameters(2), 1e-5), test_utils=tests)
     torch.library.opcheck(ops._norm_act, (x, torch.ones(2), torch.zeros(2), slope, 1e-5), test_utils=tests)
     for up in (False, True):
-        inputs = cells_inputs((1, 2, 4, 6, 8), 3, (2, 2, 1), up)
-        torch.library.opcheck(ops._cells, (*inputs, [2, 2, 1], up), test_utils=tests)
-    torch.library.opcheck(ops._wide, (x, torch.randn(1, 2, 7, 7, 7)), test_utils=tests)
+        inputs = convolution_inputs((1, 2, 4, 6, 8), 3, (2, 2, 1), up)
+        torch.library.opcheck(ops._nonoverlapping_convolution, (*inputs, [2, 2, 1], up), test_utils=tests)
+    torch.library.opcheck(ops._gate_convolution, (x, torch.randn(1, 2, 7, 7, 7)), test_utils=tests)
     x, (*parameters, slopes) = x.detach(), branch_parameters(2)
     weight, bias = torch.randn(2, 2, 1, 1, 1), torch.randn(2)
-    torch.library.opcheck(ops._cells_norm_act, (x, weight, bias, slope, [1, 1, 1], False), test_utils=tests)
+    torch.library.opcheck(ops._convolution_norm_act, (x, weight, bias, slope, [1, 1, 1], False), test_utils=tests)
     expand = torch.randn(4, 6, 1, 1, 1), torch.randn(4), torch.randn(2, 4, 1, 1, 1), bias
-    torch.library.opcheck(ops._aggregate, (x, *parameters, torch.cat([slopes, slopes]), *expand), test_utils=tests)
+    torch.library.opcheck(
+        ops._dilated_aggregation, (x, *parameters, torch.cat([slopes, slopes]), *expand), test_utils=tests
+    )
     index = torch.randint(0, 9, (5, 5))
     torch.library.opcheck(
         ops._window_attention, (torch.randn(1, 2, 5, 6), torch.randn(9, 2), index, None, 2), test_utils=tests
@@ -410,7 +420,7 @@ def activations_and_gradients(checkpointing):
 def test_memory_is_kept_where_there_is_enough(monkeypatch):
     decisions = []
     monkeypatch.setattr(cpu, "_set_keeping", decisions.append)
-    monkeypatch.setattr(cpu, "physical_memory", lambda: 16 * 2**30)
+    monkeypatch.setattr(cpu, "_usable_memory", lambda: 16 * 2**30)
     for voxels in (0, 96**3, 2 * 128**3):
         cpu.keep_freed_memory(voxels)
     monkeypatch.setenv("NNUNET_GLIMS_KEEP_MEMORY", "0")

@@ -13,7 +13,7 @@ import torch
 from nnunet_glims.cli import main
 from nnunet_glims.experiments.jobs import Plan
 from nnunet_glims.experiments.local import run_local
-from nnunet_glims.trainers.robust_trainer import is_intact
+from nnunet_glims.trainers.checkpoint_files import is_intact
 
 from . import DATASET, PLANS, child_environment, tiny_override
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_glims.networks import NETWORKS
+from nnunet_glims.networks import BUILT_IN
 from nnunet_glims.nnunet.plans.override import apply_override
 from nnunet_glims.training.recipes import Recipe
 
@@ -19,7 +19,7 @@ def _trainer(trainer_name, plans_name):
     return get_trainer_from_args(DATASET, CONFIGURATION, 0, trainer_name, plans_name, device=torch.device("cpu"))
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize("network", BUILT_IN, ids=lambda network: network.name)
 def test_stock_plans_are_trained_and_leave_complete_plans(network, nnunet_here, dataset_folder):
     if network.name == "SwinUNETR":
         pytest.importorskip("monai")

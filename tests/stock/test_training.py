@@ -10,7 +10,7 @@ from nnunet_glims.architectures import GLIMS as GLIMSNetwork
 from nnunet_glims.architectures import LATUPNet
 from nnunet_glims.errors import UsageError
 from nnunet_glims.nnunet.plans.override import apply_override
-from nnunet_glims.trainers.robust_trainer import EXIT_STOPPED
+from nnunet_glims.trainers.stop_signals import EXIT_STOPPED
 
 from . import (
     CONFIGURATION,

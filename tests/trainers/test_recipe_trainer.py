@@ -1,11 +1,17 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from nnunet_glims.architectures import GLIMS, LATUPNet
 from nnunet_glims.errors import UsageError
-from nnunet_glims.trainers import nnUNetTrainerGLIMS, nnUNetTrainerGLIMSReleased, nnUNetTrainerLATUPNet
+from nnunet_glims.trainers import (
+    nnUNetTrainerGLIMS,
+    nnUNetTrainerGLIMSReleased,
+    nnUNetTrainerLATUPNet,
+    recipe_trainer,
+)
 from tests.preprocessed import dataset_json, make_plans
 
 
@@ -32,7 +38,7 @@ def test_targets_meet_the_heads_of_the_network(make_trainer):
 def test_a_training_leaves_complete_plans_and_a_model_that_predicts(make_trainer, nnunet_folders):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    trainer = make_trainer("GLIMS", epochs=1)
+    trainer = make_trainer("GLIMS", epochs=1, iterations_per_epoch=1)
     trainer.run_training()
     folder = trainer.output_folder_base
     configuration = json.load(open(f"{folder}/plans.json"))["configurations"]["3d_fullres"]
@@ -124,10 +130,20 @@ def test_latupnets_penalty_falls_on_the_selected_kernels_alone(make_trainer):
 @pytest.mark.parametrize("loss", ["nnunet", "glims", "latupnet"])
 def test_every_loss_trains_labels_and_regions_with_and_without_deep_supervision(make_trainer, loss, regions):
     for deep_supervision in (True, False):
-        trainer = make_trainer(regions=regions, loss=loss, deep_supervision=deep_supervision, epochs=1)
+        trainer = make_trainer(
+            regions=regions,
+            loss=loss,
+            deep_supervision=deep_supervision,
+            epochs=3,
+            iterations_per_epoch=4,
+            lr=0.01,
+            seed=1,
+        )
+        trainer.disable_checkpointing = True
         trainer.run_training()
         assert trainer.skipped_steps == 0
-        assert torch.isfinite(torch.tensor(trainer.logger.get_value("train_losses", -1)))
+        losses = trainer.logger.get_value("train_losses", None)
+        assert losses[-1] < losses[0]
 
 
 def test_region_weights_add_up_for_labels_and_stand_alone_for_regions(make_trainer):
@@ -143,7 +159,7 @@ def test_prediction_mirrors_only_what_training_mirrored(make_trainer, augmentati
     trainer = make_trainer(augmentation=augmentation)
     trainer.on_train_start()
     assert trainer.inference_allowed_mirroring_axes == axes
-    assert next(trainer.dataloader_train)["data"].shape == (2, 2, 32, 32, 32)
+    assert next(trainer.dataloader_train)["data"].shape == (2, 2, 16, 16, 16)
 
 
 def test_mirroring_alone_changes_no_voxel_value(make_trainer):
@@ -151,24 +167,43 @@ def test_mirroring_alone_changes_no_voxel_value(make_trainer):
     for trainer in (plain, mirrored):
         trainer.on_train_start()
     transforms = mirrored.dataloader_train.data_loader.transforms
-    image = torch.arange(2 * 32**3, dtype=torch.float32).view(2, 32, 32, 32)
+    image = torch.arange(2 * 16**3, dtype=torch.float32).view(2, 16, 16, 16)
     out = {
-        tuple(transforms(image=image.clone(), segmentation=torch.zeros(1, 32, 32, 32))["image"][0, 0, 0, :2].tolist())
+        tuple(transforms(image=image.clone(), segmentation=torch.zeros(1, 16, 16, 16))["image"][0, 0, 0, :2].tolist())
         for _ in range(60)
     }
     assert len(out) == 8  # every combination of three mirrored axes
 
 
-def test_precision_of_the_recipe_reaches_the_network_in_training_and_prediction(make_trainer):
-    trainer = make_trainer(precision="bf16")
+@pytest.mark.parametrize(("planned", "variable", "used"), [("bf16", None, "bf16"), ("fp32", "bf16", "bf16")])
+def test_the_precision_of_plans_or_variable_reaches_training_and_prediction(
+    make_trainer, monkeypatch, capsys, planned, variable, used
+):
+    if variable is not None:
+        monkeypatch.setenv("NNUNET_GLIMS_PRECISION", variable)
+    trainer = make_trainer(precision=planned)
     trainer.initialize()
-    assert trainer.bare_network.precision == "bf16"
+    assert trainer.bare_network.precision == used
     assert trainer.grad_scaler is None
+    assert f"Precision: {used} on cpu" in Path(trainer.log_file).read_text()
     network = nnUNetTrainerLATUPNet.build_network_architecture(
         trainer.plans_manager, trainer.configuration_manager, 2, 3, enable_deep_supervision=False
     )
     assert type(network) is LATUPNet
-    assert network.precision == "bf16"
+    assert network.precision == used
+    recipe_trainer._say.cache_clear()
+    capsys.readouterr()
+    with torch.no_grad():
+        for _ in range(2):
+            network.eval()(torch.zeros(1, 2, 16, 16, 16))
+    assert capsys.readouterr().out.count(f"Predicting in {used} on cpu") == 1
+
+
+def test_a_wrong_variable_is_refused_before_anything_is_written(make_trainer, nnunet_folders, monkeypatch):
+    monkeypatch.setenv("NNUNET_GLIMS_PRECISION", "half")
+    with pytest.raises(UsageError, match="NNUNET_GLIMS_PRECISION=half is unknown: choose auto, fp32, bf16 or fp16"):
+        make_trainer()
+    assert not (nnunet_folders / "results").exists()
 
 
 def test_a_trainer_can_be_built_from_plans_without_nnunets_internal_key(nnunet_folders):
@@ -200,3 +235,15 @@ def test_a_resumed_training_does_not_see_its_first_batches_again(make_trainer):
     resumed.initialize()
     resumed.current_epoch = 1
     assert not torch.equal(first_batches(fresh, 1)[0], first_batches(resumed, 1)[0])
+
+
+def test_data_loading_processes_have_seeds_of_their_own(make_trainer, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = make_trainer(seed=7)
+    trainer.initialize()
+    loaders = trainer.get_dataloaders()
+    seeds = [seed for loader in loaders for seed in loader.seeds]
+    for loader in loaders:
+        loader._finish()
+    assert len(seeds) == sum(loader.num_processes for loader in loaders) > 1
+    assert None not in seeds and len(set(seeds)) == len(seeds)

@@ -1,6 +1,10 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch import distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_glims.training.losses import SquaredDiceLoss, WeightedDiceLoss, enet_weight, squared_dice
 
@@ -90,3 +94,38 @@ def test_squared_dice_loss_serves_nnunets_compound_losses(batch):
     dice = squared_dice(torch.sigmoid(logits), regions).mean()
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, regions)
     assert compound(logits, regions).item() == pytest.approx((entropy - dice).item(), abs=1e-6)
+
+
+def one_step(network, images, labels, ddp):
+    """Loss of a batch and the gradient of the network's weights."""
+    loss = SquaredDiceLoss(lambda x: torch.softmax(x, 1), batch_dice=True, do_bg=False, ddp=ddp)(
+        network(images), labels
+    )
+    loss.backward()
+    return loss.item(), next(network.parameters()).grad.clone()
+
+
+def worker(rank, folder, network, images, labels):
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    part = slice(rank, rank + 1)
+    found = one_step(DistributedDataParallel(network), images[part], labels[part], ddp=True)
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_pool_their_batches_as_one_process_does(tmp_path):
+    torch.manual_seed(0)
+    # The cases differ in size and contrast, so that the mean of two Dice values is not the Dice of both.
+    images, labels = torch.randn(2, 1, 6, 6, 6), torch.zeros(2, 1, 6, 6, 6)
+    labels[0, :, :5], labels[1, :, :1, :2] = 1, 2
+    network = nn.Conv3d(1, 3, 3, padding=1)
+    expected_loss, expected_gradient = one_step(copy.deepcopy(network), images, labels, ddp=False)
+    halves = [one_step(copy.deepcopy(network), images[part], labels[part], ddp=False)[0] for part in ([0], [1])]
+    assert abs(np.mean(halves) - expected_loss) > 1e-3
+
+    multiprocessing.spawn(worker, args=(str(tmp_path), network, images, labels), nprocs=2)
+    for rank in (0, 1):
+        loss, gradient = torch.load(tmp_path / f"{rank}.pt")
+        assert loss == pytest.approx(expected_loss, abs=1e-6)
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-4)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from nnunet_glims.architectures.base import SegmentationNetwork
 from nnunet_glims.kernels.ops import meta_stands_for
+from nnunet_glims.training.precision import chosen, resolve
 from nnunet_glims.training.recipes import Recipe
 
 GIB = 2**30
@@ -57,8 +58,8 @@ class StepMemory:
 
 
 def in_half_precision(recipe: Recipe, device: str) -> bool:
-    """Whether a recipe trains in bf16 or fp16 on a type of device."""
-    return recipe.precision in ("bf16", "fp16") or (recipe.precision == "auto" and device == "cuda")
+    """Whether a recipe trains in bf16 or fp16 on a type of device, also where NNUNET_GLIMS_PRECISION says so."""
+    return resolve(chosen(recipe.precision), device) != "fp32"
 
 
 def training_step(

@@ -11,9 +11,17 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json, write_json
-from nnunet_glims.networks import network_named
-from nnunet_glims.nnunet.plans.complete import BASE_PLANS, complete, planned_configuration, preprocess_command
+from nnunet_glims.files import read_json
+from nnunet_glims.networks import Network, network_named, network_of_class
+from nnunet_glims.nnunet.plans.configuration import (
+    BASE_PLANS,
+    complete_configuration,
+    planned_configuration,
+    preprocess_command,
+    read_base,
+    without_left_open,
+)
+from nnunet_glims.nnunet.plans.record import without_record, write_recorded
 from nnunet_glims.training.recipes import Count, Positive, Recipe
 from nnunet_glims.validation import nearest, validate
 
@@ -49,14 +57,31 @@ class Override(BaseModel):
     training: dict[str, Any] = {}
 
 
+ANY_TRAINER = "nnUNetTrainerGLIMS"
+"""The trainer that the next command names where any will do."""
+_OF_PREPROCESSING = ("spacing", "normalization_schemes", "use_mask_for_norm")
+"""Keys of a configuration that decide about the content of preprocessed data."""
+
+
 @dataclass(frozen=True)
 class Applied:
-    """What `apply_override` did: the file written, its plans name, and the preprocessing command it needs, if any."""
+    """A plans file that was written, and what comes next.
+
+    Attributes:
+        path: the file.
+        plans_name: what users give to `-p`.
+        trainer: what users give to `-tr`; None where any trainer will do.
+        preprocess_command: nnU-Net's command for data that only these plans use; None where they share the base's.
+        is_preprocessed: the preprocessed data are there.
+        next_commands: nnU-Net's commands: preprocessing where the data are not there, then training.
+    """
 
     path: Path
     plans_name: str
     trainer: str | None
     preprocess_command: str | None
+    is_preprocessed: bool
+    next_commands: tuple[str, ...]
 
 
 def override_names() -> list[str]:
@@ -67,6 +92,8 @@ def override_names() -> list[str]:
 
 def load_override(name: str) -> tuple[str, Override]:
     """An override by name, or a file of the user's own by a path ending in .json; with its short name.
+
+    Network arguments are not checked here, which would import torch, but when plans are written.
 
     Raises:
         UsageError: there is none, or it is wrong; the message names file and key.
@@ -99,67 +126,143 @@ def overridden_plans_name(short_name: str, base: str = BASE_PLANS) -> str:
 def apply_override(
     dataset_folder: Path, name: str, configuration: str = "3d_fullres", base: str = BASE_PLANS, overwrite: bool = False
 ) -> Applied:
-    """Write `nnUNetPlans_<NAME>.json` beside the plans it changes.
+    """Write `<BASE>_<NAME>.json` beside the plans it changes, or add a configuration to that file.
+
+    All configurations of the file are made from the present base and override: where one that is there already would
+    change, this is refused without `overwrite`.
 
     Args:
         dataset_folder: of the data set in nnUNet_preprocessed.
         name: of an override, or a path of a .json file.
-        configuration: the one to change; the new plans have no other.
+        configuration: the one to change.
         base: plans to start from.
         overwrite: replace a plans file of the same name and other content.
 
     Raises:
-        UsageError: no plans, no such configuration or override, or a different file of that name is there.
+        UsageError: no plans, no such configuration or override, a network that cannot be built, or a file of the same
+            name and other content.
     """
     short_name, override = load_override(name)
-    plans, planned = planned_configuration(dataset_folder, configuration, base)
-    return write_changed(
-        dataset_folder,
-        plans,
-        configuration,
-        planned,
-        override,
-        overridden_plans_name(short_name, base),
-        f"{short_name}.json",
-        overwrite,
-    )
+    plans_name = overridden_plans_name(short_name, base)
+    path = dataset_folder / f"{plans_name}.json"
+    others = read_json(path).get("configurations", {}) if path.exists() else {}
+    overrides = {**dict.fromkeys(others, override), configuration: override}
+    return write_overridden(dataset_folder, base, plans_name, configuration, overrides, f"{short_name}.json", overwrite)
 
 
-def write_changed(
+def write_overridden(
     dataset_folder: Path,
-    plans: Mapping[str, Any],
-    configuration: str,
-    planned: Mapping[str, Any],
-    override: Override,
+    base: str,
     plans_name: str,
+    configuration: str,
+    overrides: Mapping[str, Override],
     where: str,
     overwrite: bool,
 ) -> Applied:
-    """Write plans of one configuration with what the override changes in it; `where` names the override in errors."""
-    changed = {**planned, **_changes(planned, override, where)}
-    needs_preprocessing = any(
-        changed[key] != planned[key] for key in ("spacing", "normalization_schemes", "use_mask_for_norm")
-    )
-    if needs_preprocessing:
-        changed["data_identifier"] = f"{plans_name}_{configuration}"
-    trainer = None
-    if override.network is not None:
-        network = network_named(override.network)
-        changed["architecture"] = {"network_class_name": network.path, "arch_kwargs": override.network_arguments}
-        changed["training"] = override.training
-        changed = complete(changed, network, {}, where)
-        trainer = network.trainer
-        if override.network_arguments.get("released"):
-            trainer += "Released"
-    new_plans = {**plans, "plans_name": plans_name, "configurations": {configuration: changed}}
+    """Write plans whose configurations are those of base plans with what overrides change in them.
+
+    Args:
+        dataset_folder: of the data set in nnUNet_preprocessed.
+        base: name of the plans to start from.
+        plans_name: name of the new plans.
+        configuration: the one that is asked for; the result is about it.
+        overrides: of every configuration that the file shall have.
+        where: names the override in errors.
+        overwrite: replace a plans file of that name and other content.
+
+    Raises:
+        UsageError: see `apply_override`.
+    """
     path = dataset_folder / f"{plans_name}.json"
-    if path.exists() and read_json(path) != new_plans and not overwrite:
-        raise UsageError(f"{path}: there is another plans file of that name. Replace it with --overwrite")
-    write_json(path, new_plans)
-    command = None
-    if needs_preprocessing:
-        command = preprocess_command(new_plans, configuration)
-    return Applied(path, plans_name, trainer, command)
+    old = read_json(path) if path.exists() else {}
+    base_plans = read_base(dataset_folder, base)
+    configurations = {}
+    for name, override in overrides.items():
+        try:
+            configurations[name] = _changed(dataset_folder, base_plans, name, override, plans_name, where)
+        except UsageError as error:
+            if name == configuration:
+                raise
+            raise UsageError(
+                f"{path}: its configuration {name!r} can no longer be made from {base}.json and {where}: {error}. Delete the "
+                "file, or choose another name"
+            ) from None
+    plans = {**without_record(base_plans), "plans_name": plans_name, "configurations": configurations}
+    contents = {name: override.model_dump(exclude_defaults=True) for name, override in overrides.items()}
+    write_recorded(path, plans, base, base_plans, contents, overwrite)
+    return _applied(dataset_folder, plans, configuration, old)
+
+
+def _changed(
+    dataset_folder: Path,
+    base_plans: Mapping[str, Any],
+    configuration: str,
+    override: Override,
+    plans_name: str,
+    where: str,
+) -> dict[str, Any]:
+    """One configuration of base plans with what the override changes in it; its network can be built."""
+    planned = planned_configuration(base_plans, configuration)
+    changed = {**planned, **_changes(planned, override, where)}
+    if any(changed[key] != planned[key] for key in _OF_PREPROCESSING):
+        changed["data_identifier"] = f"{plans_name}_{configuration}"
+    network = _network_of(planned, override)
+    if network is None:
+        return changed
+    arguments = override.network_arguments
+    if override.network is None:  # the base names the network
+        arguments = planned["architecture"]["arch_kwargs"]
+        if any(changed[key] != planned[key] for key in ("patch_size", "spacing")):
+            arguments = without_left_open(arguments)
+    changed["architecture"] = {"network_class_name": network.path, "arch_kwargs": dict(arguments)}
+    if override.network is not None:
+        changed["training"] = override.training
+    changed = complete_configuration(changed, network, {}, where)
+    _check_network(dataset_folder, base_plans, network, changed, where)
+    return changed
+
+
+def _network_of(planned: Mapping[str, Any], override: Override) -> Network | None:
+    """The network that the override or, where it leaves the choice, the base plans name; None where neither does."""
+    if override.network is not None:
+        return network_named(override.network)
+    return network_of_class(planned.get("architecture", {}).get("network_class_name", ""))
+
+
+def _check_network(
+    dataset_folder: Path, plans: Mapping[str, Any], network: Network, configuration: Mapping[str, Any], where: str
+) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_glims.nnunet.plans.building import check_network
+
+    described = dataset_folder / "dataset.json"
+    classes = 2
+    if described.exists():
+        classes = PlansManager(dict(plans)).get_label_manager(read_json(described)).num_segmentation_heads
+    check_network(network, configuration, len(configuration["normalization_schemes"]), classes, where)
+
+
+def _applied(dataset_folder: Path, plans: Mapping[str, Any], configuration: str, old: Mapping[str, Any]) -> Applied:
+    """What comes next after plans were written in place of `old` ones, which may be empty."""
+    written = plans["configurations"][configuration]
+    plans_name, identifier = plans["plans_name"], written["data_identifier"]
+    architecture = written.get("architecture", {})
+    network = network_of_class(architecture.get("network_class_name", ""))
+    trainer = None if network is None else network.trainer_for(architecture["arch_kwargs"])
+    before = old.get("configurations", {}).get(configuration, written)
+    fits = all(before[key] == written[key] for key in _OF_PREPROCESSING)
+    is_preprocessed = fits and (dataset_folder / identifier).is_dir()
+    preprocess = preprocess_command(plans, configuration)
+    train = f"nnUNetv2_train {dataset_folder.name} {configuration} 0 -tr {trainer or ANY_TRAINER} -p {plans_name}"
+    return Applied(
+        path=dataset_folder / f"{plans_name}.json",
+        plans_name=plans_name,
+        trainer=trainer,
+        preprocess_command=preprocess if identifier == f"{plans_name}_{configuration}" else None,
+        is_preprocessed=is_preprocessed,
+        next_commands=(train,) if is_preprocessed else (preprocess, train),
+    )
 
 
 def _changes(planned: Mapping[str, Any], override: Override, where: str) -> dict[str, Any]:

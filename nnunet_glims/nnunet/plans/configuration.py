@@ -9,14 +9,14 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
-from nnunet_glims.networks import NETWORKS, Network
+from nnunet_glims.networks import Network, network_of_class
 from nnunet_glims.topology import stage_strides
 from nnunet_glims.validation import nearest
 
 BASE_PLANS = "nnUNetPlans"
 
 
-def complete(
+def complete_configuration(
     configuration: Mapping[str, Any], network: Network, arguments: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     """A plans configuration with all that the network needs: its `architecture` and the whole `training` block.
@@ -38,12 +38,12 @@ def complete(
     planned = configuration.get("architecture", {})
     named = planned.get("network_class_name", "")
     given: dict[str, Any] = dict(planned["arch_kwargs"]) if named == network.path else {}
-    for other in NETWORKS:
-        if named == other.path and other is not network:
-            raise UsageError(
-                f"{where}: the plans are made for {other.name}, the trainer trains {network.name}: "
-                f"use -tr {other.trainer}, or other plans (-p)"
-            )
+    other = network_of_class(named)
+    if other is not None and other.name != network.name:
+        raise UsageError(
+            f"{where}: the plans are made for {other.name}, the trainer trains {network.name}: "
+            f"use -tr {other.trainer}, or other plans (-p)"
+        )
     expected = {"patch_size": list(configuration["patch_size"]), **arguments}
     for name, value in expected.items():
         if given.get(name, value) != value:
@@ -79,32 +79,39 @@ def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
         )
 
 
-def planned_configuration(
-    dataset_folder: Path, configuration: str, base: str = BASE_PLANS
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plans and one of their 3D configurations, inheritance resolved and links to others left out.
-
-    Raises:
-        UsageError: no plans, no such configuration, 2D, or the second stage of a cascade.
-    """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
+def read_base(dataset_folder: Path, base: str = BASE_PLANS) -> dict[str, Any]:
+    """The content of plans in a data set's folder in nnUNet_preprocessed; raises `UsageError` where there are none."""
     path = dataset_folder / f"{base}.json"
     if not path.exists():
         raise UsageError(
             f"{path}: there are no plans yet. Run nnUNetv2_plan_and_preprocess first, "
             "or nnUNetv2_plan_experiment where fingerprints are there"
         )
-    plans = read_json(path)
+    return read_json(path)
+
+
+def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """A 3D configuration of plans, with inheritance resolved and links to other configurations left out.
+
+    Raises:
+        UsageError: there is no such configuration, it is 2D, or it is the second stage of a cascade.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     check_is_3d(plans, configuration)
-    planned = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)
+    planned = deepcopy(PlansManager(deepcopy(dict(plans))).get_configuration(configuration).configuration)
     if planned.get("previous_stage"):
         raise UsageError(
             f"configuration {configuration!r} is the second stage of a cascade: overrides do not change those"
         )
     for link in ("inherits_from", "next_stage"):
         planned.pop(link, None)
-    return plans, planned
+    return planned
+
+
+def without_left_open(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's arguments without those that follow from patch and spacing."""
+    return {name: value for name, value in arguments.items() if name not in ("patch_size", "strides")}
 
 
 def preprocess_command(plans: Mapping[str, Any], configuration: str) -> str:

@@ -22,23 +22,23 @@
 
 typedef struct {
     int64_t n, in, out, d, h, w; /* channels, and size of the coarser side */
-    int64_t sd, sh, sw, up;      /* cells of the input or, with up, of the output */
+    int64_t sd, sh, sw, transposed; /* size of the kernel */
     int64_t parts;               /* that the voxels of a case are shared out in */
     int64_t threads;
     float eps;
-} Cells;
+} Convolution;
 
 /* One side of the convolution: channels of cells. */
 typedef struct {
     int64_t channels, sd, sh, sw, rows;
 } Side;
 
-static Side side(const Cells *s, int64_t channels, int64_t fine) {
+static Side side(const Convolution *s, int64_t channels, int64_t fine) {
     return fine ? (Side){channels, s->sd, s->sh, s->sw, channels * s->sd * s->sh * s->sw} : (Side){channels, 1, 1, 1, channels};
 }
 
 /* Rows of voxel `first` and the next ones, where cells have several voxels: each row of the finer side goes through `line`. */
-INLINE void copy_cells(const int to_chunk, const Cells *s, const Side *f, stored *x, int64_t first, int64_t count, float *chunk) {
+INLINE void copy_footprints(const int to_chunk, const Convolution *s, const Side *f, stored *x, int64_t first, int64_t count, float *chunk) {
     const int64_t height = s->h * f->sh, width = s->w * f->sw, voxels = s->d * f->sd * height * width;
     float line[LINE];
     const int64_t most = LINE / f->sw;
@@ -96,10 +96,10 @@ INLINE lanes add_product(lanes sum, Word weight, const Word *x) { return sum + w
 static int64_t words(int64_t rows) { return (rows + WIDTH - 1) / WIDTH; }
 
 /* norms: of the channels, applied with their PReLU, or NULL. chunk: room for all rows, holds words(rows) of them in the end. */
-static void gather(const Cells *s, const Side *f, const stored *x, const Norm *norms, int64_t first, int64_t count, float *chunk) {
+static void gather(const Convolution *s, const Side *f, const stored *x, const Norm *norms, int64_t first, int64_t count, float *chunk) {
     const int64_t voxels = s->d * s->h * s->w, rounded = (count + BLOCK - 1) / BLOCK * BLOCK;
     const int fine = f->rows != f->channels;
-    if (fine) copy_cells(1, s, f, (stored *)x, first, count, chunk);
+    if (fine) copy_footprints(1, s, f, (stored *)x, first, count, chunk);
     for (int64_t r = 0; r < f->rows; r++) {
         float *row = chunk + r * ROW;
         if (!fine) {
@@ -115,10 +115,10 @@ static void gather(const Cells *s, const Side *f, const stored *x, const Norm *n
     }
 }
 
-static void scatter(const Cells *s, const Side *f, float *chunk, int64_t first, int64_t count, stored *y) {
+static void scatter(const Convolution *s, const Side *f, float *chunk, int64_t first, int64_t count, stored *y) {
     const int64_t voxels = s->d * s->h * s->w;
     const int past = s->n * f->rows * voxels * sizeof(stored) > LARGE;
-    if (f->rows != f->channels) copy_cells(0, s, f, y, first, count, chunk);
+    if (f->rows != f->channels) copy_footprints(0, s, f, y, first, count, chunk);
     else
         for (int64_t c = 0; c < f->channels; c++) put(past, chunk + c * ROW, y + c * voxels + first, count);
 }
@@ -180,7 +180,7 @@ typedef struct {
     int64_t first, last, length;
 } Range;
 
-static Range range(const Cells *s, int64_t index, int64_t rows) {
+static Range range(const Convolution *s, int64_t index, int64_t rows) {
     const int64_t voxels = s->d * s->h * s->w, blocks = (voxels + BLOCK - 1) / BLOCK;
     int64_t length = CACHE / sizeof(float) / rows / BLOCK * BLOCK;
     length = length > CHUNK ? CHUNK : length < CHUNK / 4 ? CHUNK / 4 : length;
@@ -190,9 +190,9 @@ static Range range(const Cells *s, int64_t index, int64_t rows) {
 
 /* weight: (rows of y, words of the rows of x), bias: (rows of y). norms: (N, channels of x), applied to x with their PReLU, or NULL.
  * moments: (N, parts, channels of y), zero before, of the result, or NULL. */
-int cells_forward(const Cells *s, const stored *x, const Norm *norms, const Word *weight, const float *bias, stored *y,
+int nonoverlapping_forward(const Convolution *s, const stored *x, const Norm *norms, const Word *weight, const float *bias, stored *y,
                   Moments *moments) {
-    const Side from = side(s, s->in, !s->up), to = side(s, s->out, s->up);
+    const Side from = side(s, s->in, !s->transposed), to = side(s, s->out, s->transposed);
     const int64_t voxels = s->d * s->h * s->w;
     int failed = 0;
 #pragma omp parallel num_threads(s->threads) reduction(| : failed)
@@ -223,7 +223,7 @@ int cells_forward(const Cells *s, const stored *x, const Norm *norms, const Word
 }
 
 /* norms (N, C) of the moments (N, parts, C) of its parts, without gain and shift; slope (1). */
-int join_moments(const Cells *s, const Moments *parts, const float *slope, Norm *norms) {
+int norms_from_moments(const Convolution *s, const Moments *parts, const float *slope, Norm *norms) {
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
     for (int64_t task = 0; task < s->n * s->out; task++) {
         Moments m = {0, 0, 0};
@@ -234,11 +234,11 @@ int join_moments(const Cells *s, const Moments *parts, const float *slope, Norm 
 }
 
 #ifndef BFLOAT16
-/* Gradients of cells_forward. transposed: (rows of x, rows of y). gx like x; gweight (N, parts, rows of y, rows of x) and
+/* Gradients of nonoverlapping_forward. weight: (rows of x, rows of y). gx like x; gweight (N, parts, rows of y, rows of x) and
  * gbias (N, parts, rows of y) in double precision, zero before, which the caller sums over cases and parts. */
-int cells_backward(const Cells *s, const float *x, const float *transposed, const float *gy, float *gx, double *gweight,
+int nonoverlapping_backward(const Convolution *s, const float *x, const float *weight, const float *gy, float *gx, double *gweight,
                    double *gbias) {
-    const Side from = side(s, s->in, !s->up), to = side(s, s->out, s->up);
+    const Side from = side(s, s->in, !s->transposed), to = side(s, s->out, s->transposed);
     const int64_t voxels = s->d * s->h * s->w;
     int failed = 0;
 #pragma omp parallel num_threads(s->threads) reduction(| : failed)
@@ -256,7 +256,7 @@ int cells_backward(const Cells *s, const float *x, const float *transposed, cons
                 const int64_t count = p.last - v < p.length ? p.last - v : p.length;
                 gather(s, &from, x + n * from.rows * voxels, NULL, v, count, chunk);
                 gather(s, &to, gy + n * to.rows * voxels, NULL, v, count, g);
-                product(g, to.rows, transposed, NULL, from.rows, count, result);
+                product(g, to.rows, weight, NULL, from.rows, count, result);
                 scatter(s, &from, result, v, count, gx + n * from.rows * voxels);
                 outer(g, chunk, to.rows, from.rows, count, of_weight);
                 for (int64_t o = 0; o < to.rows; o++) {

@@ -3,7 +3,7 @@
 /* 7x7x7 convolution of several maps to a single one, zero-padded.
  *
  * A task is a plane; the volumes, (N, maps) or (N) of them, were padded by `pad_volumes`, `padded_floats` each. */
-#define WIDE 7
+#define KERNEL 7
 #define ACROSS 4 /* vectors of a row whose sums stay in registers together */
 
 int64_t padded_floats(const Shape *s) { return whole(s).total; }
@@ -18,18 +18,18 @@ int pad_volumes(const Shape *s, const stored *x, float *volumes) {
 }
 
 /* sums += the cross-correlation with one map's kernel around `centre`, for `across` vectors of a row. */
-INLINE void wide_tile(const int across, const float *centre, const Padded *p, const float *weight, lanes *sums) {
-    for (int z = 0; z < WIDE; z++)
-        for (int y = 0; y < WIDE; y++) {
+INLINE void convolve_tile(const int across, const float *centre, const Padded *p, const float *weight, lanes *sums) {
+    for (int z = 0; z < KERNEL; z++)
+        for (int y = 0; y < KERNEL; y++) {
             const float *row = centre + (z - HALO) * p->plane + (y - HALO) * p->row - HALO;
-            for (int x = 0; x < WIDE; x++)
+            for (int x = 0; x < KERNEL; x++)
                 for (int v = 0; v < across; v++)
-                    sums[v] += weight[(z * WIDE + y) * WIDE + x] * *(const lanes *)(row + x + v * LANES);
+                    sums[v] += weight[(z * KERNEL + y) * KERNEL + x] * *(const lanes *)(row + x + v * LANES);
         }
 }
 
 /* weight: (C, 343). y: (N, D, H, W). */
-int wide_forward(const Shape *s, float *volumes, const float *weight, stored *y) {
+int gate_convolution_forward(const Shape *s, float *volumes, const float *weight, stored *y) {
     const Padded p = whole(s);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
     for (int64_t task = 0; task < s->n * s->d; task++)
@@ -40,9 +40,9 @@ int wide_forward(const Shape *s, float *volumes, const float *weight, stored *y)
                 lanes sums[ACROSS] = {{0}};
                 for (int64_t c = 0; c < s->c; c++) {
                     float *volume = volumes + (task / s->d * s->c + c) * p.total;
-                    const float *centre = row_at(volume, &p, task % s->d, r) + x, *kernel = weight + c * WIDE * WIDE * WIDE;
-                    if (across == ACROSS) wide_tile(ACROSS, centre, &p, kernel, sums);
-                    else wide_tile(1, centre, &p, kernel, sums);
+                    const float *centre = row_at(volume, &p, task % s->d, r) + x, *kernel = weight + c * KERNEL * KERNEL * KERNEL;
+                    if (across == ACROSS) convolve_tile(ACROSS, centre, &p, kernel, sums);
+                    else convolve_tile(1, centre, &p, kernel, sums);
                 }
                 const float *values = (const float *)sums;
                 from_floats(values, y + (task * s->h + r) * s->w + x, left < across * LANES ? left : across * LANES);
@@ -52,21 +52,21 @@ int wide_forward(const Shape *s, float *volumes, const float *weight, stored *y)
 
 #ifndef BFLOAT16
 /* gradients: of y, padded. gweight: (N, D, C, 343), a plane's part of each tap's sum. */
-int wide_weight_gradient(const Shape *s, float *volumes, float *gradients, float *gweight) {
+int gate_convolution_weight_gradient(const Shape *s, float *volumes, float *gradients, float *gweight) {
     const Padded p = whole(s);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
     for (int64_t task = 0; task < s->n * s->d; task++)
-        for (int64_t i = 0; i < s->c * WIDE * WIDE; i++) {
-            const int64_t c = i / (WIDE * WIDE), z = task % s->d + i / WIDE % WIDE - HALO, y = i % WIDE - HALO;
+        for (int64_t i = 0; i < s->c * KERNEL * KERNEL; i++) {
+            const int64_t c = i / (KERNEL * KERNEL), z = task % s->d + i / KERNEL % KERNEL - HALO, y = i % KERNEL - HALO;
             float *volume = volumes + (task / s->d * s->c + c) * p.total;
-            lanes totals[WIDE] = {{0}};
+            lanes totals[KERNEL] = {{0}};
             for (int64_t r = 0; r < s->h; r++) {
                 const float *g = row_at(gradients + task / s->d * p.total, &p, task % s->d, r);
                 const float *row = row_at(volume, &p, z, r + y) - HALO;
                 for (int64_t x = 0; x < p.rounded; x += LANES)
-                    for (int t = 0; t < WIDE; t++) totals[t] += *(const lanes *)(g + x) * *(const lanes *)(row + x + t);
+                    for (int t = 0; t < KERNEL; t++) totals[t] += *(const lanes *)(g + x) * *(const lanes *)(row + x + t);
             }
-            for (int t = 0; t < WIDE; t++) gweight[(task * s->c * WIDE * WIDE + i) * WIDE + t] = sum_lanes(totals[t]);
+            for (int t = 0; t < KERNEL; t++) gweight[(task * s->c * KERNEL * KERNEL + i) * KERNEL + t] = sum_lanes(totals[t]);
         }
     return 0;
 }

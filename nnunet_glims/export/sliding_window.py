@@ -1,0 +1,66 @@
+"""Logits of a preprocessed image by nnU-Net's sliding window, without torch and nnU-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, product
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from nnunet_glims.export.exported import ExportedModel
+
+Array = np.ndarray
+Network = Callable[[Array], Array]
+"""(1, channels, z, y, x) of the patch's size -> logits (1, outputs, z, y, x), both float32."""
+
+
+def gaussian(patch_size: Sequence[int], sigma_scale: float, value_scaling: float) -> Array:
+    """Weights of a patch's voxels, highest in the middle, never zero; rounded to half precision as nnU-Net's are."""
+    weights = np.zeros(patch_size)
+    weights[tuple(length // 2 for length in patch_size)] = 1
+    weights = gaussian_filter(weights, [length * sigma_scale for length in patch_size], mode="constant")
+    weights = (weights * (value_scaling / weights.max())).astype(np.float16)
+    weights[weights == 0] = weights[weights > 0].min()
+    return weights.astype(np.float32)
+
+
+def windows(size: Sequence[int], patch_size: Sequence[int], step: float) -> Iterator[tuple[slice, ...]]:
+    """Evenly spaced windows that cover a volume at least as large as the patch, at most `step` of a patch apart."""
+    starts = []
+    for length, patch in zip(size, patch_size, strict=True):
+        count = int(np.ceil((length - patch) / (patch * step))) + 1
+        stride = (length - patch) / max(count - 1, 1)
+        starts.append([int(np.round(stride * index)) for index in range(count)])
+    for corner in product(*starts):
+        yield tuple(slice(start, start + patch) for start, patch in zip(corner, patch_size, strict=True))
+
+
+def predict_logits(data: Array, networks: Sequence[Network], model: ExportedModel, mirror: bool) -> Array:
+    """(channels, z, y, x) -> logits (outputs, z, y, x), the mean of the folds."""
+    size, settings = data.shape[1:], model.sliding_window
+    missing = [max(patch - length, 0) for length, patch in zip(size, model.patch_size, strict=True)]
+    before = [count // 2 for count in missing]
+    padded = np.pad(data, [(0, 0), *((low, count - low) for low, count in zip(before, missing, strict=True))])
+    weights = gaussian(model.patch_size, settings.gaussian_sigma_scale, settings.gaussian_value_scaling)
+    axes = settings.mirror_axes if mirror else ()
+    flips = [chosen for count in range(len(axes) + 1) for chosen in combinations([axis + 2 for axis in axes], count)]
+
+    total = np.zeros((model.outputs, *padded.shape[1:]), np.float32)
+    total_weight = np.zeros(padded.shape[1:], np.float32)
+    for window in windows(padded.shape[1:], model.patch_size, settings.step):
+        patch = np.ascontiguousarray(padded[_every_channel(window)][None])
+        predictions = [
+            np.flip(network(np.ascontiguousarray(np.flip(patch, flip))), flip)[0]
+            for network in networks
+            for flip in flips
+        ]
+        total[_every_channel(window)] += weights * (sum(predictions) / len(predictions))
+        total_weight[window] += weights
+    total /= total_weight
+    return total[_every_channel([slice(low, low + length) for low, length in zip(before, size, strict=True)])]
+
+
+def _every_channel(part: Sequence[slice]) -> tuple[slice, ...]:
+    """The index of a part of (channels, z, y, x) from that of (z, y, x)."""
+    return (slice(None), *part)

@@ -1,0 +1,119 @@
+"""Networks built from a plans configuration, and the check that they can be built, before plans are written."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+import torch
+from pydantic import ConfigDict, create_model
+
+from nnunet_glims.architectures.base import SegmentationNetwork
+from nnunet_glims.errors import UsageError
+from nnunet_glims.networks import Network
+from nnunet_glims.validation import validate
+
+SET_BY_NNUNET = ("input_channels", "num_classes", "deep_supervision")
+"""Constructor arguments that nnU-Net takes from dataset.json and the trainer."""
+KEY = "network_arguments"
+
+
+def build_without_content(
+    network: Network, channels: int, classes: int, arguments: Mapping[str, Any], deep_supervision: bool = False
+) -> SegmentationNetwork:
+    """The network on torch's meta device: parameters have shapes, but no memory and no values.
+
+    Networks that look at values while they are built, as MONAI's do, are built on the CPU and moved there.
+
+    Args:
+        network: which one.
+        channels: of the image.
+        classes: channels of the logits.
+        arguments: of the constructor, those that nnU-Net sets left out.
+        deep_supervision: return the logits of several resolutions.
+    """
+    build = network.load_class()
+    given = {"input_channels": channels, "num_classes": classes, "deep_supervision": deep_supervision, **arguments}
+    try:
+        with torch.device("meta"):
+            built = build(**given)
+    except UsageError:
+        raise
+    except Exception:  # where the arguments are to blame, it fails on the CPU as well
+        built = build(**given)
+    return built.to("meta")
+
+
+def check_network(
+    network: Network, configuration: Mapping[str, Any], channels: int, classes: int, where: str
+) -> SegmentationNetwork:
+    """Check that a configuration's network can be built and runs on the configuration's patch; returns it.
+
+    Nothing is computed: the network has no content.
+
+    Args:
+        network: of the configuration.
+        configuration: of plans, with `patch_size` and `architecture`.
+        channels: of the image.
+        classes: channels of the logits.
+        where: the file with the network's arguments, for errors.
+
+    Raises:
+        UsageError: an argument is unknown, of a wrong type or has a value with which the network cannot be built; the
+            message names file, key and value.
+    """
+    arguments = configuration["architecture"]["arch_kwargs"]
+    _check_names_and_types(network, arguments, where)
+    try:
+        return _build_and_run(network, channels, classes, arguments, configuration["patch_size"])
+    except Exception as error:
+        blamed = _argument_to_blame(network, channels, classes, arguments, configuration["patch_size"])
+        what = f"{dict(arguments)}" if blamed is None else f"{blamed}: {arguments[blamed]!r}"
+        raise UsageError(f"{where}: {KEY}: {what}: {network.name} cannot be built with this: {error}") from error
+
+
+def _check_names_and_types(network: Network, arguments: Mapping[str, Any], where: str) -> None:
+    """Check the arguments against the signature of the network's constructor, without building anything."""
+    constructor = network.load_class()
+    parameters = inspect.signature(constructor).parameters
+    try:
+        types = get_type_hints(constructor.__init__)  # type: ignore[misc]
+    except NameError:  # types that are only imported for type checkers; values are checked by building all the same
+        types = {}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    fields: dict[str, Any] = {
+        name: (types.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in parameters.items()
+        if name not in SET_BY_NNUNET
+    }
+    strict = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model = create_model(network.name, __config__=strict, **fields)
+    for name in SET_BY_NNUNET:
+        if name in arguments:
+            raise UsageError(f"{where}: {KEY}: {name}: nnU-Net sets this argument of {network.name}; leave it out")
+    validate(model, dict(arguments), f"{where}: {KEY}")
+
+
+def _build_and_run(
+    network: Network, channels: int, classes: int, arguments: Mapping[str, Any], patch_size: Any
+) -> SegmentationNetwork:
+    built = build_without_content(network, channels, classes, arguments)
+    with torch.no_grad():
+        built(torch.empty(1, channels, *patch_size, device="meta"))
+    return built
+
+
+def _argument_to_blame(
+    network: Network, channels: int, classes: int, arguments: Mapping[str, Any], patch_size: Any
+) -> str | None:
+    """The argument without which the network can be built; None where it is more than one."""
+    for name in arguments:
+        others = {key: value for key, value in arguments.items() if key != name}
+        try:
+            _build_and_run(network, channels, classes, others, patch_size)
+        except Exception:
+            continue
+        return name
+    return None

@@ -1,0 +1,112 @@
+"""What plans files of this package were made from, and writing them so that other content is never replaced silently.
+
+The record stands in the plans file itself, under a key that nnU-Net does not look at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from nnunet_glims import __version__
+from nnunet_glims.errors import UsageError
+from nnunet_glims.files import read_json, write_json
+
+KEY = "nnunet_glims"
+LONGEST_VALUE = 80
+"""Characters of a value in a message."""
+_ABSENT = object()
+
+
+def without_record(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """Plans as nnU-Net sees them."""
+    return {key: value for key, value in plans.items() if key != KEY}
+
+
+def fingerprint(plans: Mapping[str, Any]) -> str:
+    """SHA-256 of what nnU-Net sees of plans; the order of keys does not count."""
+    return sha256(json.dumps(without_record(plans), sort_keys=True).encode()).hexdigest()
+
+
+def recorded_overrides(path: Path) -> dict[str, Any]:
+    """The content of the override that each configuration of a plans file was made with; empty where none is recorded."""
+    return read_json(path).get(KEY, {}).get("overrides", {}) if path.exists() else {}
+
+
+def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
+    """The first place at which two JSON values differ, as (dotted key, value before, value now); None where equal."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in [*before, *(name for name in now if name not in before)]:
+            inner = f"{key}.{name}" if key else str(name)
+            difference = first_difference(before.get(name, _ABSENT), now.get(name, _ABSENT), inner)
+            if difference is not None:
+                return difference
+        return None
+    return None if before == now else (key, _shown(before), _shown(now))
+
+
+def _shown(value: Any) -> str:
+    text = "absent" if value is _ABSENT else json.dumps(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def write_recorded(
+    path: Path,
+    plans: Mapping[str, Any],
+    base: str,
+    base_plans: Mapping[str, Any],
+    overrides: Mapping[str, Mapping[str, Any]],
+    overwrite: bool,
+) -> None:
+    """Write plans with a record of what they were made from. A configuration that the file lacks is added to it.
+
+    Args:
+        path: of the plans file.
+        plans: what to write, without a record. All configurations that the file should have.
+        base: name of the plans that these were made from.
+        base_plans: their content.
+        overrides: content of the override of each configuration.
+        overwrite: replace a file of other content.
+
+    Raises:
+        UsageError: the file has other content; the message names the first value that differs, before and now, and why.
+    """
+    record = {
+        "version": __version__,
+        "base": base,
+        "base_sha256": fingerprint(base_plans),
+        "overrides": {configuration: dict(override) for configuration, override in overrides.items()},
+    }
+    new = json.loads(json.dumps({**plans, KEY: record}))
+    old = read_json(path) if path.exists() else None
+    if old is not None and not overwrite:
+        added = {name for name in new["configurations"] if name not in old.get("configurations", {})}
+        comparable = {name: value for name, value in new["configurations"].items() if name not in added}
+        difference = first_difference(without_record(old), {**without_record(new), "configurations": comparable})
+        if difference is not None:
+            key, before, now = difference
+            raise UsageError(
+                f"{path}: {key} is {before} in this file and would be {now} now: {_reason(old.get(KEY), record)}. "
+                "Replace the file with --overwrite, or keep it by choosing another name; models that were trained with it "
+                "belong to its old content"
+            )
+    if old != new:
+        write_json(path, new)
+
+
+def _reason(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> str:
+    """Why a plans file is not what would be written now, by its record."""
+    if old is None:
+        return "there is another plans file of that name, which does not say what it was made from"
+    if old["base"] != new["base"]:
+        return f"it was made from {old['base']}, not from {new['base']}"
+    if old["base_sha256"] != new["base_sha256"]:
+        return f"{new['base']}.json has changed since, for example because nnU-Net planned again"
+    if any(new["overrides"].get(configuration) != override for configuration, override in old["overrides"].items()):
+        return "the settings it was made with have changed since"
+    if old["version"] != new["version"]:
+        return f"it was written by release {old['version']}, this is {new['version']}"
+    return "it was changed by hand"
