@@ -113,6 +113,7 @@ def test_logits_leave_in_float32_under_autocast_and_precision_overrules_the_call
     assert torch.equal(overruled, full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GLIMS", "LATUPNet"])
 def test_it_compiles_without_a_graph_break(name):
     depths = {"depths": [2, 1, 1, 1, 1]} if name == "GLIMS" else {}  # two blocks, of which one shifts its windows
