@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,8 +127,8 @@ def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[st
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plan = PlansManager(dict(model.plans)).get_configuration(exported.configuration)
-    folder = Path(os.environ.get("nnUNet_preprocessed") or os.devnull, exported.dataset, plan.data_identifier)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    folder = PREPROCESSED.find(exported.dataset, plan.data_identifier)
+    if folder is None or not any(folder.iterdir()):
         return "", None
     dataset = infer_dataset_class(str(folder))(str(folder))
     if not dataset.identifiers:
