@@ -20,9 +20,7 @@ from rich.console import Console
 from nnunet_glims import __version__
 from nnunet_glims.demo.phantom import write_raw_dataset
 from nnunet_glims.errors import ProcessingError, UsageError
-from nnunet_glims.evaluation.protocol import PRESETS
-from nnunet_glims.evaluation.regions import of_dataset, short
-from nnunet_glims.evaluation.results import Settings, evaluate, read_results
+from nnunet_glims.evaluation.regions import short
 from nnunet_glims.files import read_json, write_json, write_text
 from nnunet_glims.networks import network_named
 from nnunet_glims.nnunet.evaluation import evaluate_folders
@@ -237,8 +235,9 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
             predictions,
             ["-npp", "0", "-nps", "0"],
         )  # fmt: skip
-        summary = evaluate(of_folders(truths, predictions).files, settings, predictions / "evaluation")
-        dice = {short(region): statistics["dice"]["mean"] for region, statistics in summary["statistics"].items()}
+        results = evaluate_folders(truths, predictions)
+        statistics = results.summary["statistics"]
+        dice = {short(region): of_region["dice"]["mean"] for region, of_region in statistics.items()}
         console.print(f"{name}: Dice " + ", ".join(f"{region} {mean:.3f}" for region, mean in dice.items()))
         entries.append(LeaderboardEntry(name, [Run(predictions, results, ModelFolder(model))]))
     report = folder / "report.html"

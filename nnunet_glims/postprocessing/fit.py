@@ -242,7 +242,7 @@ def _check_shape(file: Path, shape: Sequence[int], expected: Sequence[int], trut
 
 def _dice_of(confusion: np.ndarray, regions: Regions) -> list[float]:
     """Return the Dice of each region from a confusion matrix."""
-    return [Overlap.of_region(confusion, labels).measures(1.0)["dice"] for labels in regions.values()]
+    return [DICE.of_voxels(VoxelCounts.of_region(confusion, labels)) for labels in regions.values()]
 
 
 def _confusion(loaded: _LoadedCase, labels: np.ndarray, regions: Regions) -> np.ndarray:
