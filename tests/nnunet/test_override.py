@@ -88,8 +88,11 @@ def test_the_released_override_names_the_released_trainer(folder):
 
 def test_applying_twice_is_the_same_and_another_content_needs_overwrite(folder, tmp_path):
     name = own_override(tmp_path, batch_size=3)
-    first = apply_override(folder, name).path.read_text()
-    assert apply_override(folder, name).path.read_text() == first
+    applied = apply_override(folder, name)
+    first = applied.path.read_text()
+    again = apply_override(folder, name)
+    assert again.path.read_text() == first
+    assert (applied.was_written, again.was_written) == (True, False)
     own_override(tmp_path, batch_size=4)
     wanted = r"nnUNetPlans_mine.json: configurations.3d_fullres.batch_size is 3 in this file and would be 4 now: the settings"
     with pytest.raises(UsageError, match=f"{wanted}.* --overwrite"):

@@ -69,6 +69,7 @@ class Applied:
 
     Attributes:
         path: the file.
+        was_written: whether anything was written; nothing is where the file has this content already.
         plans_name: what users give to `-p`.
         trainer: what users give to `-tr`; None where the plans can be trained with any.
         preprocess_command: nnU-Net's command for data that only these plans use; None where they share the base's.
@@ -77,6 +78,7 @@ class Applied:
     """
 
     path: Path
+    was_written: bool
     plans_name: str
     trainer: str | None
     preprocess_command: str | None
@@ -192,8 +194,8 @@ def write_overridden(
             ) from None
     plans = {**without_record(base_plans), "plans_name": plans_name, "configurations": configurations}
     contents = {name: override.model_dump(exclude_defaults=True) for name, override in overrides.items()}
-    write_recorded(path, plans, base, base_plans, contents, overwrite)
-    return _applied(dataset_folder, plans, configuration, old)
+    was_written = write_recorded(path, plans, base, base_plans, contents, overwrite)
+    return _applied(dataset_folder, plans, configuration, old, was_written)
 
 
 def _changed(
@@ -246,7 +248,9 @@ def _check_network(
     check_network(network, configuration, len(configuration["normalization_schemes"]), classes, where)
 
 
-def _applied(dataset_folder: Path, plans: Mapping[str, Any], configuration: str, old: Mapping[str, Any]) -> Applied:
+def _applied(
+    dataset_folder: Path, plans: Mapping[str, Any], configuration: str, old: Mapping[str, Any], was_written: bool
+) -> Applied:
     """What comes next after plans were written in place of `old` ones, which may be empty."""
     written = plans["configurations"][configuration]
     plans_name, identifier = plans["plans_name"], written["data_identifier"]
@@ -260,6 +264,7 @@ def _applied(dataset_folder: Path, plans: Mapping[str, Any], configuration: str,
     train = f"nnUNetv2_train {dataset_folder.name} {configuration} 0 -tr {trainer or ANY_TRAINER} -p {plans_name}"
     return Applied(
         path=dataset_folder / f"{plans_name}.json",
+        was_written=was_written,
         plans_name=plans_name,
         trainer=trainer,
         preprocess_command=preprocess if identifier == f"{plans_name}_{configuration}" else None,

@@ -85,7 +85,7 @@ def write_recorded(
     base_plans: Mapping[str, Any],
     overrides: Mapping[str, Mapping[str, Any]],
     overwrite: bool,
-) -> None:
+) -> bool:
     """Write plans with a record of what they were made from. A configuration that the file lacks is added to it.
 
     Args:
@@ -95,6 +95,9 @@ def write_recorded(
         base_plans: their content.
         overrides: content of the override of each configuration.
         overwrite: replace a file of other content.
+
+    Returns:
+        Whether anything was written; nothing is where the file has this content already.
 
     Raises:
         UsageError: the file has other content; the message names the first value that differs, before and now, and why.
@@ -118,8 +121,10 @@ def write_recorded(
                 "Replace the file with --overwrite, or keep it by choosing another name; models that were trained with it "
                 "belong to its old content"
             )
-    if old != new:
-        write_json(path, new)
+    if old == new:
+        return False
+    write_json(path, new)
+    return True
 
 
 def _reason(old: Record | None, new: Record) -> str:
