@@ -30,7 +30,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="folder, zip or tar of the release")
     parser.add_argument("-d", "--dataset", type=int, required=True, help="number of the new data set, 1 to 999")
     parser.add_argument("--name", help="name of the new data set, after DatasetNNN_")
-    parser.add_argument("--workers", type=int, help="processes (default: a core each, at most 8)")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow, at most 8)")
     transfer = parser.add_mutually_exclusive_group()
     transfer.add_argument("--copy", action="store_true", help="copy files that need no change (the default)")
     transfer.add_argument("--link", action="store_true", help="link to files that need no change")
