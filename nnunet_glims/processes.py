@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import sysconfig
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -172,7 +173,7 @@ def processes(
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
 
         def apply(function: Callable[[Any], T], things: Sequence[Any]) -> Iterator[T]:
             futures = [pool.submit(function, thing) for thing in things]
@@ -191,8 +192,9 @@ def processes(
             raise
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed; otherwise it would wait for work forever."""
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, which a terminal tells as well; end this worker when its parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return
