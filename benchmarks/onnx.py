@@ -21,7 +21,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from benchmarks.cpu import processor
-from nnunet_glims.evaluation.regions import Regions, of_dataset
+from nnunet_glims.evaluation.regions import Regions
+from nnunet_glims.nnunet.folders import regions_of
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.processes import available_cores
 
@@ -57,7 +58,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     ours = (sys.executable, "-m", "nnunet_glims")
     export, reference, found = (options.scratch / name for name in ("export", "nnunet", "onnx"))
-    regions = of_dataset(ModelFolder(options.model).dataset_json)
+    regions = regions_of(ModelFolder(options.model).dataset_json)
     options.scratch.mkdir(parents=True)
     arguments = ("--folds", ",".join(options.folds), "--precision", options.precision)
     subprocess.run([*ours, "export", str(options.model), str(export), *arguments], check=True)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", required=True, help="glims_brats2023, none, or a .json file of rules (nnunet-glims postprocess-fit)"
     )
-    parser.add_argument("--workers", type=int, help="number of processes (default: one per usable core, at most 8)")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow, at most 8)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="nnU-Net's model folder, with validation predictions of its folds (--npz)")
     parser.add_argument("-o", "--out", required=True, help=".json file for the rules")
     parser.add_argument("--truth", help="folder of true label maps (default: found in nnU-Net's folders)")
-    parser.add_argument("--workers", type=int, help="number of processes (default: one per usable core, at most 8)")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow, at most 8)")
 
 
 def run(options: argparse.Namespace) -> None:

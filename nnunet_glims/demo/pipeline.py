@@ -20,19 +20,17 @@ from rich.console import Console
 from nnunet_glims import __version__
 from nnunet_glims.demo.phantom import write_raw_dataset
 from nnunet_glims.errors import ProcessingError, UsageError
-from nnunet_glims.evaluation.protocol import PRESETS
-from nnunet_glims.evaluation.regions import of_dataset, short
-from nnunet_glims.evaluation.results import Settings, evaluate, read_results
+from nnunet_glims.evaluation.regions import short
 from nnunet_glims.files import read_json, write_json, write_text
 from nnunet_glims.networks import network_named
-from nnunet_glims.nnunet.folders import of_folders
+from nnunet_glims.nnunet.evaluation import evaluate_folders
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.plans.override import apply_override
 from nnunet_glims.processes import available_cores, find_program
 from nnunet_glims.report.board import make_board
-from nnunet_glims.report.cases import telling_cases
+from nnunet_glims.report.cases import choose_cases
 from nnunet_glims.report.drawing import listed
-from nnunet_glims.report.entries import Entry
+from nnunet_glims.report.entries import LeaderboardEntry, Run
 from nnunet_glims.report.page import render
 
 OVERRIDES = {"GLIMS": "cpu_demo", "LATUPNet": "latupnet_cpu_demo"}
@@ -206,7 +204,6 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
     )
 
     entries = []
-    settings = Settings(of_dataset(read_json(raw / "dataset.json")), PRESETS["default"])
     for name, override in OVERRIDES.items():
         plans_name = apply_override(workspace.preprocessed, override, CONFIGURATION, overwrite=True).plans_name
         plans = read_json(workspace.preprocessed / f"{plans_name}.json")
@@ -238,10 +235,11 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
             predictions,
             ["-npp", "0", "-nps", "0"],
         )  # fmt: skip
-        summary = evaluate(of_folders(truths, predictions).files, settings, predictions / "evaluation")
-        dice = {short(region): statistics["dice"]["mean"] for region, statistics in summary["statistics"].items()}
+        results = evaluate_folders(truths, predictions)
+        statistics = results.summary["statistics"]
+        dice = {short(region): of_region["dice"]["mean"] for region, of_region in statistics.items()}
         console.print(f"{name}: Dice " + ", ".join(f"{region} {mean:.3f}" for region, mean in dice.items()))
-        entries.append(Entry(name, read_results(predictions / "evaluation"), ModelFolder(model)))
+        entries.append(LeaderboardEntry(name, [Run(predictions, results, ModelFolder(model))]))
     report = folder / "report.html"
     write_text(report, _page(workspace, entries, images))
     console.print(f"Report: {report}", soft_wrap=True)
@@ -283,7 +281,7 @@ def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
     return images, labels
 
 
-def _page(workspace: Workspace, entries: list[Entry], images: Path) -> str:
+def _page(workspace: Workspace, entries: list[LeaderboardEntry], images: Path) -> str:
     dataset = read_json(workspace.raw / "dataset.json")
     generated = "glims_phantom" in dataset
     data = "synthetic heads with tumours, generated for this demo" if generated else f"the data set {workspace.dataset}"
@@ -297,7 +295,7 @@ def _page(workspace: Workspace, entries: list[Entry], images: Path) -> str:
         f"Machine: {_machine(workspace.device)}. Command: {command}",
     ]
     board = make_board(f"nnunet-glims demo: {dataset.get('name', workspace.dataset)}", entries)
-    return render(board, telling_cases(board, SHOWN_CASES, images), notes=notes)
+    return render(board, choose_cases(board, SHOWN_CASES, images), notes=notes)
 
 
 def _machine(device: str) -> str:

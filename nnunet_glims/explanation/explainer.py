@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.regions import of_dataset, short
+from nnunet_glims.evaluation.regions import short
 from nnunet_glims.explanation.attribution import (
     grad_cam,
     guided_gradients,
@@ -24,6 +24,7 @@ from nnunet_glims.explanation.attribution import (
 from nnunet_glims.explanation.volumes import ImagePipeline
 from nnunet_glims.geometry import times
 from nnunet_glims.nnunet.checkpoints import FINAL, load_checkpoint, load_weights, trained_folds
+from nnunet_glims.nnunet.folders import regions_of
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.processes import Progress, quietly
 from nnunet_glims.validation import nearest
@@ -235,7 +236,7 @@ def _targets(
     labels = pipeline.labels
     known = {
         name: ExplanationTarget(short(name), place if labels.has_regions else labels.all_labels.index(of[0]), of)
-        for place, (name, of) in enumerate(of_dataset(dataset_json).items())
+        for place, (name, of) in enumerate(regions_of(dataset_json).items())
     }
     by_name = {key.lower(): target for name, target in known.items() for key in (name, target.name)}
     for name in wanted:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from nnunet_glims.files import write_bytes, write_text
-from nnunet_glims.report.cases import TELLING_CHANNELS
+from nnunet_glims.report.cases import PREFERRED_CHANNELS
 from nnunet_glims.report.drawing import data_uri, grey, label_colour
 from nnunet_glims.report.slices import CT_WINDOW, oriented, shown_part
 
@@ -60,7 +60,7 @@ def draw_panel(case: DrawnCase, layer: str, targets: Mapping[str, Sequence[int]]
         layer: name of the layer whose maps are drawn.
         targets: name of each target -> its labels.
     """
-    channel = next((name for name in TELLING_CHANNELS if name in case.channels), case.channels[0])
+    channel = next((name for name in PREFERRED_CHANNELS if name in case.channels), case.channels[0])
     image, spacing = oriented(case.images[list(case.channels).index(channel)])
     labels = {"truth": case.truth, "prediction": case.folder / "prediction.nii.gz"}
     labelled = {name: oriented(path)[0] for name, path in labels.items() if path is not None}

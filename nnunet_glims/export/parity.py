@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from nnunet_glims.errors import ProcessingError
 from nnunet_glims.export.cases import read_image
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.preprocessing import preprocess
+from nnunet_glims.nnunet.folders import PREPROCESSED, RAW
 from nnunet_glims.nnunet.models import ModelFolder
 
 Array = np.ndarray
@@ -129,8 +128,8 @@ def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[st
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plan = PlansManager(dict(model.plans)).get_configuration(exported.configuration)
-    folder = Path(os.environ.get("nnUNet_preprocessed") or os.devnull, exported.dataset, plan.data_identifier)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    folder = PREPROCESSED.find(exported.dataset, plan.data_identifier)
+    if folder is None or not any(folder.iterdir()):
         return "", None
     dataset = infer_dataset_class(str(folder))(str(folder))
     if not dataset.identifiers:
@@ -140,8 +139,10 @@ def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[st
 
 
 def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:
-    folder = Path(os.environ.get("nnUNet_raw") or os.devnull, exported.dataset, "imagesTr")
-    first = min(folder.glob(f"*_0000{exported.file_ending}"), default=None) if folder.is_dir() else None
+    folder = RAW.find(exported.dataset, "imagesTr")
+    if folder is None:
+        return "", None
+    first = min(folder.glob(f"*_0000{exported.file_ending}"), default=None)
     if first is None:
         return "", None
     case = first.name.removesuffix(f"_0000{exported.file_ending}")

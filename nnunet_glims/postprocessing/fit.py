@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.overlap import Overlap, confusion_matrix
+from nnunet_glims.evaluation.metrics.overlap import DICE
 from nnunet_glims.evaluation.ranking import signed_rank
-from nnunet_glims.evaluation.regions import Regions, ignored_label, of_dataset
+from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.evaluation.results import CaseFiles
+from nnunet_glims.evaluation.voxels import VoxelCounts, confusion_matrix
 from nnunet_glims.geometry import bounding_box
 from nnunet_glims.images import read_label_map
-from nnunet_glims.nnunet.folders import of_model
+from nnunet_glims.nnunet.evaluation import cases_of_model
+from nnunet_glims.nnunet.folders import ignored_label, regions_of
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.postprocessing.case import (
     apply_component_rule,
@@ -111,9 +113,9 @@ def fit_rules(
     if ignored_label(folder.dataset_json) is not None:
         raise UsageError(f"{model}: its data set has an ignore label: rules cannot be fitted to sparse label maps")
     heads = Heads.of_dataset(folder.dataset_json)
-    regions = of_dataset(folder.dataset_json)
+    regions = regions_of(folder.dataset_json)
     start = starting_rules(folder.dataset_json["labels"], heads)
-    cases = _cases(of_model(model, truths).files, bool(start.regions), model)
+    cases = _cases(cases_of_model(model, truths).files, bool(start.regions), model)
     folds = sorted({case.fold for case in cases})
     if len(folds) < 2:
         raise UsageError(
@@ -240,7 +242,7 @@ def _check_shape(file: Path, shape: Sequence[int], expected: Sequence[int], trut
 
 def _dice_of(confusion: np.ndarray, regions: Regions) -> list[float]:
     """Return the Dice of each region from a confusion matrix."""
-    return [Overlap.of_region(confusion, labels).measures(1.0)["dice"] for labels in regions.values()]
+    return [DICE.of_voxels(VoxelCounts.of_region(confusion, labels)) for labels in regions.values()]
 
 
 def _confusion(loaded: _LoadedCase, labels: np.ndarray, regions: Regions) -> np.ndarray:
@@ -263,7 +265,7 @@ def _threshold_scores(heads: Heads, regions: Regions, rules: Rules, case: _Valid
             predicted = values > threshold
             tp = int(np.count_nonzero(predicted & true))
             fp, fn = int(predicted.sum()) - tp, int(true.sum()) - tp + missed
-            scores[row, column] = Overlap(tp, fp, fn, 0).measures(1.0)["dice"]
+            scores[row, column] = DICE.of_voxels(VoxelCounts(tp, fp, fn, 0))
     return scores
 
 

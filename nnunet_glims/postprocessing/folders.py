@@ -15,7 +15,7 @@ from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.files import new_folder, read_json, write_json
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import read_label_map, write_image
-from nnunet_glims.nnunet.folders import ENDINGS
+from nnunet_glims.nnunet.folders import ENDINGS, label_maps
 from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_map
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
 from nnunet_glims.postprocessing.rules import Rules, rules_to_json
@@ -67,7 +67,7 @@ def find_predicted_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[Pr
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
     if not rules.needs_probabilities and len(folders) == 1:
-        files = _label_maps(folders[0])
+        files = label_maps(folders[0])
         if not files:
             raise UsageError(f"{folders[0]}: there are no label maps ({', '.join(ENDINGS)})")
         return [PredictedCase(name, file) for name, file in files.items()], None
@@ -110,7 +110,7 @@ def _heads(folders: Sequence[Path]) -> Heads:
 
 def _with_probabilities(folders: Sequence[Path]) -> list[PredictedCase]:
     found = [{file.stem: file for file in folder.glob("*.npz") if not file.name.startswith(".")} for folder in folders]
-    maps = _label_maps(folders[0])
+    maps = label_maps(folders[0])
     if not any(found):
         raise UsageError(f"{folders[0]}: has no probabilities (*.npz): predict with --save_probabilities")
     problems = []
