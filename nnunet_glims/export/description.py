@@ -19,7 +19,7 @@ GAUSSIAN_VALUE_SCALING = 10.0
 RESAMPLING = "resample_data_or_seg_to_shape"
 
 
-def describe(model: ModelFolder, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def settings_from_plans(model: ModelFolder, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `ExportedModel` that follow from plans, dataset.json and checkpoint.
 
     Raises:
