@@ -1,4 +1,4 @@
-"""`nnunet-glims postprocess`: thresholds, small components and holes."""
+"""`nnunet-glims postprocess`: average predictions and apply rules for thresholds, small components and holes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ HELP = "average predictions and post-process them: thresholds, small components,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "predictions", nargs="+", help="folders of nnUNetv2_predict --save_probabilities, one a model, same cases"
+        "predictions",
+        nargs="+",
+        help="folders of nnUNetv2_predict --save_probabilities, one per model, with the same cases",
     )
     parser.add_argument("-o", "--out", required=True, help="folder to make")
     parser.add_argument(

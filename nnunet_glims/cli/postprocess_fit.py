@@ -1,4 +1,4 @@
-"""`nnunet-glims postprocess-fit`: rules from a model's cross-validation."""
+"""`nnunet-glims postprocess-fit`: fit post-processing rules to the cross-validation of a model."""
 
 from __future__ import annotations
 

@@ -158,6 +158,7 @@ def convert(
             "test_cases": [case.name for case in cases if case.label is None],
             "skipped": [{"case": p.case, "file": p.file, "problem": p.message} for p in problems],
             "label_in_release": {str(ours): theirs for theirs, ours in sorted(release.label_map.items(), reverse=True)},
+            "patients": {case.name: case.patient for case in cases},
             "source_files": {
                 case.name: [file.relative_to(source.folder).as_posix() for file in case.files] for case in cases
             },

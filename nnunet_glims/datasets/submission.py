@@ -17,6 +17,7 @@ from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import new_file, read_json
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import read_nifti
+from nnunet_glims.nnunet.folders import label_maps
 from nnunet_glims.processes import Progress, quietly
 from nnunet_glims.releases import brats, btcv
 from nnunet_glims.validation import nearest
@@ -185,10 +186,7 @@ def _predictions(folder: Path) -> dict[str, Path]:
     """Return the label maps of a folder by case."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
-    found = {}
-    for file in sorted(folder.iterdir()):
-        if file.name.endswith((".nii.gz", ".nii")) and not file.name.startswith("."):
-            found[file.name.removesuffix(".gz").removesuffix(".nii")] = file
+    found = label_maps(folder)
     if not found:
         raise UsageError(f"{folder}: there are no predictions (*.nii.gz, *.nii)")
     return found

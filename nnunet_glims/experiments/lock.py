@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from nnunet_glims.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = "run.lock"
 
@@ -31,7 +37,9 @@ def is_held(file: IO) -> bool:
 
 
 def hold(file: IO) -> bool:
-    """Lock an open file until it is closed; returns whether that was possible."""
+    """Lock an open file until it is closed; returns whether that was possible. Raises `UsageError` on Windows."""
+    if fcntl is None:
+        raise UsageError("comparisons run on Linux and macOS alone: on Windows use the Windows Subsystem for Linux")
     for _ in range(5):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

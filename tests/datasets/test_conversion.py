@@ -322,6 +322,8 @@ def test_cases_of_a_patient_stay_in_one_fold(raw, tmp_path):
     for fold in folds:
         assert sorted(fold["train"] + fold["val"]) == releases.brats_names("2023")[:-1]
         assert not {case[:15] for case in fold["train"]} & {case[:15] for case in fold["val"]}
+    patients = json.loads((raw / "Dataset137_BraTS/conversion_report.json").read_text())["patients"]
+    assert patients == {case: case[:15] for case in releases.brats_names("2023")}
 
 
 def test_enough_patients_make_five_folds():

@@ -12,7 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_glims.cli import main
 from nnunet_glims.explanation import sanity
-from nnunet_glims.explanation.explaining import Explainer, ExplanationRequest
+from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest
 from nnunet_glims.explanation.volumes import ImagePipeline
 from nnunet_glims.nnunet.models import ModelFolder
 from tests.export import PLAIN, head, write_case, write_model_folder
