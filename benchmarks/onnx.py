@@ -1,8 +1,9 @@
-"""Seconds of predicting whole cases with an export beside `nnUNetv2_predict`, both without mirroring, and how they agree.
+"""Compare predictions of an export with those of `nnUNetv2_predict`, both without mirroring: time and agreement.
 
     python -m benchmarks.onnx MODELFOLDER IMAGES SCRATCH [--folds 0 1] [--threads 2] [--precision fp32]
 
-Times are of whole commands, start of Python included, on the CPU; with a single case in IMAGES they are what one case costs.
+Times are those of the commands on the CPU, with the start of Python. With a single case in IMAGES they are the time of
+one case.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MM|REGION=MM",
         help="of the normalised surface Dice, for all regions or for one; may be repeated (default: 1 mm)",
     )
-    parser.add_argument("--workers", type=int, help="processes (default: a core each, at most 8)")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow, at most 8)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -124,14 +124,9 @@ def board_file(entries: Entries | str | Path) -> BoardFile:
     else:
         if not entries:
             raise UsageError("give at least one entry, NAME=FOLDER")
-        board = BoardFile(
-            entries=[
-                EntryFile(name=name, path=Path(given))
-                if isinstance(given, str | Path)
-                else EntryFile(name=name, paths=[Path(path) for path in given])
-                for name, given in entries.items()
-            ]
-        )
+        folders = {name: [given] if isinstance(given, str | Path) else list(given) for name, given in entries.items()}
+        content = {"entries": [{"name": name, "paths": paths} for name, paths in folders.items()]}
+        board = validate(BoardFile, content, "entries")
     names = [entry.name for entry in board.entries]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

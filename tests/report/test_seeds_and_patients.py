@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from nnunet_glims.cli import main
+from nnunet_glims.errors import UsageError
 from nnunet_glims.report.leaderboard import leaderboard
 
 PATIENT = {f"case_{number}": "A" if number < 3 else f"P{number}" for number in range(8)}
@@ -123,6 +124,11 @@ def test_an_entry_has_a_path_or_paths(entry, evaluated, tmp_path, capsys):
     (tmp_path / "board.yaml").write_text(json.dumps({"entries": [entry]}))
     assert main(["leaderboard", str(tmp_path / "board.yaml"), "-o", str(tmp_path / "out")]) == 2
     assert "a: give either path, or paths" in capsys.readouterr().err
+
+
+def test_an_entry_without_a_folder_is_refused_from_python(tmp_path):
+    with pytest.raises(UsageError, match="a: give either path, or paths"):
+        leaderboard({"a": []}, tmp_path)
 
 
 def test_seeds_need_the_same_cases(evaluated, tmp_path, capsys):
