@@ -141,6 +141,19 @@ def workers_or_default(workers: int | None) -> int:
     return workers
 
 
+def check_process_groups(what: str) -> None:
+    """Raise `UsageError` on systems without process groups and their signals, which Windows lacks.
+
+    Args:
+        what: the command that needs them, for the message.
+    """
+    if not hasattr(os, "killpg"):
+        raise UsageError(
+            f"{what}: this needs Linux or macOS, since it stops running trainings by signals that this system does not have: "
+            "use the Windows Subsystem for Linux"
+        )
+
+
 def find_program(name: str) -> str:
     """Path of a command such as nnUNetv2_train.
 

@@ -62,7 +62,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
 
     from nnunet_glims.experiments.jobs import Plan
+    from nnunet_glims.processes import check_process_groups
 
+    if options.action in ("run", "retry", "cancel"):
+        check_process_groups(f"compare {options.action}")
     plan = Plan(path)
     return {
         "plan": _plan,

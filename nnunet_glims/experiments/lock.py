@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from nnunet_glims.errors import UsageError
-
 try:
     import fcntl
 except ImportError:  # Windows
@@ -37,9 +35,7 @@ def is_held(file: IO) -> bool:
 
 
 def hold(file: IO) -> bool:
-    """Lock an open file until it is closed; returns whether that was possible. Raises `UsageError` on Windows."""
-    if fcntl is None:
-        raise UsageError("comparisons run on Linux and macOS alone: on Windows use the Windows Subsystem for Linux")
+    """Lock an open file until it is closed; returns whether that was possible."""
     for _ in range(5):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
