@@ -38,21 +38,28 @@ def change_of(before: Ingredients, now: Ingredients) -> Change | None:
     return None if difference is None else Change(*difference)
 
 
-def command_text(commands: Sequence[Sequence[str]]) -> str:
-    """Commands without what does not change their results: paths of programs, and options such as the device."""
-    texts = []
+def command_parts(commands: Sequence[Sequence[str]]) -> dict[str, dict[str, list[str]]]:
+    """Commands as program -> option -> its values, so that a message can name the option that differs.
+
+    Paths of programs and options that do not change the result, such as the device, are left out. Values before the first
+    option are those of the option "".
+    """
+    parts: dict[str, dict[str, list[str]]] = {}
     for command in commands:
-        words = [Path(command[0]).name]
-        skipped = 0
+        name = Path(command[0]).name
+        own = parts.setdefault(name if name not in parts else f"{name} ({len(parts)})", {})
+        option, skipped = "", 0
         for word in command[1:]:
             if skipped:
                 skipped -= 1
             elif word in NEUTRAL_OPTIONS:
                 skipped = NEUTRAL_OPTIONS[word]
+            elif word.startswith("-"):
+                option = word
+                own.setdefault(option, [])
             else:
-                words.append(word)
-        texts.append(" ".join(words))
-    return "; ".join(texts)
+                own.setdefault(option, []).append(word)
+    return parts
 
 
 def digest(value: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_glims.experiments.executors.in_process import InProcess
+from nnunet_glims.experiments.executors.local import Local
 from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.experiments.jobs.ensemble import Ensemble
 from nnunet_glims.experiments.jobs.evaluate import Evaluate
@@ -44,6 +45,9 @@ PLANS = {
     "plans_name": "nnUNetPlans",
     "configurations": {"3d_fullres": {"data_identifier": "data", "patch_size": [8, 8, 8]}},
 }
+
+
+KINDS = (Prepare, Train, Evaluate, Ensemble, Report)
 
 
 @pytest.fixture
@@ -87,7 +91,7 @@ def stand_ins(folders, started, monkeypatch):
     script = folders / "stand_in.py"
     script.write_text(textwrap.dedent(STAND_IN))
     seconds, codes = {}, {}
-    for kind in (Prepare, Train, Evaluate, Ensemble, Report):
+    for kind in KINDS:
         monkeypatch.setattr(kind, "commands", stand_in_commands(script, started, seconds, codes))
     return seconds, codes
 
@@ -188,8 +192,9 @@ class Machine:
 
 
 @pytest.fixture
-def machine(folders):
-    """Runs comparisons in this process; the data set has an image."""
+def machine(folders, monkeypatch):
+    """Runs comparisons in this process; the data set has an image. Nothing waits for the disk."""
+    monkeypatch.setattr("nnunet_glims.files.sync", lambda path: None)
     for name in ("imagesTr/case_0000.nii.gz", "labelsTr/case.nii.gz", "dataset.json"):
         touch(folders / "raw/Dataset007_Toy" / name, "{}")
     return Machine(folders)
@@ -202,3 +207,9 @@ def touch(path, content="{}"):
     path.write_text(content)
     if path.stat().st_mtime_ns <= before:  # the clock of the file system is coarse
         os.utime(path, ns=(before + 1, before + 1))
+
+
+def run_local(experiment, tell, chosen=None, parallel=None):
+    """Run all jobs, or those of some names, on this machine; returns the names of those that failed."""
+    jobs = [job for job in experiment.jobs.values() if chosen is None or job.name in chosen]
+    return Local(experiment, parallel).submit(jobs, tell)

@@ -74,7 +74,7 @@ class Step:
             folder.write(record)
             with folder.log.open("ab", buffering=0) as log:
                 try:
-                    if held.enter_context(self.job.work()):
+                    if held.enter_context(self.job.work(commands)):
                         self._run_all(record, folder, log)
                 except UserError as error:
                     if record.ending is None:

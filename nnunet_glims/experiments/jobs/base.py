@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from nnunet_glims.experiments.fingerprint import Change, Ingredients, change_of, command_text
+from nnunet_glims.experiments.fingerprint import Change, Ingredients, change_of, command_parts
 from nnunet_glims.experiments.layout import Layout
 from nnunet_glims.experiments.state import JobFolder, ProcessRecord
 
@@ -88,14 +88,14 @@ class Job(ABC):
 
     def common_ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
         """What every kind of job has among its ingredients."""
-        return {"method version": self.method_version, "command": command_text(commands)}
+        return {"method version": self.method_version, "command": command_parts(commands)}
 
     def final_ingredients(self, before: Ingredients, commands: Sequence[Sequence[str]]) -> Ingredients:
         """What is remembered when the job is done, by what its result was made from when it started."""
         return before
 
-    def work(self) -> AbstractContextManager[bool]:
-        """Entered while the job's commands run; gives whether they still have to. Raises `UserError` where they must not."""
+    def work(self, commands: Sequence[Sequence[str]]) -> AbstractContextManager[bool]:
+        """Entered while the commands run; gives whether they still have to. Raises `UserError` where they must not."""
         return nullcontext(True)
 
     def adopt(self) -> str:

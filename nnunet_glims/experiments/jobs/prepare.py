@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from nnunet_glims.experiments.entry_plans import EntryPlans, data_identifier, is_preprocessed
-from nnunet_glims.experiments.fingerprint import Ingredients, change_of, command_text, file_digest, present
+from nnunet_glims.experiments.fingerprint import Ingredients, change_of, command_parts, file_digest, present
 from nnunet_glims.experiments.jobs.base import DONE, MISSING, Job, Outcome
 from nnunet_glims.experiments.layout import Layout
 from nnunet_glims.files import read_json
@@ -76,7 +76,7 @@ class Prepare(Job):
         for name in ("imagesTr", "labelsTr"):
             found[name] = self.layout.listings.digest(raw / name)
         for configuration in self._configurations:
-            found[f"planning of {configuration}"] = command_text([self._planning(configuration)])
+            found[f"planning of {configuration}"] = command_parts([self._planning(configuration)])
         for plans in self.plans:
             found[f"{PLANS}{plans.entry.plans}"] = file_digest(folder / f"{plans.entry.plans}.json")
             found[f"{OVERRIDE}{plans.name} ({plans.entry.configuration})"] = plans.settings
@@ -106,7 +106,7 @@ class Prepare(Job):
         return all(one is not None and is_preprocessed(folder, one.name) for one in data)
 
     @contextmanager
-    def work(self) -> Iterator[bool]:
+    def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
         """Holds the data set, which other comparisons may prepare as well."""
         folder = self.layout.dataset(self.dataset)
         with lock(folder / LOCK, f"preparing {folder}"):

@@ -96,13 +96,17 @@ class Train(Job):
 
     def outcome(self) -> Outcome:
         """Done where the training and its validation came to their end and the record has the same ingredients."""
+        return self._outcome(None)
+
+    def _outcome(self, commands: Sequence[Sequence[str]] | None) -> Outcome:
+        """Of these commands; of those that are asked for now without any."""
         fold = self.fold_folder
         if not fold.exists():
             return MISSING
         record = TrainingRecord.read(fold)
         if record is None:
             return Outcome("unrecorded") if any(fold.glob("checkpoint_*.pth")) else MISSING
-        change = change_of(record.ingredients, self.ingredients(self.commands()))
+        change = change_of(record.ingredients, self.ingredients(self.commands() if commands is None else commands))
         if change is not None:
             return Outcome("refused", change)
         return DONE if self._is_complete() else MISSING
@@ -113,7 +117,7 @@ class Train(Job):
         return made and (not self.keeps_probabilities or any((fold / "validation").glob("*.npz")))
 
     @contextmanager
-    def work(self) -> Iterator[bool]:
+    def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
         """Holds the fold, which other comparisons may train as well, and records what it is trained from."""
         fold = self.fold_folder
         what = f"training {fold}"
@@ -121,7 +125,7 @@ class Train(Job):
             record = TrainingRecord.read(fold)
             if record is not None and record.process is not None and record.process.process.is_alive:
                 raise LockHeld(what, Holder(record.process.process, record.written, ""))
-            outcome = self.outcome()
+            outcome = self._outcome(commands)
             if outcome.state == "refused":
                 raise UsageError(f"{fold}: {outcome.change}")
             if outcome.state == "unrecorded":
@@ -129,7 +133,7 @@ class Train(Job):
             if not outcome.is_done:
                 before = {} if record is None else record.ingredients
                 TrainingRecord(
-                    ingredients={**before, **self.ingredients(self.commands())},
+                    ingredients={**before, **self.ingredients(commands)},
                     comparison=str(self.layout.path),
                     adopted=record is not None and record.adopted,
                     written=time.time(),
