@@ -149,8 +149,8 @@ def check_process_control(what: str) -> None:
     """
     if not hasattr(os, "killpg") or not hasattr(os, "waitid"):
         raise UsageError(
-            f"{what}: this needs Linux, or macOS with Python 3.13, since it stops trainings by functions of the system that are "
-            "missing here. On Windows, use the Windows Subsystem for Linux"
+            f"{what}: this needs Linux, or macOS with Python 3.13, since it stops trainings by functions of the system that "
+            "are missing here. On Windows, use the Windows Subsystem for Linux"
         )
 
 
