@@ -49,7 +49,10 @@ MINIMAL = "datasets: [7]\nentries:\n  - name: GLIMS\n    trainer: nnUNetTrainerG
         (MINIMAL.replace("trainer:", "trainr:"), ":4: entries.0.trainr: unknown key; did you mean 'trainer'?"),
         (MINIMAL + "folds: [0, 5]\n", ":5: folds.1: "),
         (MINIMAL + "resources:\n  cpus: 4\n  hours: none\n", ":7: resources.hours: "),
-        (MINIMAL + "    override: glims_brat\n", ":5: entries.0.override: entry GLIMS: plans override 'glims_brat' is unknown"),
+        (
+            MINIMAL + "    override: glims_brat\n",
+            ":5: entries.0.override: entry GLIMS: plans override 'glims_brat' is unknown",
+        ),
         (
             MINIMAL + "    training: {epoch: 3}\n",
             ":5: entries.0.training: entry GLIMS: training: epoch: unknown key; did you mean 'epochs'?",

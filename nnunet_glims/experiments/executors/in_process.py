@@ -85,6 +85,7 @@ class InProcess(Executor):
             if set(job.needs) & set(failed):
                 failed.append(job.name)
                 continue
+            job.folder.cancel_file.unlink(missing_ok=True)
             try:
                 _InProcessStep(job, self.call)()
                 tell(f"{job.name}: done")
