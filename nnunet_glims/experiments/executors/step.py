@@ -78,7 +78,8 @@ class Step:
                         self._run_all(record, folder, log)
                 except (UserError, OSError) as error:
                     if record.ending is None:
-                        log.write(f"{error}\n".encode())
+                        with contextlib.suppress(OSError):  # the same disk may be full
+                            log.write(f"{error}\n".encode())
                         self._end(record, folder, "failed", str(error))
                     raise
             self.job.layout.listings.forget()
