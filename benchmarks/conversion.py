@@ -1,8 +1,9 @@
-"""Seconds that `nnunet-glims convert brats` takes beside a plain copy of the same files.
+"""Measure the time of `nnunet-glims convert brats`, compared with a plain copy of the same files.
 
     python -m benchmarks.conversion CASES SCRATCH [--cases 42] [--repeats 3]
 
-CASES is a folder of BraTS 2018 cases, repeated under new names until there are enough. Files were read before, by both.
+CASES is a folder of BraTS 2018 cases, which are copied under new names until there are enough. All files have been read
+once before the measurement, so that both read them from memory.
 """
 
 from __future__ import annotations

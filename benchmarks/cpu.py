@@ -1,12 +1,14 @@
-"""Seconds of a forward pass and of a training step on CPUs, at 96³, 4 channels, 3 classes, batch 1, float32, and ratios.
+"""Measure the time of a forward pass and of a training step on CPUs: 96³, 4 channels, 3 classes, batch size 1, float32.
 
     python -m benchmarks.cpu [--patch 96] [--repeats 3] [--forward] [--json FILE]
-    python -m benchmarks.cpu --only "LATUP-Net" [--patch 96] [--forward] [--precision bf16]     # one network, in this process
+    python -m benchmarks.cpu --only "LATUP-Net" [--patch 96] [--forward] [--precision bf16]   # one network, in this process
 
-Every network runs in a process of its own, as its users would run it: nnU-Net's with the system's memory settings, ours with
-the package's (see docs/performance.md). "Memory kept" is nnU-Net's network with ours, "as MONAI ships it" Swin UNETR with the
-system's, "straightforward" ours by PyTorch's own operations, nothing recomputed, with the system's settings. A repeat measures
-all of them in turns, so that a slower minute of the machine hits all alike; the median of the repeats counts.
+Every network runs in a process of its own, as its users run it. nnU-Net's network has the system's memory settings, and
+the networks of this package have those of the package (see docs/performance.md). "Memory kept" is nnU-Net's network with
+the settings of the package, and "as MONAI ships it" is Swin UNETR with those of the system. "Straightforward" are the
+networks of this package computed by PyTorch's own operations, without recomputation and with the settings of the
+system. A repeat measures all networks one after the other, so that other load on the machine affects all of them; the
+median over repeats is reported.
 """
 
 from __future__ import annotations
@@ -39,14 +41,14 @@ CHANNELS, CLASSES = 4, 3
 REFERENCE = "nnU-Net PlainConvUNet"
 SYSTEM = {"NNUNET_GLIMS_KERNELS": "eager", "NNUNET_GLIMS_KEEP_MEMORY": "0"}
 OF_CPU_MEMORY = KEPT, SHIPPED = "memory kept", "as MONAI ships it"
-"""Ends of the names of networks that differ from another one's in the CPU's memory settings alone."""
+"""Endings of the names of networks that differ from another one in the memory settings on CPUs only."""
 FEWEST_SECONDS = 2.0
 LONG = 10.0
-"""Seconds of a first run from which it counts: what it warms up does not matter then."""
+"""Seconds from which the first run counts as well, because warming up does not matter then."""
 
 
 def plain_conv_unet() -> nn.Module:
-    """nnU-Net's default network as it plans it for isotropic patches of 96³ or 128³."""
+    """Return nnU-Net's default network as nnU-Net plans it for isotropic patches of 96³ or 128³."""
     return PlainConvUNet(
         CHANNELS,
         6,
@@ -81,7 +83,7 @@ def straightforward_latupnet(size: tuple[int, int, int]) -> nn.Module:
 
 
 def networks(patch: int) -> dict[str, tuple[Callable[[], nn.Module], dict[str, str]]]:
-    """Name -> how to build the network, and environment variables of its process."""
+    """Return for each name a function that builds the network, and the environment variables of its process."""
     size = (patch, patch, patch)
     return {
         "GLIMS": (lambda: GLIMS(CHANNELS, CLASSES, size), {}),
@@ -117,9 +119,15 @@ def seconds_of(run: Callable[[nn.Module, Tensor], None], network: nn.Module, x: 
 
 
 def measure(name: str, patch: int, steps: bool = True, precision: str | None = None) -> dict[str, float]:
-    """Seconds of "forward" and "training step", each the fastest of some after one that is not counted unless it is long.
+    """Return the seconds of "forward" and "training step".
 
-    `precision` is for networks of ours; without `steps` there is the forward pass alone.
+    Each is the fastest of up to five runs after a first one, which counts only if it takes `LONG` or more.
+
+    Args:
+        name: a key of `networks`.
+        patch: voxels along each axis.
+        steps: whether training steps are measured as well.
+        precision: value of `network.precision`, for networks of this package.
     """
     if name.endswith(KEPT):
         keep_freed_memory(patch**3)
@@ -137,7 +145,7 @@ def measure(name: str, patch: int, steps: bool = True, precision: str | None = N
 
 
 def measure_all(patch: int, repeats: int, steps: bool) -> dict[str, dict[str, list[float]]]:
-    """Name -> "forward" and "training step" -> seconds of each repeat."""
+    """Return for each network, and for "forward" and "training step", the seconds of each repeat."""
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in networks(patch)}
     for _ in range(repeats):
         for name, (_, variables) in networks(patch).items():
@@ -158,7 +166,7 @@ def processor() -> str:
 
 
 def ratio_table(title: str, medians: dict[str, dict[str, float]], shape: Box = HEAVY_HEAD) -> Table:
-    """Quantities and their ratio to those of nnU-Net's network, a network a row; a dash for what is missing."""
+    """Return a table with a row for each network: quantities and their ratio to those of nnU-Net's network."""
     table = Table("network", title=title, box=shape)
     for what in medians[REFERENCE]:
         table.add_column(escape(what), justify="right")
@@ -178,10 +186,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all seconds there as well")
     parser.add_argument(
-        "--only", choices=list(networks(32)), metavar="NAME", help="measure this network, in this process"
+        "--only", choices=list(networks(32)), metavar="NAME", help="measure only this network, in this process"
     )
     parser.add_argument("--forward", action="store_true", help="no training steps")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="with --only: of a network of ours")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="precision, with --only and a network of this package"
+    )
     arguments = parser.parse_args()
     if arguments.only:
         print(json.dumps(measure(arguments.only, arguments.patch, not arguments.forward, arguments.precision)))

@@ -21,7 +21,7 @@ from monai.metrics import compute_hausdorff_distance
 
 from benchmarks.cpu import processor
 from nnunet_glims.evaluation import PRESETS, measure_case
-from nnunet_glims.evaluation.regions import NAMED
+from nnunet_glims.evaluation.regions import NAMED_REGIONS
 from nnunet_glims.evaluation.surfaces import Definition, SurfaceDistances, surface_of
 from nnunet_glims.images import read_label_map
 
@@ -65,7 +65,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     truth, prediction = case(arguments.case)
-    regions = NAMED["brats"]
+    regions = NAMED_REGIONS["brats"]
     masks = [(np.isin(truth, labels), np.isin(prediction, labels)) for labels in regions.values()]
     ways = {
         "surfels": ours("surfels"),

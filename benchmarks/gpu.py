@@ -1,11 +1,12 @@
-"""Seconds and memory of training steps, forward passes and whole cases on a GPU, as Markdown, and ratios.
+"""Measure time and memory of training steps, forward passes and whole cases on a GPU; prints a table in Markdown.
 
     python -m benchmarks.gpu [--patch 128] [--batch 2] [--repeats 5] [--case 240 240 155] [--json FILE]
 
-A training step is nnU-Net's: float16 autocast, scaled gradients, clipped, SGD. A forward pass is one of half precision in
-evaluation. A whole case goes through nnU-Net's sliding window with mirroring along all axes. Networks run one after the
-other, so that each has the GPU's memory to itself; every first run, in which kernels are compiled and chosen, is left out.
-"GLIMS, straightforward" is GLIMS by PyTorch's own operations, nothing recomputed. Weights are random.
+A training step is that of nnU-Net: float16 autocast, scaled and clipped gradients, SGD. A forward pass is in evaluation
+mode with float16 autocast. A whole case is predicted by nnU-Net's sliding window with mirroring along all axes.
+Networks run one after the other, so that each can use all of the GPU's memory. The first runs, in which kernels are
+compiled and chosen, are not counted. "GLIMS, straightforward" is GLIMS computed by PyTorch's own operations, without
+recomputation. Weights are random.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ TRAINING_MEMORY, FORWARD_MEMORY = "training memory [GiB]", "forward memory [GiB]
 
 
 def contestants(patch: int) -> dict[str, tuple[Callable[[], nn.Module], str]]:
-    """How to build the networks of the CPU table, and the kernels they take.
+    """Return for each network a function that builds it, and the setting of NNUNET_GLIMS_KERNELS.
 
-    nnU-Net's own is compiled, as nnU-Net has it on GPUs, and GLIMS runs both ways.
+    The networks are those of the CPU table. nnU-Net's network is compiled, as nnU-Net does on GPUs; GLIMS is measured
+    with and without compilation.
     """
     found = {
         name: (build, variables.get("NNUNET_GLIMS_KERNELS", "triton"))
@@ -52,7 +54,7 @@ def contestants(patch: int) -> dict[str, tuple[Callable[[], nn.Module], str]]:
 
 
 def trainer(network: nn.Module, size: tuple[int, ...], device: torch.device) -> Callable[[], None]:
-    """A function that does one training step."""
+    """Return a function that computes one training step."""
     network.train()
     network.decoder.deep_supervision = True
     optimizer = torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
@@ -78,7 +80,7 @@ def trainer(network: nn.Module, size: tuple[int, ...], device: torch.device) -> 
 
 
 def forward(network: nn.Module, size: tuple[int, ...], device: torch.device) -> Callable[[], None]:
-    """A function that does one forward pass."""
+    """Return a function that computes one forward pass."""
     network.eval()
     network.decoder.deep_supervision = False
     x = torch.randn(size, device=device)
@@ -94,7 +96,7 @@ def forward(network: nn.Module, size: tuple[int, ...], device: torch.device) -> 
 def sliding_window(
     network: nn.Module, patch: tuple[int, ...], case: tuple[int, ...], device: torch.device
 ) -> Callable[[], None]:
-    """A function that predicts one case."""
+    """Return a function that predicts one case."""
     network.decoder.deep_supervision = False
     on_gpu = device.type == "cuda"
     predictor = nnUNetPredictor(perform_everything_on_device=on_gpu, device=device, allow_tqdm=False)
@@ -105,7 +107,7 @@ def sliding_window(
 
 
 def timed(run: Callable[[], None], repeats: int, device: torch.device) -> tuple[list[float], float]:
-    """Seconds of each repeat after two that are not counted, and the most GiB that tensors took during them."""
+    """Return the seconds of each repeat, after two that are not counted, and the peak memory of tensors in GiB."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds = []
     for repeat in range(repeats + 2):
@@ -123,7 +125,7 @@ def timed(run: Callable[[], None], repeats: int, device: torch.device) -> tuple[
 def measure(
     build: Callable[[], nn.Module], options: argparse.Namespace, device: torch.device
 ) -> dict[str, list[float] | float]:
-    """All quantities of one network; those it has no memory for are missing."""
+    """Return all quantities of one network, without those for which there was not enough memory."""
     found: dict[str, list[float] | float] = {}
     network = build().to(device)
     patch = (options.patch,) * 3
@@ -156,7 +158,7 @@ def describe(device: torch.device) -> str:
 
 
 def report(measured: dict[str, dict[str, list[float] | float]], title: str) -> None:
-    """Print the table in Markdown, with medians."""
+    """Print a table of medians in Markdown."""
     numbers = {
         name: {what: statistics.median(value) if isinstance(value, list) else value for what, value in of.items()}
         for name, of in measured.items()

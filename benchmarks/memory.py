@@ -1,11 +1,11 @@
-"""Estimated memory of training steps against what steps really take, on this machine's GPU or CPU.
+"""Compare the estimated memory of training steps with what they take, on this machine's GPU or CPU.
 
     python -m benchmarks.memory [--large] [--json FILE]
 
-Every step runs in a process of its own, after a small one of the same network. On GPUs "measured" is what torch reserved at
-most plus what CUDA took of the device outside of torch, and "tensors" what torch allocated at most; on CPUs "measured" is by
-how much the process grew (freed memory given back to the system), and "tensors" is added up from the profiler's list of
-allocations.
+Every step runs in a process of its own, after a small one of the same network. On GPUs "measured" is what torch
+reserved at most plus what CUDA took of the device outside of torch, and "tensors" what torch allocated at most; on CPUs
+"measured" is by how much the process grew (freed memory given back to the system), and "tensors" is added up from the
+profiler's list of allocations.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def estimate(name: str, arguments: dict, patch: tuple[int, ...], batch: int, dev
 
 
 def measure(case: tuple, device: str) -> dict[str, float]:
-    """GiB of a training step as nnU-Net does it; to be called in a process of its own."""
+    """Return the GiB that a training step of nnU-Net takes; to be called in a process of its own."""
     name, arguments, patch, batch = case
     recipe = network_named(name).recipe
     keep_freed_memory(0)

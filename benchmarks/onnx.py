@@ -1,8 +1,9 @@
-"""Seconds of predicting whole cases with an export beside `nnUNetv2_predict`, both without mirroring, and how they agree.
+"""Compare predictions of an export with those of `nnUNetv2_predict`, both without mirroring: time and agreement.
 
     python -m benchmarks.onnx MODELFOLDER IMAGES SCRATCH [--folds 0 1] [--threads 2] [--precision fp32]
 
-Times are of whole commands, start of Python included, on the CPU; with a single case in IMAGES they are what one case costs.
+Times are those of the commands on the CPU, with the start of Python. With a single case in IMAGES they are the time of
+one case.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from benchmarks.cpu import processor
-from nnunet_glims.evaluation.regions import Regions, of_dataset
+from nnunet_glims.evaluation.regions import Regions
+from nnunet_glims.nnunet.folders import regions_of
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.processes import available_cores
 
@@ -56,7 +58,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     ours = (sys.executable, "-m", "nnunet_glims")
     export, reference, found = (options.scratch / name for name in ("export", "nnunet", "onnx"))
-    regions = of_dataset(ModelFolder(options.model).dataset_json)
+    regions = regions_of(ModelFolder(options.model).dataset_json)
     options.scratch.mkdir(parents=True)
     arguments = ("--folds", ",".join(options.folds), "--precision", options.precision)
     subprocess.run([*ours, "export", str(options.model), str(export), *arguments], check=True)

@@ -1,8 +1,9 @@
-"""What `nnunet-glims plans auto` chooses for three real and four made-up data sets and GPUs of 6 to 80 GB.
+"""Print what `nnunet-glims plans auto` chooses for three real and four invented data sets, on GPUs of 6 to 80 GB.
 
     python -m benchmarks.plans_auto [--network GLIMS] [--data brats ...] [--vram 6 8 12 24 80] [--eager]
 
-Spacing and median shapes of the real ones are nnU-Net's, from all of Hippocampus, six cases of BraTS 2018 and four of CHAOS.
+Spacings and median shapes of the real data sets were determined by nnU-Net, from all cases of Hippocampus, six of BraTS
+2018 and four of CHAOS.
 """
 
 from __future__ import annotations

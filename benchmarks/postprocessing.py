@@ -1,9 +1,9 @@
-"""Seconds of `nnunet-glims postprocess --preset glims_brats2023` a case of 240×240×155.
+"""Measure the time of `nnunet-glims postprocess --preset glims_brats2023` per case of 240×240×155.
 
     python -m benchmarks.postprocessing CASES [--models 2] [--workers 2]
 
-CASES is a folder with cases of BraTS 2018. Probabilities are made of their segmentations: blurred, with noise all over the
-brain, zero outside of it as nnU-Net leaves them, and saved as nnU-Net saves them.
+CASES is a folder with cases of BraTS 2018. Probabilities are made from their segmentations: blurred, with noise in the
+whole brain and zeros outside of it, and saved as nnU-Net saves them.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
-from nnunet_glims.datasets import brats
 from nnunet_glims.postprocessing.case import postprocessed_label_map
 from nnunet_glims.postprocessing.folders import postprocess
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities
 from nnunet_glims.postprocessing.rules import PRESETS
+from nnunet_glims.releases import brats
 
 PRESET = PRESETS["glims_brats2023"]
 DATASET = {"labels": brats.LABELS, "regions_class_order": list(brats.REGIONS_CLASS_ORDER), "file_ending": ".nii.gz"}
 
 
 def write_case(source: Path, folder: Path, seed: int) -> None:
-    """A model's prediction of a case."""
+    """Write a model's prediction of a case."""
     (file,) = source.glob("*_seg.nii*")
     (flair,) = source.glob("*_flair.nii*")
     image = sitk.ReadImage(str(file))
@@ -54,7 +54,7 @@ def write_case(source: Path, folder: Path, seed: int) -> None:
 
 
 def processor_seconds() -> float:
-    """Of this process and of those it has waited for."""
+    """Return the processor time of this process and of its ended children."""
     return sum(
         used.ru_utime + used.ru_stime
         for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("cases", type=Path)
     parser.add_argument("--models", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3, help="times that the cases are there")
+    parser.add_argument("--repeats", type=int, default=3, help="how often each case is included")
     arguments = parser.parse_args()
     sources = sorted(path for path in arguments.cases.iterdir() if path.is_dir())
     result: dict[str, object] = {"machine": processor(), "workers": arguments.workers}

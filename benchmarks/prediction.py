@@ -3,9 +3,8 @@
     python -m benchmarks.prediction DATASET IMAGES [--weights nnUNetTrainerGLIMS=CHECKPOINT] [--repeats 2] [--json FILE]
 
 nnU-Net's variables are set and the data set is planned (nnUNetPlans). The networks are untrained
-(benchmarks/untrained_model.py, into a results folder that is deleted) but for those whose weights are given: without training
-nothing decides between labels, and bf16 does not pass its test. Without mirroring. Trainers take turns; the median of the
-repeats counts.
+(benchmarks/untrained_model.py, into a results folder that is deleted) but for those whose weights are given. Ours compute in
+float32 unless NNUNET_GLIMS_PRECISION says otherwise. Without mirroring. Trainers take turns; the median of the repeats counts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Bring public cases into nnU-Net's raw layout, as docs/real-data.md uses them.
+"""Convert the public cases of docs/real-data.md to nnU-Net's raw format.
 
     python benchmarks/real_cases.py CASES RAW
 
-CASES has hippocampus/images and labels (Medical Segmentation Decathlon) and chaos_mr/image_N.nii.gz with label_N.nii.gz. BraTS
-has a converter: nnunet-glims convert brats.
+CASES contains hippocampus/images and hippocampus/labels (Medical Segmentation Decathlon), and chaos_mr/image_N.nii.gz
+with chaos_mr/label_N.nii.gz. BraTS is converted by nnunet-glims convert brats.
 """
 
 import json

@@ -1,12 +1,13 @@
-"""How far each stage of GLIMS and LATUP-Net is from what this machine could do: a table and a roofline picture.
+"""Compare each stage of GLIMS and LATUP-Net with the limits of this machine: a table and a roofline diagram.
 
     python -m benchmarks.roofline [--patch 96] [--repeats 3] [--json FILE] [--picture docs/images/roofline.png]
 
-The roof: arithmetic of a large matrix product or of a 3³ convolution of many channels, whichever is faster (torch's libraries
-differ), and memory traffic of a triad (a = b + s·c; two reads, one write). Arithmetic of a stage: convolutions, linear layers
-and attention products by torch's flop counter, two FLOP a multiply-accumulate. Traffic: each operation reads its inputs and
-weights once and writes its outputs once. Both are counted without computing. Time: one forward pass in float32, batch 1,
-4 channels -> 3 classes; the median of the repeats.
+The limits are the FLOP/s of a large matrix product or of a 3³ convolution with many channels, whichever is faster, and
+the memory bandwidth of a triad (a = b + s·c; two reads, one write). The FLOP of a stage are those of convolutions,
+linear layers and attention by torch's FLOP counter, two for a multiply-accumulate. For its memory traffic each
+operation is assumed to read its inputs and weights once, and to write its outputs once. Both are counted on the meta
+device. The time is that of a forward pass in float32 with batch size 1, 4 channels and 3 classes; the median over
+repeats is reported.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SIDE = 3072
 WIDTH = 192
 FLOATS = 2**25
 SHOWN = 0.01
-"""Part of a network's time from which a stage is in the picture."""
+"""Fraction of a network's time from which a stage is in the picture."""
 NETWORKS: dict[str, Callable[[tuple[int, int, int]], nn.Module]] = {
     "GLIMS": lambda patch: GLIMS(CHANNELS, CLASSES, patch, deep_supervision=False),
     "LATUP-Net": lambda patch: LATUPNet(CHANNELS, CLASSES, patch),
@@ -52,7 +53,7 @@ def best_seconds(run: Callable[[], object], repeats: int = 5) -> float:
 
 
 def roof() -> tuple[float, float]:
-    """GFLOP/s and GB/s of this machine."""
+    """Return GFLOP/s and GB/s of this machine."""
     a, b, c = (torch.rand(SIDE, SIDE) for _ in range(3))
     product = 2 * SIDE**3 / best_seconds(lambda: torch.mm(a, b, out=c)) / 1e9
     x, weight = torch.rand(1, WIDTH, *[WIDTH // 4] * 3), torch.rand(WIDTH, WIDTH, 3, 3, 3)
@@ -64,7 +65,7 @@ def roof() -> tuple[float, float]:
 
 
 def stage_of(name: str) -> str | None:
-    """The stage a module is timed with, where it is timed: parts of encoder and decoder, lists of them one by one."""
+    """Return the stage that a module belongs to; None for modules that are not timed themselves."""
     parts = name.split(".")
     if parts[0] not in ("encoder", "decoder") or len(parts) < 2:
         return None
@@ -80,7 +81,7 @@ def stage_of(name: str) -> str | None:
 
 @contextmanager
 def at_stages(network: nn.Module, begin: Callable[[str], None], end: Callable[[str], None]) -> Iterator[None]:
-    """Have functions called before and after each part of a stage runs."""
+    """Within this context, call functions before and after each part of a stage is computed."""
     with ExitStack() as hooks:
         for name, module in network.named_modules():
             if (stage := stage_of(name)) is not None:
@@ -92,7 +93,7 @@ def at_stages(network: nn.Module, begin: Callable[[str], None], end: Callable[[s
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operations read and write, by the stage that runs; views move nothing."""
+    """Counts the bytes that operations read and write in each stage; views are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class Traffic(TorchDispatchMode):
 
 
 def count(build: Callable[[], nn.Module], x: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """GFLOP and GB of each stage."""
+    """Return GFLOP and GB of each stage."""
     network, x = build().to("meta").eval(), x.to("meta")
     traffic = Traffic()
     with (

@@ -1,8 +1,8 @@
-"""Write the model folder of a network that has not been trained, to measure time and memory of prediction.
+"""Write the model folder of an untrained network, to measure time and memory of predictions.
 
     python benchmarks/untrained_model.py DATASET TRAINER [PLANS]
 
-nnU-Net's three variables are set and the data set is planned. Then, for example,
+nnU-Net's three variables must be set and the data set must be planned. Then run, for example,
 `nnUNetv2_predict -d DATASET -c 3d_fullres -tr TRAINER -f 0 -i IMAGES -o OUT -device cpu --disable_tta`.
 """
 

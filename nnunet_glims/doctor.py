@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
@@ -22,6 +25,8 @@ from nnunet_glims.processes import available_cores, available_memory
 
 Verdict = Literal["ok", "warn", "fail"]
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+ALWAYS_SHOWN = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgeneratorsv2")
+"""Packages whose versions a bug report needs; of the others only those that do not fit are shown."""
 ENOUGH_FREE_GIB = 20
 ENOUGH_SHARED_GIB = 1
 ENOUGH_OPEN_FILES = 1024
@@ -63,24 +68,46 @@ def examine(
 
 
 def _versions() -> Iterator[Finding]:
-    yield Finding("Python", "ok", sys.version.split()[0])
-    wanted = {
-        name: [req] for req in importlib.metadata.requires("nnunet-glims") or () if (name := Requirement(req).name)
-    }
-    for requirement in importlib.metadata.requires("nnunetv2") or ():
-        wanted.setdefault(Requirement(requirement).name, []).append(requirement)
-    for package in ("nnunetv2", "torch", "dynamic-network-architectures", "batchgeneratorsv2"):
-        version = importlib.metadata.version(package)
-        specifiers = [Requirement(text) for text in wanted.get(package, ())]
-        refused = [
-            str(one.specifier)
-            for one in specifiers
-            if (one.marker is None or one.marker.evaluate({"extra": ""})) and version.split("+")[0] not in one.specifier
-        ]
-        if refused:
-            yield Finding(package, "fail", version, f'pip install "{package}{",".join(refused)}"')
+    """Python, then every package that the metadata of nnunet-glims asks for, against what it and nnU-Net admit."""
+    yield _python()
+    asked: dict[str, list[Requirement]] = {}
+    for package in ("nnunet-glims", "nnunetv2"):
+        for requirement in _requirements(package):
+            asked.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    fitting = 0
+    for requirement in _requirements("nnunet-glims"):
+        finding = _package(requirement.name, asked[canonicalize_name(requirement.name)])
+        if finding.verdict == "fail" or requirement.name in ALWAYS_SHOWN:
+            yield finding
         else:
-            yield Finding(package, "ok", version)
+            fitting += 1
+    yield Finding("other packages", "ok", f"{fitting} have versions that nnunet-glims and nnU-Net admit")
+
+
+def _requirements(package: str) -> list[Requirement]:
+    """What a package asks for on this system, without its extras."""
+    found = [Requirement(text) for text in importlib.metadata.requires(package) or ()]
+    return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    admitted = SpecifierSet(importlib.metadata.metadata("nnunet-glims")["Requires-Python"] or "")
+    if admitted.contains(version, prereleases=True):
+        return Finding("Python", "ok", version)
+    return Finding("Python", "fail", version, f"make an environment with Python {admitted}")
+
+
+def _package(name: str, asked: list[Requirement]) -> Finding:
+    admitted = SpecifierSet(",".join(str(one.specifier) for one in asked))
+    install = f'pip install "{name}{admitted}"'
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "fail", "not installed", install)
+    if admitted.contains(version.partition("+")[0], prereleases=True):
+        return Finding(name, "ok", version)
+    return Finding(name, "fail", f"{version}, but {admitted} is needed", install)
 
 
 def _folders() -> Iterator[Finding]:

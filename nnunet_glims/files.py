@@ -116,9 +116,9 @@ def working_folder(place: Path) -> Iterator[Path]:
             descriptor = _lock(folder)
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
             if descriptor is not None:
-                os.close(descriptor)
+                os.close(descriptor)  # before the removal: NFS keeps the folder of a file that is open
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         ours = (str(place.absolute()), str(place.parent.absolute() / f".{place.name}."))
         named = [os.path.abspath(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path))]
@@ -204,9 +204,9 @@ def _remove_leftovers(place: Path) -> None:
             descriptor = os.open(os.path.join(path, _LOCK), os.O_RDWR)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(folder: Path) -> int | None:

@@ -12,12 +12,19 @@ import SimpleITK as sitk
 SPACING_TOLERANCE_MM = 1e-3
 ORIGIN_TOLERANCE_MM = 1e-2
 DIRECTION_TOLERANCE = 1e-3
-"""By how much the geometry of a case's files may differ: many store it with few digits."""
+"""By how much the geometries of a case's files may differ, because many files store them with few digits."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where voxels lie, as nnU-Net reads it (SimpleITK: x, y, z)."""
+    """Where the voxels of an image lie, as SimpleITK and nnU-Net read it.
+
+    Attributes:
+        size: voxels along x, y, z.
+        spacing: mm along x, y, z.
+        origin: place of the first voxel, mm.
+        direction: directions of the axes, row by row.
+    """
 
     size: tuple[int, ...]
     spacing: tuple[float, ...]
@@ -26,7 +33,7 @@ class Geometry:
 
     @classmethod
     def of_file(cls, file: Path) -> Geometry:
-        """From the file's header; raises `RuntimeError` where SimpleITK cannot read it."""
+        """Read the geometry from a file's header; raise `RuntimeError` where SimpleITK cannot read it."""
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(file))
         reader.ReadImageInformation()
@@ -34,11 +41,11 @@ class Geometry:
 
     @classmethod
     def of(cls, image: sitk.Image | sitk.ImageFileReader) -> Geometry:
-        """Of an image, or of the file that a reader looked into."""
+        """Return the geometry of an image, or of the file whose header a reader has read."""
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
     def difference(self, other: Geometry) -> str | None:
-        """What differs beyond the tolerances, in words; None if nothing does."""
+        """Return what differs by more than the tolerances, in words; None if nothing does."""
         if self.size != other.size:
             return f"has {times(self.size)} voxels, not {times(other.size)}"
         for what, tolerance in (
@@ -76,7 +83,7 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
 
 
 def times(size: Sequence[int]) -> str:
-    """ "240×240×155" """
+    """Return numbers in the form "240×240×155"."""
     return "×".join(map(str, size))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -57,7 +57,9 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
             continue
         annotation = model.model_fields[part].annotation
         parts = (annotation, *get_args(annotation))
-        inner = [kind for kind in parts if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        # Python 3.10 takes list[X] for a class, which issubclass does not.
+        classes = [kind for kind in parts if isinstance(kind, type) and get_origin(kind) is None]
+        inner = [kind for kind in classes if issubclass(kind, BaseModel)]
         if not inner:
             break
         model = inner[0]

@@ -38,7 +38,7 @@ TINY = {
 SHORT = {"epochs": 2, "iterations_per_epoch": 2, "validation_iterations": 1, "augmentation": "none"}
 
 
-def make_plans(network: str | None = None, patch_size=(32, 32, 32), regions: bool = False, **training) -> dict:
+def make_plans(network: str | None = None, patch_size=(32, 32, 32), **training) -> dict:
     """Plans as nnU-Net writes them; with a network, they name our class at its smallest."""
     configuration = json.loads(json.dumps({**CONFIGURATION, "patch_size": list(patch_size)}))
     configuration["training"] = {**SHORT, **training}

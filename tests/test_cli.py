@@ -92,12 +92,10 @@ def test_without_nnunets_variable_the_error_names_it(capsys, monkeypatch):
 
 
 def test_a_failure_is_exit_code_1_and_debug_shows_where(preprocessed, capsys, monkeypatch):
-    from nnunet_glims.nnunet.plans import override as plans
-
     def fail(*arguments):
         raise OSError("disk on fire")
 
-    monkeypatch.setattr(plans, "write_json", fail)
+    monkeypatch.setattr(os, "replace", fail)
     assert main(["plans", "apply", "cpu_demo", "-d", "777"]) == 1
     assert "OSError: disk on fire (--debug shows where)" in capsys.readouterr().err
     with pytest.raises(OSError, match="disk on fire"):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 
 import pytest
@@ -29,14 +30,29 @@ def findings(checks):
 
 
 def test_versions_outside_of_what_nnunet_and_we_ask_for_fail_with_the_command(monkeypatch):
-    assert {finding.verdict for finding in doctor._versions()} == {"ok"}
+    found = findings(doctor._versions())
+    assert {finding.verdict for finding in found.values()} == {"ok"}
+    asked = [text for text in importlib.metadata.requires("nnunet-glims") if "extra ==" not in text]
+    assert found.keys() == {"Python", *doctor.ALWAYS_SHOWN, "other packages"}
+    assert found["other packages"].state.startswith(f"{len(asked) - len(doctor.ALWAYS_SHOWN)} ")
     real = importlib.metadata.version
-    wrong = {"torch": "2.9.1+cu128", "nnunetv2": "2.7.0"}
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: wrong.get(name) or real(name))
+    wrong = {"torch": "2.9.1+cu128", "nnunetv2": "2.7.0", "scipy": "1.14.1"}
+
+    def version(name):
+        if name == "submitit":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return wrong.get(name) or real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(platform, "python_version", lambda: "3.9.18")
     found = findings(doctor._versions())
     assert found["torch"].verdict == "fail" and "!=2.9.*" in found["torch"].way_out
     assert found["nnunetv2"].verdict == "fail" and ">=2.8" in found["nnunetv2"].way_out
+    assert found["scipy"].way_out == 'pip install "scipy>=1.15"'
+    assert (found["submitit"].verdict, found["submitit"].state) == ("fail", "not installed")
+    assert found["Python"].verdict == "fail" and ">=3.10" in found["Python"].way_out
     assert found["batchgeneratorsv2"].verdict == "ok"
+    assert found["other packages"].state.startswith(f"{len(asked) - len(doctor.ALWAYS_SHOWN) - 2} ")
 
 
 def test_folders_that_are_not_set_or_missing_or_full(folders, monkeypatch):

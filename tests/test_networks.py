@@ -1,7 +1,10 @@
 """The registry: every question about trainers and networks has one answer, and other packages can add theirs."""
 
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,107 +63,104 @@ def test_the_registry_imports_neither_torch_nor_nnunet():
 
 # ---- networks of other packages
 
-PACKAGE = """
-from nnunet_glims.networks import Network
-from nnunet_glims.training.recipes import Recipe
+UNUSABLE = """
+from nnunet_glims.networks import BUILT_IN, Network
 
-SMALL = Network(
-    name="SmallNet", path="other_package_network.SmallNet", trainer="nnUNetTrainerSmallNet", recipe=Recipe(epochs=7),
-    paper="arXiv 0000.00000", licence="MIT", parameters_m=0.1, gflops=0.2, published_for=(1, 2, (32, 32, 32)),
-    trainers_module="other_package_trainers", stages=2, halvings=1,
-)
-TAKEN = Network(
-    name="Other", path="other_package_network.SmallNet", trainer="nnUNetTrainerGLIMS", recipe=Recipe(), paper="",
-    licence="", parameters_m=1, gflops=1, published_for=(1, 2, (32, 32, 32)),
-)
+TAKEN = Network("Other", "x.Other", "nnUNetTrainerGLIMS", BUILT_IN[0].recipe, "", "", 1, 1, (1, 2, (32, 32, 32)))
 NUMBER = 3
 """
-NETWORK = """
-from torch import nn
-from nnunet_glims.architectures.base import SegmentationNetwork
-from nnunet_glims.topology import check_strides
-
-class SmallNet(SegmentationNetwork):
-    def __init__(self, input_channels, num_classes, patch_size, strides, width: int = 4, deep_supervision: bool = False):
-        super().__init__(input_channels, num_classes)
-        self.strides = check_strides(strides, 2)
-        self.decoder = nn.Module()
-        self.decoder.deep_supervision = deep_supervision
-        self.decoder.seg_layers = nn.ModuleList([nn.Conv3d(width, num_classes, 1)])
-        self.layer = nn.Conv3d(input_channels, width, 3, padding=1)
-
-    def logits(self, x):
-        return [self.decoder.seg_layers[0](self.layer(x))]
+UNUSABLE_ENTRY_POINTS = """
+absent = other_package.registration:ABSENT
+broken = other_package.not_there:X
+number = other_package.unusable:NUMBER
+taken = other_package.unusable:TAKEN
 """
-TRAINER = """
-from nnunet_glims.networks import trained_by
-from nnunet_glims.trainers.recipe_trainer import RecipeTrainer
 
-class nnUNetTrainerSmallNet(RecipeTrainer):
-    light_network, light_network_arguments = trained_by("nnUNetTrainerSmallNet")
-"""
-ENTRY_POINTS = """
-[nnunet_glims.networks]
-absent = other_package.ABSENT
-broken = other_package_that_is_not_there:X
-number = other_package:NUMBER
-small = other_package:SMALL
-taken = other_package:TAKEN
-"""
+
+def code_blocks(page, language):
+    return re.findall(
+        rf"```{language}\n(.*?)```", (Path(__file__).parent.parent / "docs" / page).read_text(), re.DOTALL
+    )
 
 
 @pytest.fixture
 def other_package(tmp_path, monkeypatch):
-    """An installed package with one good network and four that cannot be used."""
+    """The package that the documentation walks through, installed, and four registrations that cannot be used."""
+    (tmp_path / "other_package").mkdir()
+    for block in code_blocks("networks.md", "python"):
+        if block.startswith("# other_package/"):
+            (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+    (tmp_path / "other_package/unusable.py").write_text(UNUSABLE)
+    (entry_point,) = code_blocks("networks.md", "toml")
+    group, line = entry_point.strip().splitlines()
+    assert group == f'[project.entry-points."{registry.ENTRY_POINT_GROUP}"]'
     information = tmp_path / "other_package-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(ENTRY_POINTS)
-    for name, text in (("", PACKAGE), ("_network", NETWORK), ("_trainers", TRAINER)):
-        (tmp_path / f"other_package{name}.py").write_text(text)
+    text = "\n".join([f"[{registry.ENTRY_POINT_GROUP}]", line.replace('"', ""), UNUSABLE_ENTRY_POINTS])
+    (information / "entry_points.txt").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     networks.cache_clear()
     yield
     networks.cache_clear()
-    for name in ("", "_network", "_trainers"):
-        sys.modules.pop(f"other_package{name}", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "other_package"]:
+        del sys.modules[name]
 
 
 def test_another_package_adds_a_network_and_its_mistakes_are_named(other_package):
     with pytest.warns(RuntimeWarning) as warnings:
         assert [network.name for network in networks()] == ["GLIMS", "LATUPNet", "SwinUNETR", "SmallNet"]
     texts = [str(warning.message) for warning in warnings]
-    assert len(texts) == 4 and all("'other-package' is left out" in text for text in texts)
-    for text, reason in zip(
-        texts, ("'absent'", "No module named", "a int, not", "'nnUNetTrainerGLIMS' belongs to GLIMS")
-    ):
+    assert len(texts) == 4 and all("of the package 'other-package' is left out" in text for text in texts)
+    reasons = (
+        "'ABSENT'",
+        "No module named 'other_package.not_there'",
+        "leads to a int",
+        "'nnUNetTrainerGLIMS' belongs to GLIMS",
+    )
+    for text, reason in zip(texts, reasons, strict=True):
         assert reason in text
-    assert network_named("smallnet").recipe.epochs == 7
-    assert network_of_class("other_package_network.SmallNet").name == "SmallNet"
+    assert network_named("smallnet") is network_of_class("other_package.network.SmallNet")
 
 
 @pytest.mark.filterwarnings("ignore:the network")
-def test_plans_are_made_for_the_network_of_another_package_and_nnunet_finds_its_trainer(other_package, tmp_path):
+def test_stock_nnunet_finds_the_trainer_of_another_package(other_package):
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
     from nnunet_glims.nnunet.discovery import TRAINER_FOLDER
-    from nnunet_glims.nnunet.plans.configuration import complete_configuration
+
+    def find(name):
+        return recursive_find_python_class(TRAINER_FOLDER, name, None, cleanup_imports_from_base_folder=True)
+
+    assert find("nnUNetTrainerSmallNet").light_network is network_named("SmallNet")
+    assert find("nnUNetTrainerGLIMS").light_network is network_named("GLIMS")
+    assert find("nnUNetTrainerOfNobody") is None
+
+
+@pytest.mark.filterwarnings("ignore:the network")
+def test_plans_are_made_and_checked_for_the_network_of_another_package(other_package, tmp_path):
+    from nnunet_glims.nnunet.plans.override import apply_override
     from tests.preprocessed import make_plans
 
-    found = recursive_find_python_class(
-        TRAINER_FOLDER, "nnUNetTrainerSmallNet", None, cleanup_imports_from_base_folder=True
-    )
-    assert found.light_network is network_of_trainer("nnUNetTrainerSmallNet")
-    assert recursive_find_python_class(TRAINER_FOLDER, "nnUNetTrainerNobodys", None) is None
-    configuration = make_plans()["configurations"]["3d_fullres"]
-    del configuration["training"]
-    completed = complete_configuration(configuration, *trained_by("nnUNetTrainerSmallNet"), "test")
-    assert completed["training"]["epochs"] == 7
-    assert completed["architecture"]["network_class_name"] == "other_package_network.SmallNet"
-    assert completed["architecture"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 2, 2]]
+    (tmp_path / "nnUNetPlans.json").write_text(json.dumps(make_plans()))
+    override = tmp_path / "mine.json"
+    content = {"description": "", "source": "", "network": "SmallNet", "network_arguments": {"width": 6}}
+    override.write_text(json.dumps(content))
+    applied = apply_override(tmp_path, str(override))
+    assert applied.trainer == "nnUNetTrainerSmallNet"
+    written = json.loads(applied.path.read_text())["configurations"]["3d_fullres"]
+    assert written["architecture"]["network_class_name"] == "other_package.network.SmallNet"
+    assert written["architecture"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 2, 2]]
+    assert written["training"]["deep_supervision"] is False
+    override.write_text(json.dumps({**content, "network_arguments": {"width": "wide"}}))
+    with pytest.raises(UsageError, match=r"network_arguments: width: .*\(got 'wide'\)"):
+        apply_override(tmp_path, str(override))
+    override.write_text(json.dumps({**content, "network_arguments": {"widht": 6}}))
+    with pytest.raises(UsageError, match="network_arguments: widht: unknown key; did you mean 'width'"):
+        apply_override(tmp_path, str(override))
 
 
-def test_a_class_that_is_not_where_it_is_said_to_be_is_named(other_package):
-    network = registry.Network("X", "other_package.Missing", "T", BUILT_IN[0].recipe, "", "", 1, 1, (1, 2, (8, 8, 8)))
-    with pytest.raises(UsageError, match=r"network X: other_package.Missing cannot be imported"):
+def test_a_class_that_is_not_where_it_is_said_to_be_is_named():
+    network = registry.Network("X", "json.Missing", "T", BUILT_IN[0].recipe, "", "", 1, 1, (1, 2, (8, 8, 8)))
+    with pytest.raises(UsageError, match=r"network X: json.Missing cannot be imported"):
         network.load_class()

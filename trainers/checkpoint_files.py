@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nnunet_glims.errors import ProcessingError
+from nnunet_glims.files import new_file, unwritable
 
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 """The names nnU-Net gives to the checkpoints of an unfinished training."""
@@ -31,7 +32,9 @@ def newest_intact(folder: Path, *wanted: Path) -> Path | None:
 
 
 def write_checkpoint(target: Path, save: Callable[[str], None]) -> None:
-    """Write a checkpoint under a temporary name, then rename it. The latest one before is kept under the name `PREVIOUS`.
+    """Write a checkpoint so that `target` is the old one or the complete new one at any moment.
+
+    The latest checkpoint that was there before is kept under the name `PREVIOUS`.
 
     Args:
         target: the checkpoint's name.
@@ -40,22 +43,16 @@ def write_checkpoint(target: Path, save: Callable[[str], None]) -> None:
     Raises:
         ProcessingError: it could not be written, for example because the disk is full. `target` is as it was.
     """
-    temporary = target.with_name(f"{target.name}.tmp")
     try:
-        save(str(temporary))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        if target.name == LATEST and target.exists():
-            _keep(target, target.with_name(PREVIOUS))
-        os.replace(temporary, target)
-    except (OSError, RuntimeError) as error:  # torch has RuntimeErrors for full disks
-        free = shutil.disk_usage(target.parent).free / 2**20
-        raise ProcessingError(
-            f"{target}: this checkpoint could not be written ({' '.join(str(error).split())[:300]}); its disk has {free:.0f} "
-            "MiB free. The checkpoint before is intact: make room, then run the same command with --c"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        with new_file(target) as temporary:
+            try:
+                save(str(temporary))
+            except RuntimeError as error:  # what torch makes of the errors of a file system
+                raise unwritable(target, " ".join(str(error).split())[:300]) from error
+            if target.name == LATEST and target.exists():
+                _keep(target, target.with_name(PREVIOUS))
+    except ProcessingError as error:
+        raise ProcessingError(f"{error}. With --c the training goes on from the last checkpoint") from error
 
 
 def _keep(checkpoint: Path, name: Path) -> None:

@@ -1,4 +1,4 @@
-"""An nnU-Net trainer whose network and training settings are data: a network of ours and a recipe in the plans."""
+"""An nnU-Net trainer for the networks of the registry, whose recipe stands in the plans."""
 
 from __future__ import annotations
 
@@ -43,14 +43,16 @@ def _mixed(*numbers: int) -> int:
 
 @cache
 def _say(text: str) -> None:
-    print(text)
+    print(f"\n{text}")  # nnU-Net's progress bar has not ended its line
 
 
 def _say_precision(network: SegmentationNetwork, inputs: tuple[Tensor, ...]) -> None:
-    """Before a prediction, print once in a process what is computed in."""
-    if network.training or network.precision is None or torch.compiler.is_compiling() or inputs[0].is_meta:
+    """Print once in a process, before a prediction, what is computed in."""
+    if network.training or network.precision is None or torch.compiler.is_compiling():
         return
-    _say(f"Predicting in {describe(network.precision, inputs[0].device.type)}")
+    device_type = next(network.parameters()).device.type
+    if device_type != "meta":
+        _say(f"Predicting in {describe(network.precision, device_type)}")
 
 
 class RecipeSchedule:
@@ -66,9 +68,14 @@ class RecipeSchedule:
 
 
 class RecipeTrainer(RobustTrainer):
-    """Builds `light_network` for the plan's patch and spacing, and trains it by the plan's `training` block.
+    """Builds `light_network` for the plan's patch and spacing, and trains it as the plan's `training` block says.
 
-    Both end up, complete, in the model folder's plans.json, which is all that prediction reads.
+    Network and recipe are written, complete, to the model folder's plans.json, which is all that prediction reads.
+
+    Attributes:
+        light_network: the registry's entry of the network.
+        light_network_arguments: constructor arguments on which the trainer insists.
+        recipe: how the network is trained.
     """
 
     light_network: ClassVar[Network]
@@ -110,7 +117,7 @@ class RecipeTrainer(RobustTrainer):
     def build_network_architecture(
         cls, plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ) -> nn.Module:
-        """The plan's network. In training and prediction it computes in the plan's precision, or in that of the variable."""
+        """Build the plan's network. It computes in the plan's precision, or in that of NNUNET_GLIMS_PRECISION."""
         configuration = cls._complete(configuration_manager.configuration, plans_manager.plans_name)
         architecture = configuration["architecture"]
         network = get_network_from_plans(
@@ -128,9 +135,9 @@ class RecipeTrainer(RobustTrainer):
     def planned_precision(self) -> PrecisionSetting:
         return self.recipe.precision
 
-    def use_precision(self, setting: PrecisionSetting) -> None:
+    def set_precision(self, setting: PrecisionSetting) -> None:
         """Compute in this precision from now on, in the validation after the training too."""
-        super().use_precision(setting)
+        super().set_precision(setting)
         self.bare_network.precision = setting
 
     def record_fp32(self) -> None:
@@ -142,7 +149,7 @@ class RecipeTrainer(RobustTrainer):
             write_json(Path(self.output_folder_base, "plans.json"), self.plans_manager.plans)
 
     def recorded_fp32(self) -> bool:
-        """Whether the training of the loaded checkpoint had gone on in fp32. Version 1.0 noted it in its plans alone."""
+        """Whether the training of the loaded checkpoint had gone on in fp32. Version 0.1 noted it in the plans alone."""
         stored = self.my_init_kwargs["plans"]["configurations"][self.configuration_name].get("training", {})
         return super().recorded_fp32() or stored.get("precision") == "fp32" != self.recipe.precision
 

@@ -38,7 +38,7 @@ class RobustTrainer(nnUNetTrainer):
     - On SIGTERM or SIGUSR1 the training saves itself and leaves with `EXIT_STOPPED`; `--c` repeats the running epoch.
 
     Used as it is, `class nnUNetTrainerSafe(RobustTrainer)` trains nnU-Net's own network, in fp16 on GPUs as nnU-Net does.
-    A subclass may choose the precision (`planned_precision`), pass it on (`use_precision`) and keep the change to fp32
+    A subclass may choose the precision (`planned_precision`), pass it on (`set_precision`) and keep the change to fp32
     elsewhere than in the checkpoint (`record_fp32`, `recorded_fp32`).
 
     Attributes:
@@ -74,7 +74,7 @@ class RobustTrainer(nnUNetTrainer):
         if self.device.type == "cpu" and threads.isdigit():
             torch.set_num_threads(int(threads))  # nnU-Net takes all cores, whoever else is at work on them
         super().initialize()
-        self.use_precision(chosen(self.planned_precision()))
+        self.set_precision(chosen(self.planned_precision()))
 
     # ---- precision
 
@@ -82,7 +82,7 @@ class RobustTrainer(nnUNetTrainer):
         """The setting to train in where NNUNET_GLIMS_PRECISION says nothing else."""
         return "fp16" if self.device.type == "cuda" else "fp32"
 
-    def use_precision(self, setting: PrecisionSetting) -> None:
+    def set_precision(self, setting: PrecisionSetting) -> None:
         """Compute in this precision from now on. Only fp16 on GPUs needs its gradients scaled."""
         self.precision = setting
         scaled = self.device.type == "cuda" and resolve(setting, "cuda") == "fp16"
@@ -200,7 +200,7 @@ class RobustTrainer(nnUNetTrainer):
             f"{SKIPS_IN_A_ROW} steps in a row were not finite. Going back to {origin} (epoch {self.current_epoch}), "
             "and on in fp32"
         )
-        self.use_precision("fp32")
+        self.set_precision("fp32")
         self.record_fp32()
 
     def on_train_end(self) -> None:
@@ -243,7 +243,7 @@ class RobustTrainer(nnUNetTrainer):
             filename_or_checkpoint = str(found)
         super().load_checkpoint(filename_or_checkpoint)
         if self.recorded_fp32():
-            self.use_precision("fp32")
+            self.set_precision("fp32")
             self.record_fp32()
 
     def _save_to_repeat_epoch(self) -> None:

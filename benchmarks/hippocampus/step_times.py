@@ -1,4 +1,4 @@
-"""Median seconds of a training step of batch 2 at Hippocampus' planned patch, nnU-Net's own network beside ours.
+"""Print the median seconds of a training step (batch size 2, patch planned for Hippocampus) for three networks.
 
 python benchmarks/hippocampus/step_times.py PREPROCESSED/Dataset004_Hippocampus/nnUNetPlans.json
 """

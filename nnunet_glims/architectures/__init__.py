@@ -1,4 +1,4 @@
-"""The networks: torch in, torch out, no nnU-Net. Every constructor follows the contract of nnU-Net's plans files."""
+"""The networks, as PyTorch modules that need no nnU-Net. nnU-Net can build each of them from the arguments in a plans file."""
 
 from nnunet_glims.architectures.glims import GLIMS
 from nnunet_glims.architectures.latupnet import LATUPNet

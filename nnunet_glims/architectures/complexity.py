@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a network."""
+"""Count the parameters and multiply-accumulates of a network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(network: nn.Module) -> int:
-    """All parameters, frozen ones too."""
+    """Return the number of all parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def count_gmac(network: nn.Module, input_channels: int, patch_size: Sequence[int]) -> float:
-    """10⁹ multiply-accumulates of convolutions, linear layers and attention products for one patch (D, H, W).
+    """Return the multiply-accumulates (in 10⁹) of convolutions, linear layers and attention for one patch.
 
-    Counted by torch's flop counter, which calls a multiply-accumulate two FLOPs and leaves norms and activations out. The
-    network is moved to the meta device, where nothing is computed; do not use it afterwards.
+    They are counted by torch's FLOP counter, which counts a multiply-accumulate as two FLOPs and ignores norms and
+    activations. The network is moved to the meta device, where nothing is computed, and cannot be used afterwards.
+
+    Args:
+        network: the network.
+        input_channels: channels of the image.
+        patch_size: voxels (D, H, W).
     """
     network = network.to("meta").eval().requires_grad_(False)
     counter = FlopCounterMode(display=False)

@@ -1,4 +1,4 @@
-"""Dilated feature aggregation (GLIMS, arXiv 2404.17854): several fields of view at the cost of depthwise convolutions."""
+"""Dilated feature aggregation of GLIMS (arXiv 2404.17854): several receptive fields at the cost of depthwise convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_glims.kernels.formulas import DILATIONS
 
 
 class DepthwiseBranch(nn.Module):
-    """Parameters of a depthwise 3³ convolution with one dilation, norm over each channel's volume (affine), PReLU."""
+    """The parameters of one branch: depthwise 3³ convolution with one dilation, affine instance norm, PReLU."""
 
     def __init__(self, channels: int, dilation: int):
         super().__init__()
@@ -21,10 +21,18 @@ class DepthwiseBranch(nn.Module):
 
 
 class DilatedAggregator(Recomputing):
-    """DACB(c, hidden): branches of dilation 1, 2, 3 -> 1³ convolutions 3c -> hidden -> c, residual. Shape is kept.
+    """Dilated feature aggregator convolutional block (DACB): (N, c, D, H, W) -> the same shape.
 
-    `unused_slope` takes part in nothing. The released model carries it, so it is here for its weights to load and for the
-    parameter counts to agree; it is frozen, because a distributed run stops at parameters without gradient.
+    Three parallel branches with dilation 1, 2 and 3; 1³ convolutions 3c -> hidden -> c, each with instance norm and
+    PReLU; the input is added; instance norm and PReLU.
+
+    `unused_slope` has no effect. The released model contains this parameter, so it is kept to load released weights and
+    to match the published number of parameters. It is frozen, because distributed training fails on parameters without
+    gradients.
+
+    Args:
+        channels: c.
+        hidden: channels between the 1³ convolutions.
     """
 
     def __init__(self, channels: int, hidden: int):
@@ -44,7 +52,7 @@ class DilatedAggregator(Recomputing):
         return ops.norm_act(x + self.reduce(self.expand(branches)), self.act.weight)
 
     def branch_parameters(self) -> tuple[Tensor, ...]:
-        """Weight, bias, gain, shift and slope of the branches, as `ops.branches` takes them."""
+        """Return weight, bias, gain, shift and slope of the branches as `ops.branches` expects them."""
         weight = torch.stack([branch.conv.weight.flatten(1) for branch in self.branches])
         bias = torch.stack([branch.conv.bias for branch in self.branches])
         gain = torch.stack([branch.norm.weight for branch in self.branches])

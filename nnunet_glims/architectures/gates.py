@@ -1,6 +1,6 @@
-"""Channel and spatial attention on a skip connection (GLIMS' CSAB, after CBAM, arXiv 1807.06521).
+"""Channel and spatial attention on a skip connection: GLIMS' CSAB, derived from CBAM (arXiv 1807.06521).
 
-Unlike CBAM, both gates see the same input, and the skip is multiplied by their product.
+Unlike in CBAM, both gates are computed from the same input, and the skip connection is multiplied by their product.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from nnunet_glims.kernels import ops
 
 
 class SpatialGate(nn.Module):
-    """7³ convolution of the channels' maximum and mean -> norm -> PReLU, one map for all channels.
+    """Spatial gate before its sigmoid: maximum and mean over channels -> 7³ convolution -> norm -> PReLU.
 
-    The released model normalises its single map over the channel axis, which leaves the norm's bias alone: the gate is the
-    same everywhere and the convolution has no effect, hence is frozen.
+    The result (N, 1, D, H, W) is one map for all channels. The released model normalises this single map over the
+    channel axis, of which only the norm's bias remains. Its gate is therefore constant, and convolution and gain are
+    frozen, because they have no effect.
     """
 
     def __init__(self, released: bool):
@@ -39,7 +40,7 @@ class SpatialGate(nn.Module):
 
 
 class SkipGate(nn.Module):
-    """CSAB(c): (N, c, D, H, W) times sigmoid channel gate times sigmoid spatial gate."""
+    """Channel and spatial attention block (CSAB): (N, c, D, H, W) times a channel gate times a spatial gate."""
 
     def __init__(self, channels: int, released: bool = False):
         super().__init__()
@@ -47,7 +48,7 @@ class SkipGate(nn.Module):
         self.spatial = SpatialGate(released)
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
-        """What the skip is multiplied by: "channel" (N, c, 1, 1, 1) and "spatial" (N, 1, D, H, W; released: one value)."""
+        """Return both gates: "channel" (N, c, 1, 1, 1) and "spatial" (N, 1, D, H, W), or (1, 1, 1, 1, 1) where `released`."""
         channel = torch.sigmoid(self.channel(x.mean((2, 3, 4))) + self.channel(x.amax((2, 3, 4))))
         return {"channel": channel[:, :, None, None, None], "spatial": torch.sigmoid(self.spatial(x))}
 

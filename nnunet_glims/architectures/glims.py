@@ -1,15 +1,15 @@
 """GLIMS: a hybrid of dilated depthwise convolutions and Swin attention (arXiv 2404.17854).
 
-The network comes in two versions with the same parameters. By default it is what the paper describes. With
-`released=True` it is the authors' released model to the digit, which differs in five points:
+The network comes in two versions with the same parameters. By default it is the network that the paper describes. With
+`released=True` it computes exactly what the authors' released model does, which differs in five points:
 
 =========================  ============================================  ========================================
 point                      described (default)                           released
 =========================  ============================================  ========================================
-spatial gate of a skip     varies over space                             one constant (norm over a single channel)
+spatial gate of a skip     varies over space                             constant (norm over a single channel)
 patch merging              all 8 octants                                 octants 010 and 001 twice, 110, 011 never
-bias in clipped windows    offsets of the window itself                  first rows of the 7³ window's table
-padding in a window        masked out                                    takes part in attention
+bias in clipped windows    relative positions in the clipped window      those of the first voxels of a 7³ window
+padding in a window        masked                                        takes part in attention
 initialisation             truncated normal, std 0.02 (linear layers)    PyTorch's default
 =========================  ============================================  ========================================
 """
@@ -44,7 +44,7 @@ def _aggregators(channels: int) -> nn.Sequential:
 
 
 class EncoderStage(Recomputing):
-    """DMSF: two aggregators give the skip, a strided convolution goes on from it."""
+    """DMSF: two aggregators make the skip connection, from which a strided convolution makes the next stage's input."""
 
     def __init__(self, channels: int, out_channels: int, stride: Triple):
         super().__init__()
@@ -57,7 +57,7 @@ class EncoderStage(Recomputing):
 
 
 class DecoderStage(Recomputing):
-    """DMSU: upsample, concatenate (upsampled, skip), fuse, two aggregators."""
+    """DMSU: a transposed convolution; concatenation with the skip connection; a 1³ convolution; two aggregators."""
 
     def __init__(self, in_channels: int, channels: int, stride: Triple):
         super().__init__()
@@ -70,9 +70,9 @@ class DecoderStage(Recomputing):
 
 
 class PatchMerging(nn.Module):
-    """The voxels of each stride-sized cell side by side -> layer norm -> linear: (N, C, D, H, W) -> (N, C', D/s, …).
+    """Concatenate neighbouring voxels, layer norm, linear layer: (N, C, D, H, W) -> (N, C', D/s, H/s, W/s).
 
-    Odd sizes are zero-padded at the end.
+    Sizes that the stride does not divide are zero-padded at the end.
     """
 
     def __init__(self, dim: int, out_dim: int, stride: Triple, released: bool):
@@ -91,7 +91,10 @@ class PatchMerging(nn.Module):
 
 
 class PatchExpanding(nn.Module):
-    """The way back from `PatchMerging`: a linear layer makes the voxels of each cell; cut to `size`."""
+    """The counterpart of `PatchMerging`: a linear layer makes the neighbouring voxels of each voxel; layer norm.
+
+    The result (N, C', D·s, H·s, W·s) is cropped to `size`.
+    """
 
     def __init__(self, dim: int, out_dim: int, stride: Triple):
         super().__init__()
@@ -108,7 +111,7 @@ class PatchExpanding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stem, four convolutional stages, Swin stages A (after the third) and B (after the fourth), C (bottleneck)."""
+    """Stem, four convolutional stages, Swin stages A and B before and after the last of them, and C in the bottleneck."""
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ class Encoder(nn.Module):
         self.swin_c = SwinStage(widths[5], sizes[5], depths[2], num_heads[2], released)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(N, C, D, H, W) -> bottleneck and five skips, finest first."""
+        """Return the bottleneck and five skip connections, finest first, for an image (N, C, D, H, W)."""
         x = self.stem(x)
         skips = []
         for index, stage in enumerate(self.stages):
@@ -144,7 +147,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Swin stage D, four convolutional stages, Swin stage E (after the first of them), a head a convolutional stage."""
+    """Swin stage D, four convolutional stages with a head each, and Swin stage E after the first of them."""
 
     def __init__(
         self,
@@ -167,7 +170,7 @@ class Decoder(nn.Module):
         self.deep_supervision = True
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> list[Tensor]:
-        """Logits of all heads with deep supervision, else of the finest; finest first."""
+        """Return the logits of all heads with deep supervision, else of the finest head only; finest first."""
         skips = [gate(skip) for gate, skip in zip(self.gates, skips, strict=True)]
         x = self.swin_d.position(self.expand(x, skips[4].shape[2:]))
         x = self.swin_d.run_blocks(self.fuse(torch.cat([x, skips[4]], dim=1)))
@@ -187,27 +190,31 @@ CHECKPOINTING: dict[str, tuple[type[Recomputing], ...]] = {
     "aggregators": (DilatedAggregator,),
     "stages": (DilatedAggregator, EncoderStage, DecoderStage),
 }
+"""Value of the argument `checkpointing` -> modules whose activations are recomputed in the backward pass."""
 
 
 class GLIMS(SegmentationNetwork):
-    """GLIMS, described or released (see the module's table). 47,163,349 parameters for 4 channels, 3 classes, 96³.
+    """GLIMS, as described or as released (see the table of the module).
+
+    It has 47,163,349 parameters for 4 channels, 3 classes and patches of 96³.
 
     Args:
         input_channels: channels of the image.
         num_classes: channels of the logits.
-        patch_size: voxels (D, H, W) the position embeddings are made for. Inputs of another size run too
-            (embeddings interpolated), if the strides of the first five stages divide them.
-        strides: stride of each of the 6 stages, the first [1, 1, 1]; None lets `topology` choose for isotropic voxels.
+        patch_size: voxels (D, H, W) that the position embeddings are made for. Inputs of another size can be computed
+            too, with interpolated embeddings, if the total stride of the first five stages divides them.
+        strides: stride of each of the 6 stages, the first [1, 1, 1]; None chooses them for isotropic voxels
+            (`topology`).
         feature_size: channels at full resolution, a multiple of 3 (24 in the paper).
         depths: Swin blocks of stages A to E.
         num_heads: attention heads of stages A to E.
-        deep_supervision: return the logits of four resolutions instead of the finest alone.
-        released: compute exactly what the released model does; only for 96³ patches.
-        checkpointing: what a training step computes twice to save memory: "none", "aggregators" or "stages" (all
-            convolutional stages as well), where volumes are large. Results do not depend on it.
+        deep_supervision: whether the logits of four resolutions are returned instead of the finest only.
+        released: whether to compute exactly what the released model does; for patches of 96³ only.
+        checkpointing: what a training step recomputes in the backward pass to save memory, where volumes are large:
+            "none", "aggregators" or "stages" (aggregators and whole convolutional stages). Results do not depend on it.
 
     Raises:
-        UsageError: patch, strides or widths that cannot be built.
+        UsageError: the network cannot be built for this patch size, these strides or widths.
     """
 
     def __init__(
@@ -239,7 +246,7 @@ class GLIMS(SegmentationNetwork):
         for name, values in (("depths", depths), ("num_heads", num_heads)):
             if len(values) != 5 or min(values) < 1:
                 raise UsageError(f"{name} {list(values)} must be five positive numbers, one a Swin stage A to E")
-        self.divisor = total_stride(self.strides[:-1])  # patch merging pads, convolutions do not
+        self.divisor = total_stride(self.strides[:-1])  # without the last: patch merging pads its input
         self.patch_size = patch
         self.released = released
         widths = [feature_size << stage for stage in range(STAGES)]
@@ -266,14 +273,14 @@ class GLIMS(SegmentationNetwork):
 
     @classmethod
     def from_released_state_dict(cls, state_dict: Mapping[str, Tensor], **kwargs: Any) -> GLIMS:
-        """The released model with released weights; width, channels and classes are read off the shapes.
+        """Return the released model with released weights. Width, channels and classes follow from their shapes.
 
         Args:
             state_dict: parameters under the released names. The integer buffers `relative_position_index` are ignored.
             kwargs: further constructor arguments, for example `deep_supervision=False`.
 
         Raises:
-            UsageError: names that are missing or left over, or shapes that do not fit.
+            UsageError: names are missing or unknown, or shapes are wrong.
         """
         given = {name: value for name, value in state_dict.items() if not name.endswith("relative_position_index")}
         first, last = "stem.conv.weight", "out1.conv.conv.weight"

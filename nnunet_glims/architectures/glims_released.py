@@ -1,4 +1,4 @@
-"""The names that GLIMS' parameters carry in the authors' released model, beside ours."""
+"""The names of GLIMS' parameters in the authors' released model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Names = Iterator[tuple[str, str]]
 
 
 def names(network: nn.Module) -> Names:
-    """Pairs (our name, released name) of every parameter of a `GLIMS`."""
+    """Yield the pair (name here, released name) of every parameter of a `GLIMS`."""
     encoder, decoder = network.encoder, network.decoder
     yield from _unit("encoder.stem", "stem")
     for i in range(4):

@@ -1,7 +1,7 @@
 """LATUP-Net: a light U-Net with parallel convolutions and attention (arXiv 2404.05911).
 
-Every convolution has a bias and "same" padding, and the activation comes before the norm: convolution -> LeakyReLU(0.1)
--> norm. A 2³ convolution with "same" padding pads nothing before and one voxel after.
+Every convolution has a bias and "same" padding, and the activation precedes the norm: convolution -> LeakyReLU(0.1)
+-> norm. A 2³ convolution with "same" padding is padded by one voxel at the end of each axis.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Conv3d:
 
 
 class ParallelConvolutions(nn.Module):
-    """First stage: 3³ embedding (the skip), then kernels 1³, 3³, 5³ side by side, each pooled; concatenated."""
+    """3³ convolution (the skip connection), then parallel 1³, 3³ and 5³ convolutions, max-pooled and concatenated."""
 
     def __init__(self, input_channels: int, channels: int, stride: Triple):
         super().__init__()
@@ -47,7 +47,7 @@ class ParallelConvolutions(nn.Module):
 
 
 class EncoderStage(nn.Module):
-    """Attention, two convolutions (a norm after the first; the second's output is the skip), dropout, max pool."""
+    """Attention, convolution, norm, convolution (whose output is the skip connection), dropout, max pooling."""
 
     def __init__(self, in_channels: int, channels: int, stride: Triple, attention: str, dropout: float):
         super().__init__()
@@ -65,11 +65,12 @@ class EncoderStage(nn.Module):
 
 
 class UpsampleConvolution(nn.Conv3d):
-    """Nearest upsampling by `scale`, then a 2³ convolution padded by one voxel behind: (N, C, D, H, W) -> (N, C', s·D, …).
+    """Nearest-neighbour upsampling by `scale`, then a 2³ convolution: (N, C, D, H, W) -> (N, C', s·D, s·H, s·W).
 
-    Computed on the coarse grid, where the upsampled volume need not be made. Along an axis both taps read the same coarse
-    voxel, but for the last place of a cell, whose second tap reads the next voxel. So there are two kernels an axis: the
-    sum of the taps for the inner places, both taps for the last.
+    The convolution is padded by one voxel at the end of each axis. It is computed on the coarse grid, so that the
+    upsampled volume is never allocated. Of the `scale` fine voxels that a coarse voxel becomes along an axis, all but
+    the last have both taps of the kernel on this coarse voxel, which is a convolution with the sum of the taps; the
+    second tap of the last one reads the next coarse voxel.
     """
 
     def __init__(self, in_channels: int, out_channels: int, scale: Triple):
@@ -80,7 +81,13 @@ class UpsampleConvolution(nn.Conv3d):
         return self._along(x, self.weight, [])
 
     def _along(self, x: Tensor, weight: Tensor, lasts: list[bool]) -> Tensor:
-        """Places of the next axis side by side; `lasts`: whether the axes so far are at their last places."""
+        """Compute the fine voxels along the next axis and interleave them.
+
+        Args:
+            x: the coarse volume.
+            weight: the kernel, with taps summed along the axes before this one where `lasts` is False.
+            lasts: for each axis before this one, whether the last fine voxel of each coarse voxel is computed.
+        """
         axis = len(lasts)
         if axis == 3:
             behind = [size for last in reversed(lasts) for size in (0, int(last))]
@@ -94,7 +101,7 @@ class UpsampleConvolution(nn.Conv3d):
 
 
 class DecoderStage(nn.Module):
-    """Nearest upsampling, 2³ convolution, norm; with the skip: convolution, attention, dropout, convolution."""
+    """Upsampling by a 2³ convolution, norm; concatenation with the skip; convolution, attention, dropout, convolution."""
 
     def __init__(self, in_channels: int, channels: int, stride: Triple, attention: str, dropout: float):
         super().__init__()
@@ -112,7 +119,7 @@ class DecoderStage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Parallel convolutions, two stages, attention in the bottleneck."""
+    """The stage of parallel convolutions, two more stages, and attention in the bottleneck."""
 
     def __init__(
         self, input_channels: int, widths: Sequence[int], strides: Sequence[Triple], attention: str, dropout: float
@@ -128,7 +135,7 @@ class Encoder(nn.Module):
         self.bottleneck = ATTENTION[attention](widths[2])
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(N, C, D, H, W) -> bottleneck and three skips, finest first."""
+        """Return the bottleneck and three skip connections, finest first, for an image (N, C, D, H, W)."""
         skip, x = self.first(x)
         skips = [skip]
         for stage in self.stages:
@@ -138,7 +145,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Three stages and a head; with deep supervision a head a stage, which is ours, not the paper's."""
+    """Three stages and a segmentation head. With deep supervision, which the paper does not have, each stage has a head."""
 
     def __init__(
         self,
@@ -161,6 +168,7 @@ class Decoder(nn.Module):
         self.register_load_state_dict_pre_hook(_drop_auxiliary_heads)
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> list[Tensor]:
+        """Return the logits of all heads with deep supervision, else of the finest head only; finest first."""
         features = []
         for index in (2, 1, 0):
             x = self.stages[index](x, skips[index])
@@ -171,29 +179,32 @@ class Decoder(nn.Module):
 
 
 def _drop_auxiliary_heads(decoder: Decoder, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Prediction builds the network without deep supervision and loads weights trained with it."""
+    """Remove the weights of heads that this network lacks: nnU-Net predicts without deep supervision, but trains with it."""
     for name in [name for name in state_dict if name.startswith(f"{prefix}seg_layers.")]:
         if int(name.removeprefix(f"{prefix}seg_layers.").split(".")[0]) >= len(decoder.seg_layers):
             del state_dict[name]
 
 
 class LATUPNet(SegmentationNetwork):
-    """LATUP-Net. 3,069,060 parameters for 3 channels and 4 classes, 3,069,924 for 4 channels, with SE attention.
+    """LATUP-Net.
+
+    With SE attention it has 3,069,060 parameters for 3 channels and 4 classes, and 3,069,924 for 4 channels.
 
     Args:
         input_channels: channels of the image (FLAIR, T1ce, T2 in the paper).
         num_classes: channels of the logits. The released model ends with a softmax over them; this one does not.
-        patch_size: voxels (D, H, W) that strides are chosen for; needed where `strides` is None and the patch is not
-            divisible by 8. The weights do not depend on it.
-        strides: stride of each of the 4 stages, the first [1, 1, 1]; None lets `topology` choose for isotropic voxels.
+        patch_size: voxels (D, H, W) that strides are chosen for. It is needed where `strides` is None and 8 does not
+            divide the patch. Parameters do not depend on it.
+        strides: stride of each of the 4 stages, the first [1, 1, 1]; None chooses them for isotropic voxels
+            (`topology`).
         features: channels of the three stages.
-        attention: "SE" (the paper's), "None", "SE3DConv", "ECA", "channel", "spatial", "CBAM", "inception",
-            "multimodal" (the released one, which does nothing) or "multimodal_fixed"; see `latupnet_attention`.
-        dropout: probability, in every stage but the first.
-        deep_supervision: add a head to each decoder stage and return the logits of all (not in the paper).
+        attention: "SE" (that of the paper), "None", "SE3DConv", "ECA", "channel", "spatial", "CBAM", "inception",
+            "multimodal" (as released, where it has no effect) or "multimodal_fixed"; see `latupnet_attention`.
+        dropout: dropout probability of every stage but the first.
+        deep_supervision: whether each decoder stage has a head, whose logits are returned as well (not in the paper).
 
     Raises:
-        UsageError: unknown attention, patch or strides that cannot be built.
+        UsageError: the attention is unknown, or the network cannot be built for this patch size or these strides.
     """
 
     def __init__(
@@ -231,7 +242,7 @@ class LATUPNet(SegmentationNetwork):
         return self.decoder(*self.encoder(x))
 
     def selected_decay_parameters(self) -> list[nn.Parameter]:
-        """Kernels the paper puts its L2 penalty on: 3³ convolutions behind the first stage, and the head."""
+        """Return the kernels that the paper's L2 penalty is on: of 3³ convolutions after the first stage, and of the heads."""
         return [
             module.weight
             for name, module in self.named_modules()
@@ -244,7 +255,7 @@ class LATUPNet(SegmentationNetwork):
     def from_released_arrays(
         cls, arrays: Mapping[str, Any], layout: Literal["torch", "keras"] = "torch", **kwargs: Any
     ) -> LATUPNet:
-        """A network with released weights; attention, channels and classes are read off names and shapes.
+        """Return a network with released weights. Attention, channels and classes follow from their names and shapes.
 
         Args:
             arrays: `<layer>.<kernel|bias|gamma|beta>` -> array (NumPy or torch).
@@ -253,14 +264,14 @@ class LATUPNet(SegmentationNetwork):
             kwargs: further constructor arguments, for example `strides`.
 
         Raises:
-            UsageError: unknown layout, names that are missing or left over, or shapes that do not fit.
+            UsageError: the layout is unknown, names are missing or unknown, or shapes are wrong.
         """
         if layout not in ("torch", "keras"):
             raise UsageError(f'layout {layout!r} is unknown: "torch" or "keras"')
         given = {name: _to_torch_layout(torch.as_tensor(array), layout) for name, array in arrays.items()}
-        telling = tuple(f"{layer}.kernel" for layer in ("enc1_pc_embed", "enc2_conv1", "enc3_conv1", "prob_map"))
-        check_names([name for name in telling if name in given], telling, "LATUP-Net")
-        shapes = [given[name].shape for name in telling]
+        decisive = tuple(f"{layer}.kernel" for layer in ("enc1_pc_embed", "enc2_conv1", "enc3_conv1", "prob_map"))
+        check_names([name for name in decisive if name in given], decisive, "LATUP-Net")
+        shapes = [given[name].shape for name in decisive]
         network = cls(
             shapes[0][1],
             shapes[-1][0],
@@ -291,7 +302,7 @@ def _to_torch_layout(array: Tensor, layout: str) -> Tensor:
 
 
 def _released_attention(names: Mapping[str, Any]) -> str:
-    """The variant whose marks stand in the released names (`enc2_<mark>…`)."""
+    """Return the attention variant that the released names belong to (`enc2_<mark>…`)."""
     marks = {name.removeprefix("enc2_") for name in names if name.startswith("enc2_")}
 
     def has(mark: str) -> bool:
@@ -307,7 +318,7 @@ def _released_attention(names: Mapping[str, Any]) -> str:
 
 
 def _released_names(network: LATUPNet) -> Iterator[tuple[str, str]]:
-    """Pairs (our name, released name) of every parameter."""
+    """Yield the pair (name here, released name) of every parameter."""
 
     def convolution(ours: str, released: str) -> Iterator[tuple[str, str]]:
         yield f"{ours}.weight", f"{released}.kernel"

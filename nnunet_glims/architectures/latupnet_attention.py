@@ -1,7 +1,4 @@
-"""The attention variants of LATUP-Net (arXiv 2404.05911), (N, c, D, H, W) -> (N, out_channels, D, H, W).
-
-Each variant names its layers as the released model does in `released_layers`.
-"""
+"""The attention variants of LATUP-Net (arXiv 2404.05911): (N, c, D, H, W) -> (N, out_channels, D, H, W)."""
 
 from __future__ import annotations
 
@@ -14,9 +11,11 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Identity, and the base of the others: most multiply the features by gates.
+    """No attention: the identity. The other variants derive from it, and most multiply the features by gates.
 
-    `released_layers`: our layer -> the released layer's name.
+    Attributes:
+        released_layers: name of a layer here -> its name in the released model, without the stage.
+        out_channels: number of channels of the result.
     """
 
     released_layers: ClassVar[dict[str, str]] = {}
@@ -26,7 +25,7 @@ class Attention(nn.Module):
         self.out_channels = channels
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
-        """What features are multiplied by: "channel" (N, c, 1, 1, 1) or "spatial" (N, c or 1, D, H, W)."""
+        """Return the gates that features are multiplied by: "channel" (N, c, 1, 1, 1) or "spatial" (N, c or 1, D, H, W)."""
         return {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,12 +35,12 @@ class Attention(nn.Module):
 
 
 def _by_channel(weights: Tensor) -> dict[str, Tensor]:
-    """The gates of one weight (N, c) a channel."""
+    """Return a channel gate from one weight per channel, (N, c)."""
     return {"channel": weights[:, :, None, None, None]}
 
 
 class SqueezeExcitation(Attention):
-    """SE: average pool, c -> c/8 ReLU, c/8 -> c sigmoid, scale (arXiv 1709.01507)."""
+    """SE (arXiv 1709.01507): channel gate from average pooling, linear layer c -> c/8, ReLU, linear layer c/8 -> c, sigmoid."""
 
     released_layers: ClassVar = {"squeeze": "SE_fc_relu", "excite": "SE_fc_sigmoid"}
 
@@ -56,7 +55,7 @@ class SqueezeExcitation(Attention):
 
 
 class SqueezeExcitationConv(Attention):
-    """SE with 1³ convolutions in place of the dense layers."""
+    """SE with 1³ convolutions instead of linear layers."""
 
     released_layers: ClassVar = {"squeeze": "SEC_conv1", "excite": "SEC_conv2"}
 
@@ -71,7 +70,7 @@ class SqueezeExcitationConv(Attention):
 
 
 class EfficientChannelAttention(Attention):
-    """ECA as released: average pool, dense c -> c with a softmax over the channels, scale."""
+    """ECA as released: channel gate from average pooling, linear layer c -> c, softmax over the channels."""
 
     released_layers: ClassVar = {"fc": "ECA_fc"}
 
@@ -84,7 +83,7 @@ class EfficientChannelAttention(Attention):
 
 
 class ChannelAttention(Attention):
-    """Average and maximum through a shared dense c -> c sigmoid, dense c -> c; added, sigmoid, scale."""
+    """Channel gate: average and maximum pooling, each through c -> c, sigmoid, c -> c (shared); their sum; sigmoid."""
 
     released_layers: ClassVar = {"fc1": "CH_fc1", "fc2": "CH_fc2"}
 
@@ -101,7 +100,7 @@ class ChannelAttention(Attention):
 
 
 class SpatialAttention(Attention):
-    """Mean and maximum over the channels -> 7³ convolution to c maps, sigmoid, scale."""
+    """Spatial gate from mean and maximum over the channels, a 7³ convolution to c maps, sigmoid."""
 
     released_layers: ClassVar = {"conv": "SP_conv"}
 
@@ -115,7 +114,7 @@ class SpatialAttention(Attention):
 
 
 class ConvolutionalBlockAttention(Attention):
-    """CBAM: channel attention, then spatial attention (arXiv 1807.06521)."""
+    """CBAM (arXiv 1807.06521): channel attention, then spatial attention."""
 
     released_layers: ClassVar = {
         "channel.fc1": "CBAM_CH_fc1",
@@ -133,7 +132,7 @@ class ConvolutionalBlockAttention(Attention):
 
 
 class Inception(Attention):
-    """Four paths in place of attention: 1³; 1³ then 3³; 1³ then 5³; pool then 1³. 256 channels, ReLU after each."""
+    """Four parallel paths instead of attention: 1³; 1³ and 3³; 1³ and 5³; max pooling and 1³. 256 channels; ReLUs."""
 
     released_layers: ClassVar = {
         "a": "IN_a_conv",
@@ -165,9 +164,9 @@ class Inception(Attention):
 
 
 class Multimodal(Attention):
-    """As released: a softmax over a single value, always 1. It carries parameters and changes nothing.
+    """Multimodal attention as released: a softmax over a single value, which is always 1, so that it has no effect.
 
-    The parameters are frozen, since none ever gets a gradient; `MultimodalFixed` is the version that works.
+    Its parameters are frozen, because they never get a gradient. `MultimodalFixed` is a version that has an effect.
     """
 
     released_layers: ClassVar = {"fc1": "MM_fc1", "fc2": "MM_fc2"}
@@ -180,9 +179,9 @@ class Multimodal(Attention):
 
 
 class MultimodalFixed(Multimodal):
-    """The same layers with the softmax over the voxels, which is what the paper's description needs to have an effect.
+    """Multimodal attention with the softmax over the voxels, without which the paper's description has no effect.
 
-    Weights are multiplied by the number of voxels, so that they are 1 on average and the features keep their scale.
+    The spatial gate is multiplied by the number of voxels. It is 1 on average then, and the features keep their scale.
     """
 
     def __init__(self, channels: int):
@@ -208,3 +207,4 @@ ATTENTION: dict[str, Callable[[int], Attention]] = {
     "multimodal": Multimodal,
     "multimodal_fixed": MultimodalFixed,
 }
+"""Value of the argument `attention` -> class."""

@@ -1,4 +1,4 @@
-"""Convolution, instance norm and PReLU in one: the unit GLIMS is built from."""
+"""Layers that GLIMS is built from: convolution, instance norm and PReLU, and recomputation in the backward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnunet_glims.kernels import formulas, ops
 
 
 class InstanceNorm(nn.Module):
-    """Instance norm with gain and bias a channel."""
+    """Instance norm with a gain (`weight`) and a bias for each channel: (N, C, D, H, W) -> the same shape."""
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
@@ -26,15 +26,21 @@ class InstanceNorm(nn.Module):
 
 
 class Recomputing(nn.Module):
-    """A module that with `recompute` keeps its inputs alone for the gradients and computes the rest again (`compute`).
+    """A module that can recompute its activations in the backward pass instead of keeping them.
 
-    Inputs of fewer than `worthwhile` values are left alone: there is little to save.
+    Subclasses implement `compute`.
+
+    Attributes:
+        recompute: whether only the inputs are kept for the backward pass.
+        worthwhile: number of values of the first input below which activations are always kept, because they need
+            little memory.
     """
 
     recompute = False
     worthwhile = 2**21
 
     def compute(self, *inputs: Tensor) -> Any:
+        """Compute the module's outputs."""
         raise NotImplementedError
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -44,7 +50,7 @@ class Recomputing(nn.Module):
 
 
 class NonoverlappingConv3d(nn.Conv3d):
-    """Convolution with bias whose kernel is its stride, 1³ by default."""
+    """Convolution with bias whose kernel size equals its stride, 1³ by default."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int] = (1, 1, 1)):
         super().__init__(in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride))
@@ -54,7 +60,7 @@ class NonoverlappingConv3d(nn.Conv3d):
 
 
 class NonoverlappingConvTranspose3d(nn.ConvTranspose3d):
-    """Transposed convolution with bias whose kernel is its stride."""
+    """Transposed convolution with bias whose kernel size equals its stride."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]):
         super().__init__(in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride))
@@ -64,7 +70,7 @@ class NonoverlappingConvTranspose3d(nn.ConvTranspose3d):
 
 
 class ConvNormAct(nn.Module):
-    """Convolution with bias, instance norm, PReLU with one slope; kernel size equals stride."""
+    """Convolution with bias whose kernel size equals its stride, instance norm without parameters, PReLU with one slope."""
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: Sequence[int] = (1, 1, 1), transposed: bool = False

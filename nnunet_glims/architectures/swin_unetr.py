@@ -1,4 +1,4 @@
-"""Swin UNETR (arXiv 2201.01266), MONAI's implementation behind the contract of the other networks."""
+"""Swin UNETR (arXiv 2201.01266): MONAI's implementation with the interface of the other networks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.topology import check_patch_size
 
 DIVISOR = 32
-"""The patch embedding and four mergings halve every axis five times."""
+"""Patch embedding and four patch merging layers halve every axis, five times in all."""
 
 
 class Decoder(nn.Module):
-    """MONAI's whole network, its only head under the name nnU-Net knows heads by; no deep supervision."""
+    """MONAI's network, with its only segmentation head under the name by which nnU-Net finds heads."""
 
     def __init__(self, network: nn.Module, deep_supervision: bool):
         super().__init__()
@@ -32,21 +32,23 @@ class Decoder(nn.Module):
 
 
 class SwinUNETR(SegmentationNetwork):
-    """Swin UNETR. 62.19 M parameters for 4 channels, 3 classes and width 48 (61.98 M as published).
+    """Swin UNETR.
+
+    It has 62.19 M parameters for 4 channels, 3 classes and `feature_size` 48 (61.98 M as published).
 
     Args:
         input_channels: channels of the image.
         num_classes: channels of the logits.
-        patch_size: voxels (D, H, W), checked only. A patch that 32 does not divide is zero-padded at the end inside, and
-            the logits are cut.
+        patch_size: voxels (D, H, W), checked only. A patch that 32 does not divide is zero-padded at the end inside,
+            and the logits are cut.
         feature_size: channels after the patch embedding, a multiple of 12.
         depths: Swin blocks of the four stages.
         num_heads: attention heads of the four stages.
-        deep_supervision: return the logits as a list of one, as trainers with deep supervision expect.
-        checkpointing: recompute activations in the backward pass instead of keeping them.
+        deep_supervision: whether the logits are returned as a list of one, which trainers with deep supervision expect.
+        checkpointing: whether activations are recomputed in the backward pass instead of kept.
 
     Raises:
-        UsageError: MONAI is not installed, or arguments it cannot build.
+        UsageError: MONAI is not installed, or the network cannot be built from these arguments.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class SwinUNETR(SegmentationNetwork):
     def logits(self, x: Tensor) -> list[Tensor]:
         depth, height, width = x.shape[2:]
         missing = [-size % DIVISOR for size in (width, height, depth)]
-        if max(depth, height, width) <= DIVISOR:  # instance norm needs more than one voxel in the coarsest stage
+        if max(depth, height, width) <= DIVISOR:  # instance norm needs two voxels in the coarsest stage
             missing[0] += DIVISOR
         x = F.pad(x, [value for after in missing for value in (0, after)])
         return [self.decoder(x)[:, :, :depth, :height, :width]]

@@ -1,7 +1,7 @@
-"""Swin transformer blocks on volumes (Swin, arXiv 2103.14030), as GLIMS uses them.
+"""Swin transformer blocks (arXiv 2103.14030) on volumes, as GLIMS uses them.
 
-What differs from Swin: windows are clipped axis by axis where the volume is smaller, a PReLU stands in the MLP, and a
-stage starts with a learned position embedding. Features are channels-last here: (N, D, H, W, C).
+They differ from Swin in three points. Windows are clipped along each axis where the volume is smaller; the MLP has a
+PReLU; a stage starts with a learned position embedding. Inside a block, features are channels-last (N, D, H, W, C).
 """
 
 from __future__ import annotations
@@ -22,26 +22,29 @@ from nnunet_glims.topology import Triple, triple
 WINDOW = 7
 SHIFT = WINDOW // 2
 _APART = -100.0
-"""Added to the attention logits of voxels that must not see each other."""
+"""Added to the attention logits of pairs of voxels that must not attend to each other."""
 
 
 class WindowLayout(NamedTuple):
-    """How a volume of some size is cut into windows."""
+    """How a volume of a given size is divided into windows of n voxels.
+
+    Attributes:
+        window: voxels of a window along D, H, W.
+        shift: number of voxels by which the volume is shifted cyclically before it is divided.
+        padded: size of the volume after zero padding at the end of each axis.
+        bias_index: (n, n), row of the bias table for each query and key.
+        mask: (windows, n, n), added to the attention logits; None where all voxels of a window attend to each other.
+    """
 
     window: Triple
-    """Voxels of a window along D, H, W."""
     shift: Triple
-    """By how many voxels the volume is rolled before it is cut."""
     padded: Triple
-    """Size of the volume after zero padding at the end of each axis."""
     bias_index: Tensor
-    """(n, n): row of the bias table for each pair of the n voxels in a window."""
     mask: Tensor | None
-    """(windows, n, n), added to the attention logits; None where all voxels of every window see each other."""
 
 
 def cut_into_windows(x: Tensor, window: Triple) -> Tensor:
-    """(N, D, H, W, C) -> (N, windows, n, C)."""
+    """Divide a volume (N, D, H, W, C) into windows: (N, windows, n, C)."""
     batch, depth, height, width, channels = x.shape
     x = x.view(
         batch, depth // window[0], window[0], height // window[1], window[1], width // window[2], window[2], channels
@@ -50,16 +53,17 @@ def cut_into_windows(x: Tensor, window: Triple) -> Tensor:
 
 
 def join_windows(windows: Tensor, window: Triple, size: Triple) -> Tensor:
-    """(N, windows, n, C) -> (N, D, H, W, C); the inverse of `cut_into_windows`."""
+    """Join windows (N, windows, n, C) to a volume (N, D, H, W, C); the inverse of `cut_into_windows`."""
     counts = [length // step for length, step in zip(size, window, strict=True)]
     x = windows.view(windows.shape[0], *counts, *window, windows.shape[-1])
     return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(windows.shape[0], *size, windows.shape[-1])
 
 
 def _bias_index(window: Triple, released: bool) -> Tensor:
-    """Row (Δd+6)·169 + (Δh+6)·13 + (Δw+6) for Δ = position of query minus position of key.
+    """Return the row of the bias table for each query and key: (Δd+6)·169 + (Δh+6)·13 + (Δw+6), with Δ = query - key.
 
-    The released model looks up the first n voxels of a full 7³ window instead of the clipped window's own.
+    In clipped windows, the released model uses the positions of the first n voxels of a full 7³ window instead of those
+    in the clipped window.
     """
     if released:
         voxels = torch.tensor(list(product(range(WINDOW), repeat=3))[: window[0] * window[1] * window[2]])
@@ -71,6 +75,8 @@ def _bias_index(window: Triple, released: bool) -> Tensor:
 
 
 def _mask(size: Triple, padded: Triple, window: Triple, shift: Triple, mask_padding: bool) -> Tensor | None:
+    """Return the mask of `WindowLayout`: it separates voxels that only the cyclic shift brought together, and padding."""
+
     def labels(of_axis: Sequence[Tensor]) -> Tensor:
         d, h, w = of_axis
         volume = (d[:, None, None] * 100 + h[:, None]) * 100 + w
@@ -94,17 +100,17 @@ def _mask(size: Triple, padded: Triple, window: Triple, shift: Triple, mask_padd
 
 @lru_cache(maxsize=64)
 def window_layout(size: Triple, shifted: bool, released: bool) -> WindowLayout:
-    """The layout for a volume of `size` voxels; `released` as the released GLIMS does it (see `architectures.glims`)."""
+    """Return the layout for a volume of `size` voxels, or with `released` that of the released GLIMS (see `glims`)."""
     window = triple(min(WINDOW, length) for length in size)
     shift = triple(SHIFT if shifted and length > WINDOW else 0 for length in size)
     padded = triple(-(-length // step) * step for length, step in zip(size, window, strict=True))
-    with torch.device("cpu"):  # also where a network is built without content, on the meta device
+    with torch.device("cpu"):  # also where the network itself is built on the meta device
         mask = _mask(size, padded, window, shift, mask_padding=not released)
         return WindowLayout(window, shift, padded, _bias_index(window, released), mask)
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention inside windows with a learned bias for each offset between two voxels."""
+    """Multi-head self-attention within windows, with a learned bias for each relative position of two voxels."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -119,12 +125,12 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
     def forward(self, windows: Tensor, bias_index: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, windows, n, C) -> the same shape."""
+        """Return the result of attention, (N, windows, n, C), for windows of that shape; see `WindowLayout` for the others."""
         return self.proj(ops.window_attention(self.qkv(windows), self.bias_table, bias_index, mask, self.heads))
 
 
 class Mlp(nn.Module):
-    """Linear C -> 4C, PReLU, linear back."""
+    """Linear layer C -> 4C, PReLU, linear layer 4C -> C."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -137,7 +143,7 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """x + attention(norm x), then x + MLP(norm x), on (N, D, H, W, C)."""
+    """A Swin block: x + attention(norm(x)), then x + MLP(norm(x)), for x (N, D, H, W, C)."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -147,6 +153,7 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim)
 
     def attend(self, x: Tensor, layout: WindowLayout) -> Tensor:
+        """Return window attention of x (N, D, H, W, C): pad, shift, divide into windows, and the way back."""
         size = x.shape[1:4]
         pad = [missing for axis in (2, 1, 0) for missing in (0, layout.padded[axis] - size[axis])]
         x = F.pad(x, (0, 0, *pad))
@@ -165,7 +172,7 @@ class SwinBlock(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """One learned vector a voxel, (1, C, D, H, W); resized trilinearly where a volume of another size comes."""
+    """A learned vector for each voxel, (1, C, D, H, W), interpolated trilinearly for volumes of another size."""
 
     def __init__(self, dim: int, size: Triple):
         super().__init__()
@@ -173,7 +180,7 @@ class PositionEmbedding(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, D, H, W) -> the same shape, embedding added."""
+        """Return x (N, C, D, H, W) plus the embedding."""
         weight = self.weight
         if x.shape[2:] != weight.shape[2:]:
             weight = F.interpolate(weight, size=x.shape[2:], mode="trilinear", align_corners=False)
@@ -181,7 +188,7 @@ class PositionEmbedding(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Position embedding, then `depth` Swin blocks, every other one with shifted windows, on (N, C, D, H, W)."""
+    """Position embedding, then `depth` Swin blocks, every second one with shifted windows: (N, C, D, H, W) -> the same."""
 
     def __init__(self, dim: int, size: Triple, depth: int, heads: int, released: bool):
         super().__init__()
@@ -210,7 +217,7 @@ class SwinStage(nn.Module):
         ]
 
     def run_blocks(self, x: Tensor) -> Tensor:
-        """The blocks alone, for a stage that merges something in after the position embedding."""
+        """Apply the blocks without the position embedding, for a stage that fuses a skip connection in between."""
         layouts = self._layouts_for((x.shape[2], x.shape[3], x.shape[4]), x.device)
         x = x.permute(0, 2, 3, 4, 1).contiguous()
         for index, block in enumerate(self.blocks):
@@ -222,5 +229,5 @@ class SwinStage(nn.Module):
 
 
 def channel_norm(x: Tensor) -> Tensor:
-    """Layer norm over the channels of (N, C, D, H, W), without parameters."""
+    """Return the layer norm over the channels of x (N, C, D, H, W), without parameters."""
     return F.layer_norm(x.permute(0, 2, 3, 4, 1), (x.shape[1],)).permute(0, 4, 1, 2, 3)

@@ -1,7 +1,7 @@
-"""The command `nnunet-glims`. Each command is one module here with HELP, `add_arguments` and `run`, which may return an exit
-code.
+"""The command `nnunet-glims`.
 
-The modules import what is heavy inside `run`, so that --help is instant.
+Each of its commands is a module here, with a text HELP and the functions `add_arguments` and `run`; the latter may
+return an exit code. Modules that take long to import are imported inside `run`, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMMANDS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with all commands."""
+    """Return the parser with all commands."""
     parser = argparse.ArgumentParser(
         prog="nnunet-glims",
         description="Tools around the light networks for nnU-Net. Training and prediction are nnU-Net's own commands: "
@@ -53,14 +53,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, 1 for a failure, 2 for wrong use."""
+    """Run a command.
+
+    Args:
+        arguments: the command's arguments; None for those of this process.
+
+    Returns:
+        The exit code: 0, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
+    """
     options = build_parser().parse_args(arguments)
     try:
         code = options.run(options) or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, say `head`, has seen enough
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         sys.stdout = None
         return 0
     except Exception as error:

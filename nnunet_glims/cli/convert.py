@@ -30,7 +30,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="folder, zip or tar of the release")
     parser.add_argument("-d", "--dataset", type=int, required=True, help="number of the new data set, 1 to 999")
     parser.add_argument("--name", help="name of the new data set, after DatasetNNN_")
-    parser.add_argument("--workers", type=int, help="processes (default: a core each, at most 8)")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow, at most 8)")
     transfer = parser.add_mutually_exclusive_group()
     transfer.add_argument("--copy", action="store_true", help="copy files that need no change (the default)")
     transfer.add_argument("--link", action="store_true", help="link to files that need no change")
@@ -39,7 +39,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import os
     from pathlib import Path
 
     from rich.console import Console
@@ -47,14 +46,14 @@ def run(options: argparse.Namespace) -> None:
 
     from nnunet_glims.datasets import archive, brats, btcv, conversion
     from nnunet_glims.errors import UsageError
+    from nnunet_glims.nnunet.folders import RAW
     from nnunet_glims.processes import workers_or_default
 
-    if not os.environ.get("nnUNet_raw"):
-        raise UsageError("the environment variable nnUNet_raw is not set: nnU-Net keeps raw data sets there")
+    raw = RAW.path
     workers = workers_or_default(options.workers)
     source = Path(options.source)
     default_name = {"brats": "BraTS", "btcv": "BTCV"}[options.kind]
-    destination = conversion.Destination(Path(os.environ["nnUNet_raw"]), options.dataset, options.name or default_name)
+    destination = conversion.Destination(raw, options.dataset, options.name or default_name)
     destination.check()
     packed = archive.is_archive(source)
     if packed and options.link:

@@ -1,4 +1,4 @@
-"""`nnunet-glims demo`: the whole way from raw data to a report, in minutes."""
+"""`nnunet-glims demo`: train on a small data set and write a report, in minutes."""
 
 from __future__ import annotations
 

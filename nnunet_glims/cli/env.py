@@ -1,4 +1,4 @@
-"""`nnunet-glims env`: the variable that makes nnU-Net find our trainers, for setting it by hand."""
+"""`nnunet-glims env`: print the shell line that sets the variable with which nnU-Net finds the trainers."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--penalty",
-        help="distance where one mask is empty: diagonal, brats2021, brats2023, nan (default: the preset's)",
+        help="distance that counts where one mask is empty: diagonal, brats2021, brats2023, nan; presets of challenges have "
+        "their own and take no other (default: diagonal)",
     )
     parser.add_argument(
         "--tolerance",
@@ -42,28 +43,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MM|REGION=MM",
         help="of the normalised surface Dice, for all regions or for one; may be repeated (default: 1 mm)",
     )
-    parser.add_argument("--workers", type=int, help="processes (default: a core each, at most 8)")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow, at most 8)")
 
 
 def run(options: argparse.Namespace) -> int:
-    from dataclasses import replace
     from pathlib import Path
 
     from rich.console import Console
     from rich.progress import track
 
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.evaluation import regions, results
-    from nnunet_glims.evaluation.protocol import preset_named
-    from nnunet_glims.nnunet import folders
-    from nnunet_glims.processes import workers_or_default
+    from nnunet_glims.evaluation.results import SUMMARY, TABLE
+    from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER, evaluate_folders, evaluate_model
 
+    console = Console(markup=False, highlight=False)
+    tolerance, region_tolerances = _tolerances(options.tolerance)
+    settings = {
+        "regions": options.regions,
+        "preset": options.preset,
+        "surface": options.surface,
+        "penalty": options.penalty,
+        "tolerance": tolerance,
+        "region_tolerances": region_tolerances,
+        "only_predicted": options.only_predicted,
+        "out": options.out,
+        "workers": options.workers,
+        "progress": lambda found, what, count: track(found, what, count, console=console),
+    }
     if options.model is not None:
         if options.truth is not None:
             raise UsageError("give either two folders or --model; the label maps' folder goes to --truth")
-        evaluated = Path(options.model)
-        truth = options.truth_of_model
-        cases = folders.of_model(evaluated, None if truth is None else Path(truth), _folds(options.folds))
+        evaluated = options.model
+        results = evaluate_model(evaluated, truths=options.truth_of_model, folds=_folds(options.folds), **settings)
     else:
         for name, value in (("--truth", options.truth_of_model), ("--folds", options.folds)):
             if value is not None:
@@ -72,35 +83,11 @@ def run(options: argparse.Namespace) -> int:
                 )
         if options.truth is None or options.predictions is None:
             raise UsageError("give the folders of true and predicted label maps, or --model MODELFOLDER")
-        evaluated = Path(options.predictions)
-        cases = folders.of_folders(Path(options.truth), evaluated)
+        evaluated = options.predictions
+        results = evaluate_folders(options.truth, evaluated, **settings)
 
-    if options.regions is not None:
-        chosen = regions.named_or_from_file(options.regions)
-    elif cases.dataset_json is not None:
-        chosen = regions.of_dataset(cases.dataset_json)
-    else:
-        raise UsageError(
-            f"no dataset.json in {options.predictions}, {options.truth} or above: say with --regions which labels to evaluate"
-        )
-    changes = {name: getattr(options, name) for name in ("surface", "penalty") if getattr(options, name) is not None}
-    protocol = replace(preset_named(options.preset), **changes, **_tolerances(options.tolerance, list(chosen)))
-    ignored = None if cases.dataset_json is None else regions.ignored_label(cases.dataset_json)
-    settings = results.Settings(chosen, protocol, ignored)
-
-    files = [case for case in cases.files if case.prediction is not None or not options.only_predicted]
-    out = Path(options.out) if options.out else evaluated / "evaluation"
-    console = Console(markup=False, highlight=False)
-    summary = results.evaluate(
-        files,
-        settings,
-        out,
-        workers_or_default(options.workers),
-        cases.without_truth,
-        None if options.model is None else evaluated,
-        lambda found, what, count: track(found, what, count, console=console),
-    )
-    _show(console, summary, settings)
+    summary = results.summary
+    _show(console, summary)
     for case, problem in summary["failed"].items():
         console.print(f"failed {case}: {problem}", soft_wrap=True)
     if summary["missing_predictions"]:
@@ -109,12 +96,13 @@ def run(options: argparse.Namespace) -> int:
     if summary["predictions_without_truth"]:
         names = ", ".join(Path(file).name for file in summary["predictions_without_truth"])
         console.print(f"left out, since there is no true label map: {names}", soft_wrap=True)
-    console.print(f"Wrote {out / results.TABLE} and {out / results.SUMMARY}", soft_wrap=True)
+    out = Path(options.out) if options.out else Path(evaluated) / RESULTS_FOLDER
+    console.print(f"Wrote {out / TABLE} and {out / SUMMARY}", soft_wrap=True)
     return 1 if summary["failed"] else 0
 
 
 def _folds(given):
-    """Numbers of the folds; None for all."""
+    """The numbers of the folds; None for all."""
     from nnunet_glims.errors import UsageError
 
     if given is None:
@@ -124,36 +112,35 @@ def _folds(given):
     return [int(part) for part in given.split(",")]
 
 
-def _tolerances(given, regions):
-    """Fields of the protocol."""
+def _tolerances(given):
+    """The tolerance of all regions, None where it is not given, and region -> its own tolerance."""
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.validation import nearest
 
-    fields, by_region = {}, {}
+    of_all, by_region = None, {}
     for text in given:
         region, equals, number = text.rpartition("=")
         try:
             tolerance = float(number)
         except ValueError:
             raise UsageError(f"--tolerance {text}: {number!r} is no number of mm") from None
-        if not equals:
-            fields["tolerance_mm"] = tolerance
-        elif region in regions:
+        if equals:
             by_region[region] = tolerance
         else:
-            raise UsageError(f"--tolerance {text}: region {region!r} is unknown: {nearest(region, regions)}")
-    return fields | ({"region_tolerances_mm": by_region} if by_region else {})
+            of_all = tolerance
+    return of_all, by_region
 
 
-def _show(console, summary, settings):
-    """The most telling statistics."""
+def _show(console, summary):
+    """Print a table of the most used metrics."""
     from rich.table import Table
     from rich.text import Text
 
+    from nnunet_glims.evaluation.metrics import metric_named
     from nnunet_glims.evaluation.regions import short
 
+    measured = {name for statistics in summary["statistics"].values() for name in statistics}
     shown = ("dice", "hd95", "nsd", "lesion_dice", "lesion_hd95")
-    metrics = [metric for metric in settings.protocol.metrics if metric.name in shown]
+    metrics = [metric_named(name) for name in shown if name in measured]
     table = Table("region", *(f"{metric.title}{f', {metric.unit}' if metric.unit else ''}" for metric in metrics))
     for region, statistics in summary["statistics"].items():
         cells = []

@@ -1,8 +1,9 @@
-"""`nnunet-glims explain`: where a trained network looks."""
+"""`nnunet-glims explain`: show where a trained network looks."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 HELP = "Grad-CAM of whole cases, values of attention gates, and checks of whether to trust them"
 
@@ -13,17 +14,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "cases", nargs="*", metavar="CASE", help="folder of CASE_0000.nii.gz, …, or the files of cases' channels"
     )
     parser.add_argument("-o", "--out", help="folder to write")
-    parser.add_argument("--target", help="regions or labels of dataset.json, such as WT,TC,ET (all)")
-    parser.add_argument("--layer", help="name from --layers, several with commas, or all (a coarse one near the end)")
-    parser.add_argument("--layers", action="store_true", help="list the layers and end")
+    parser.add_argument("--target", help="regions or labels of dataset.json, such as WT,TC,ET (default: all)")
+    parser.add_argument("--layer", help="names from --layers with commas between, or all (default: one coarse layer)")
+    parser.add_argument("--layers", action="store_true", help="only list the layers")
     parser.add_argument("--method", default="gradcam", help="gradcam or guided-gradcam (gradcam)")
-    parser.add_argument("--fold", default="0", help="number, or all (0)")
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="of the fold (checkpoint_final.pth)")
+    parser.add_argument("--fold", default="0", help="name of the fold: a number, or all (0)")
+    parser.add_argument(
+        "--checkpoint", default="checkpoint_final.pth", help="name of the file in the fold (checkpoint_final.pth)"
+    )
     parser.add_argument("--truth", help="folder of true label maps, to show beside the predicted ones")
     parser.add_argument("--sanity", action="store_true", help="check the maps: random weights, salient voxels masked")
     parser.add_argument("--trust", action="store_true", help="load a checkpoint that holds more than numbers")
     parser.add_argument("--overwrite", action="store_true", help="replace an explanation")
-    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="(cuda where there is)")
+    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is a GPU)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,7 +37,8 @@ def run(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.explanation.explaining import Explainer, ExplanationRequest, default_layer, explain
+    from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest, default_layer
+    from nnunet_glims.explanation.explaining import explain
     from nnunet_glims.geometry import times
 
     def parts(given: str | None) -> tuple[str, ...]:
@@ -70,7 +74,9 @@ def run(options: argparse.Namespace) -> None:
         request,
         None if options.truth is None else Path(options.truth),
         options.overwrite,
-        lambda windows, what: track(windows, what, console=console, transient=True, disable=not console.is_terminal),
+        lambda windows, what, count: track(
+            windows, what, count, console=console, transient=True, disable=not console.is_terminal
+        ),
     )
     for case, found in summary["cases"].items():
         voxels = ", ".join(f"{target} {count} voxels" for target, count in found["predicted_voxels"].items())
@@ -81,12 +87,12 @@ def run(options: argparse.Namespace) -> None:
     console.print(f"Wrote {out / 'index.html'}", soft_wrap=True)
 
 
-def _describe_checks(checks) -> str:
+def _describe_checks(checks: dict[str, Any] | None) -> str:
     if checks is None:
         return "not predicted, so nothing to check"
     correlation, deletion = checks["random_weights"]["rank_correlation"], checks["deletion"]
     alike = "no map" if correlation is None else f"rank correlation {correlation:.2f}"
     return (
-        f"with random weights {alike}; mean logit {deletion['logit']:.2f}, most salient voxels masked "
+        f"with random weights: {alike}; mean logit {deletion['logit']:.2f}, most salient voxels masked "
         f"{deletion['most_salient_masked']:.2f}, as many others {deletion['random_masked']:.2f}"
     )

@@ -1,4 +1,4 @@
-"""`nnunet-glims export`: a trained model as files that run without torch and nnU-Net."""
+"""`nnunet-glims export`: write a trained model to files that run without torch and nnU-Net."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="nnU-Net's model folder: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--format", default="onnx", help="onnx or torchscript (onnx)")
-    parser.add_argument("--folds", help="such as 0,1,2 or all (every numbered fold that is trained)")
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="of each fold (checkpoint_final.pth)")
+    parser.add_argument("--folds", help="folds such as 0,1,2 or all (default: every numbered fold that is trained)")
+    parser.add_argument(
+        "--checkpoint", default="checkpoint_final.pth", help="name of the file in each fold (checkpoint_final.pth)"
+    )
     parser.add_argument("--precision", default="fp32", help="how weights are stored: fp32, fp16 or int8 (fp32)")
-    parser.add_argument("--opset", type=int, default=18, help="of ONNX: 18, 19 or 20 (18)")
+    parser.add_argument("--opset", type=int, default=18, help="ONNX operator set: 18, 19 or 20 (18)")
     parser.add_argument("--trust", action="store_true", help="load checkpoints that hold more than numbers")
     parser.add_argument("--overwrite", action="store_true", help="replace an export")
 

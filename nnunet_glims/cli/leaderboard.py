@@ -9,13 +9,21 @@ HELP = "compare evaluated models or predictions: statistics, ranks, costs, pictu
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "entries", nargs="+", metavar="NAME=FOLDER", help="evaluated folders, or one YAML file that lists them"
+        "entries",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="evaluated folders, several of one name for its seeds; or one YAML file that lists them",
     )
     parser.add_argument("-o", "--out", required=True, help="folder for the page and the tables")
     parser.add_argument("--title", help="heading of the page")
     parser.add_argument("--metrics", help="which to show, as in metrics.csv: dice,hd95,nsd (the default), assd, ...")
     parser.add_argument(
         "--intersection", action="store_true", help="compare on the cases that all entries have, where some miss cases"
+    )
+    parser.add_argument(
+        "--patients",
+        metavar="FILE.csv",
+        help="columns case,patient: cases of one patient count once (default: the data set's conversion report)",
     )
     parser.add_argument(
         "--published", default="", help="networks whose published figures are shown below: GLIMS,LATUPNet,SwinUNETR"
@@ -28,48 +36,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from rich.console import Console
 
-    from nnunet_glims.errors import UsageError
     from nnunet_glims.evaluation.regions import short
-    from nnunet_glims.files import write_text
-    from nnunet_glims.networks import network_named
-    from nnunet_glims.report import page, tables
-    from nnunet_glims.report.board import make_board
-    from nnunet_glims.report.cases import telling_cases
-    from nnunet_glims.report.entries import read_entries
+    from nnunet_glims.report import tables
+    from nnunet_glims.report.entries import board_file_of_arguments
+    from nnunet_glims.report.leaderboard import leaderboard
 
-    published = [network_named(name).name for name in options.published.replace(" ", "").split(",") if name]
-    if options.cases < 0:
-        raise UsageError(f"--cases {options.cases}: it must be 0 or more")
     console = Console(markup=False, highlight=False)
-    title, entries = read_entries(options.entries)
-    with console.status("Comparing"):
-        metrics = [name for name in (options.metrics or "").replace(" ", "").split(",") if name]
-        board = make_board(options.title or title, entries, metrics, options.intersection)
-    with console.status("Drawing"):
-        images = Path(options.images) if options.images else None
-        shown = telling_cases(board, options.cases, images, options.channel)
-        html = page.render(board, shown, published)
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "leaderboard.html", html)
-    write_text(out / "leaderboard.md", tables.markdown(board))
-    write_text(out / "leaderboard.tex", tables.latex(board))
-    write_text(out / "leaderboard.csv", tables.statistics_table(board).to_csv(index=False))
-    write_text(out / "comparisons.csv", tables.comparisons_table(board).to_csv(index=False))
-    if options.cases and not shown:
+    with console.status("Comparing and drawing"):
+        made = leaderboard(
+            board_file_of_arguments(options.entries),
+            options.out,
+            title=options.title,
+            metrics=_listed(options.metrics),
+            intersection=options.intersection,
+            patients=options.patients,
+            published=_listed(options.published),
+            images=options.images,
+            channel=options.channel,
+            cases=options.cases,
+        )
+    board = made.board
+    if options.cases and not made.shown:
         console.print("The label maps are no longer where they were evaluated: no slices are shown.")
-    if shown and all(case.image is None for case in shown):
+    if made.shown and all(case.image is None for case in made.shown):
         console.print("The cases' images were not found: labels are shown on black. --images names their folder.")
+    for sentence in tables.averages(board):
+        console.print(sentence, soft_wrap=True)
     for name in board.ordered:
-        dice = ", ".join(
-            f"{short(region)} {tables.value(board, metric, region, name, interval=False)}"
-            for metric in board.metrics[:1]
-            for region in board.regions
+        metric = board.metrics[0]
+        values = ", ".join(
+            f"{short(region)} {tables.value(board, metric, region, name, interval=False)}" for region in board.regions
         )
         rank = "" if board.ranking is None else f", mean rank {board.ranking.mean[name]:.2f}"
-        console.print(f"{name}: {board.metrics[0].title} {dice}{rank}", highlight=False, soft_wrap=True)
-    console.print(f"Wrote {out / 'leaderboard.html'}, and tables beside it", highlight=False, soft_wrap=True)
+        console.print(f"{name}: {metric.title} {values}{rank}", soft_wrap=True)
+    console.print(f"Wrote {made.page}, and tables beside it", soft_wrap=True)
+
+
+def _listed(names):
+    return [name for name in (names or "").replace(" ", "").split(",") if name]

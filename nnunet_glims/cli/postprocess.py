@@ -1,4 +1,4 @@
-"""`nnunet-glims postprocess`: thresholds, small components and holes."""
+"""`nnunet-glims postprocess`: average predictions and apply rules for thresholds, small components and holes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ HELP = "average predictions and post-process them: thresholds, small components,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "predictions", nargs="+", help="folders of nnUNetv2_predict --save_probabilities, one a model, same cases"
+        "predictions",
+        nargs="+",
+        help="folders of nnUNetv2_predict --save_probabilities, one per model, with the same cases",
     )
     parser.add_argument("-o", "--out", required=True, help="folder to make")
     parser.add_argument(
         "--preset", required=True, help="glims_brats2023, none, or a .json file of rules (nnunet-glims postprocess-fit)"
     )
-    parser.add_argument("--workers", type=int, help="processes (default: a core each, at most 8)")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow, at most 8)")
 
 
 def run(options: argparse.Namespace) -> None:

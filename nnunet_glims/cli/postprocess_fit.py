@@ -1,4 +1,4 @@
-"""`nnunet-glims postprocess-fit`: rules from a model's cross-validation."""
+"""`nnunet-glims postprocess-fit`: fit post-processing rules to the cross-validation of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="nnU-Net's model folder, with validation predictions of its folds (--npz)")
     parser.add_argument("-o", "--out", required=True, help=".json file for the rules")
     parser.add_argument("--truth", help="folder of true label maps (default: found in nnU-Net's folders)")
-    parser.add_argument("--workers", type=int, help="processes (default: a core each, at most 8)")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as cores and memory allow, at most 8)")
 
 
 def run(options: argparse.Namespace) -> None:

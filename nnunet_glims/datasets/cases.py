@@ -1,4 +1,4 @@
-"""What a data set's module finds in a release, and how it is to look in nnU-Net's layout."""
+"""The cases of a release as its reader finds them, and how they are described in nnU-Net's layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a release: with one case, or with no case in particular (`case` is "")."""
+    """Something wrong with a release.
+
+    Attributes:
+        case: name of the case; "" where the problem belongs to no single case.
+        file: path of the file; "" where the problem belongs to no single file.
+        message: what is wrong.
+    """
 
     case: str
     file: str
@@ -24,10 +30,10 @@ class SourceCase:
     """A case of a release.
 
     Attributes:
-        name: of the case, as it is in the release.
+        name: the case's name in the release.
         images: a file for each channel, in the order of the data set's channels.
-        label: its segmentation; None for a test case.
-        patient: cases of one patient stay in one fold.
+        label: the file of its segmentation; None for a test case.
+        patient: the patient's name. Cases of one patient stay in one fold.
     """
 
     name: str
@@ -37,7 +43,7 @@ class SourceCase:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Images, then the segmentation if there is one."""
+        """The images, then the segmentation if there is one."""
         return self.images if self.label is None else (*self.images, self.label)
 
 
@@ -46,15 +52,15 @@ class Release:
     """A release, read but not checked voxel by voxel.
 
     Attributes:
-        name: of the release, for example "BraTS 2021".
-        cases: sorted by name.
-        channels: names, in the order of `SourceCase.images`.
-        labels: of dataset.json: name -> label, or labels of a region.
-        regions_class_order: of dataset.json; None without regions.
-        label_map: label in the release -> label in nnU-Net. Others are errors.
-        reference, licence: of dataset.json.
-        problems: found while looking at names.
-        splits: nnU-Net's splits_final.json; None leaves the split to nnU-Net.
+        name: name of the release, for example "BraTS 2021".
+        cases: the cases, sorted by name.
+        channels: names of the channels, in the order of `SourceCase.images`.
+        labels: the entry of dataset.json: name -> label, or labels of a region.
+        regions_class_order: the entry of dataset.json; None without regions.
+        label_map: label in the release -> label in nnU-Net. Other labels are errors.
+        reference, licence: the entries of dataset.json.
+        problems: problems with names, such as a case that is there twice.
+        splits: content of nnU-Net's splits_final.json; None leaves the split to nnU-Net.
     """
 
     name: str
@@ -70,5 +76,5 @@ class Release:
 
     @property
     def file_ending(self) -> str:
-        """ ".nii" where all files have it, else ".nii.gz"."""
+        """The ending of the converted files: ".nii" where all files of the release have it, else ".nii.gz"."""
         return ".nii" if all(file.suffix == ".nii" for case in self.cases for file in case.files) else ".nii.gz"

@@ -4,6 +4,7 @@ file."""
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ _PLAN = "conversion_plan.json"
 _DATASET = "dataset"
 _VERSION = 1
 """Raised when the same release is converted to other files, so that a conversion by an older version is not resumed."""
+_SHOWN = 80
+"""Characters of the longest value that an error message shows."""
 Transfer = Literal["copy", "symlink", "move"]
 
 
@@ -122,11 +125,11 @@ def convert(
         destination: where it goes.
         transfer: how files that need no change get there; "move" is for files that were unpacked for this conversion.
         split: file with the splits; None for those of the release, or, where a patient has several cases, folds by
-            patient; else nnU-Net draws its own.
+            patient; otherwise nnU-Net draws its own folds.
         workers: processes.
         resume: go on with an interrupted conversion of the same release.
         skip_bad: leave cases with problems out instead of refusing the release.
-        progress: wraps the results of long work, (results, what is done, how many) -> results.
+        progress: shows how far the work is.
 
     Returns:
         The content of conversion_report.json.
@@ -155,6 +158,7 @@ def convert(
             "test_cases": [case.name for case in cases if case.label is None],
             "skipped": [{"case": p.case, "file": p.file, "problem": p.message} for p in problems],
             "label_in_release": {str(ours): theirs for theirs, ours in sorted(release.label_map.items(), reverse=True)},
+            "patients": {case.name: case.patient for case in cases},
             "source_files": {
                 case.name: [file.relative_to(source.folder).as_posix() for file in case.files] for case in cases
             },
@@ -208,10 +212,10 @@ def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: 
         )
         if not resume:
             raise UsageError(f"{left}. Go on with --resume, or delete the folder to start again")
-        differing = sorted(key for key in {*plan, *there} if plan.get(key) != there.get(key))
+        differing = [_difference(key, plan[key], there.get(key)) for key in plan if plan[key] != there.get(key)]
         if differing:
             raise UsageError(
-                f"{left}, and this is another conversion, from {plan['source']['path']}: {', '.join(differing)} differ. "
+                f"{left}, and this is another conversion, from {plan['source']['path']}: {'; '.join(differing)}. "
                 "Delete the folder to start again"
             )
         for name in subfolders:
@@ -224,19 +228,23 @@ def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: 
         move_folder(started / folder.name, folder)  # fails where another conversion made it meanwhile
 
 
+def _difference(key: str, now: Any, before: Any) -> str:
+    texts = [json.dumps(value) for value in (now, before)]
+    return f"{key} is {texts[0]}, and was {texts[1]}" if max(map(len, texts)) < _SHOWN else f"{key} is another one"
+
+
 @dataclass(frozen=True)
 class _WrittenFile:
-    """One file of the converted data set."""
+    """A file of the converted data set, and the file of the release that it is made from."""
 
     source: Path
     target: Path
     transfer: Transfer
-    label_map: Mapping[int, int] | None
-    """None for files whose voxels stay as they are."""
+    label_map: Mapping[int, int] | None  # None for files whose voxels stay as they are
 
     @property
     def nbytes(self) -> int:
-        """On disk, about."""
+        """About how many bytes the file will take on the disk."""
         return self.source.stat().st_size if self.transfer == "copy" or self.label_map is not None else 0
 
     def write(self) -> None:

@@ -1,4 +1,4 @@
-"""Splits in nnU-Net's form: a list of {"train": [case, …], "val": [case, …]}, one entry a fold."""
+"""Splits in nnU-Net's form: a list with an entry {"train": [case, …], "val": [case, …]} for each fold."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FOLDS = 5
 
 
 def by_patient(patient_of: Mapping[str, str]) -> Splits:
-    """Five folds as nnU-Net draws them (shuffled, seed 12345), but of patients: all cases of one are in one fold.
+    """Draw five folds of patients as nnU-Net draws five folds of cases (shuffled, seed 12345).
 
-    Of fewer than five patients as many folds as patients.
+    All cases of a patient are in one fold. Fewer than five patients give as many folds as there are patients.
 
     Args:
         patient_of: case -> patient.
@@ -34,7 +34,7 @@ def by_patient(patient_of: Mapping[str, str]) -> Splits:
 
 
 def from_file(path: Path, cases: Sequence[str]) -> Splits:
-    """The splits of a file; raises `UsageError` where it has another form or names cases that are not there."""
+    """Read splits from a file; raise `UsageError` where it has another form or names cases that are not there."""
     splits = read_json(path)
     try:
         named = {case for fold in splits for part in ("train", "val") for case in fold[part]}

@@ -1,4 +1,4 @@
-"""From predictions to the zip that a challenge takes: checked as a whole first, then written."""
+"""Packs predictions into the zip that a challenge takes. All of them are checked; only a complete zip gets its name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import new_file, read_json
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import read_nifti
+from nnunet_glims.nnunet.folders import label_maps
 from nnunet_glims.processes import Progress, quietly
 from nnunet_glims.releases import brats, btcv
 from nnunet_glims.validation import nearest
@@ -29,9 +30,9 @@ class Challenge:
     """What a challenge expects.
 
     Attributes:
-        label_map: label as `nnunet-glims convert` has it -> label of the challenge.
-        file_name: of a case's segmentation, from the case's name.
-        release: how conversion_report.json names releases of it begin.
+        label_map: label that `nnunet-glims convert` writes -> label of the challenge.
+        file_name: gives the name of a segmentation's file, from the case's name.
+        release: beginning of the names that conversion_report.json has for releases of the challenge.
     """
 
     label_map: Mapping[int, int]
@@ -61,7 +62,7 @@ CHALLENGES = {
 
 
 def challenge_named(name: str) -> Challenge:
-    """The challenge of that name; raises `UsageError` with the nearest right one."""
+    """Return the challenge of that name; raise `UsageError` with the nearest known name where there is none."""
     if name not in CHALLENGES:
         raise UsageError(f"challenge {name!r} is unknown: {nearest(name, list(CHALLENGES))}")
     return CHALLENGES[name]
@@ -72,7 +73,7 @@ class Expected:
     """The cases to submit.
 
     Attributes:
-        images: case -> an image whose geometry its segmentation must have; None where there is none at hand.
+        images: case -> an image whose geometry its segmentation must have; None where no image is given.
         label_map: label in the predictions -> label of the challenge.
     """
 
@@ -81,15 +82,15 @@ class Expected:
 
 
 def expected_cases(challenge: Challenge, dataset: Path | None, cases: Path | None) -> Expected:
-    """What to submit.
+    """Return which cases are to be submitted, and with which labels.
 
     Args:
-        challenge: decides about labels where the data set does not say.
+        challenge: gives the labels where the data set has no conversion_report.json.
         dataset: folder DatasetNNN_NAME in nnUNet_raw. Its images give the geometry, its conversion_report.json the labels.
-        cases: text file with a case on each line; None for those in the data set's imagesTs.
+        cases: text file with a case on each line; None for the cases in the data set's imagesTs.
 
     Raises:
-        UsageError: there is no such thing, no test case, or the data set is of another challenge.
+        UsageError: a folder or file is missing, there is no test case, or the data set is of another challenge.
     """
     images: dict[str, Path] = {}
     label_map = challenge.label_map
@@ -137,8 +138,8 @@ def write_submission(
 ) -> dict[str, int]:
     """Check all predictions, then write them to a zip that is complete or not there.
 
-    The segmentations are uint8 NIfTI at the zip's top level. Where the image is at hand they have its header, so that
-    geometry is the release's to the last bit.
+    The segmentations are uint8 NIfTI at the zip's top level. Where the image is given, they have its header, so that
+    their geometry is that of the release to the last bit.
 
     Returns:
         File name in the zip -> voxels that are not background.
@@ -182,13 +183,10 @@ def _listed(problems: Sequence[str]) -> str:
 
 
 def _predictions(folder: Path) -> dict[str, Path]:
-    """Case -> file."""
+    """Return the label maps of a folder by case."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
-    found = {}
-    for file in sorted(folder.iterdir()):
-        if file.name.endswith((".nii.gz", ".nii")) and not file.name.startswith("."):
-            found[file.name.removesuffix(".gz").removesuffix(".nii")] = file
+    found = label_maps(folder)
     if not found:
         raise UsageError(f"{folder}: there are no predictions (*.nii.gz, *.nii)")
     return found
@@ -197,7 +195,7 @@ def _predictions(folder: Path) -> dict[str, Path]:
 def _segmentation(
     file: Path, image: Path | None, label_map: Mapping[int, int]
 ) -> tuple[nibabel.Nifti1Image | None, list[str]]:
-    """What goes into the zip, or what is wrong."""
+    """Return the image that goes into the zip, or what is wrong with the prediction."""
     try:
         voxels, geometry = read_nifti(file)
     except ProcessingError as error:

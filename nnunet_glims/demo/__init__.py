@@ -1,1 +1,1 @@
-"""The embedded demo: a synthetic tumour dataset, and a report page on what was trained with it."""
+"""The demo: a synthetic tumour data set, two short trainings on it, and a report page."""

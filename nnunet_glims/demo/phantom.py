@@ -1,9 +1,8 @@
-"""A small synthetic brain tumour dataset in nnU-Net raw format, laid out like BraTS.
+"""A small synthetic brain tumour data set in nnU-Net's raw format, with the channels and regions of BraTS.
 
-The phantom is there to try the whole pipeline in minutes on a CPU. It does not tell how well a network does
-on patients.
+It serves to try the whole pipeline in minutes on a CPU, and not to measure how well a network segments patients.
 
-Arrays here are (x, y, z) with x growing to the right, y to the front and z to the top of the head (RAS+).
+Arrays here are (x, y, z): x increases to the right, y to the front and z to the top of the head (RAS+).
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ FILE_ENDING = ".nii.gz"
 
 NCR, ED, ET = brats.NECROSIS, brats.EDEMA, brats.ENHANCING
 
-# Raised when the voxels for given parameters change, so that an older dataset is not mistaken for this one.
 PHANTOM_VERSION = 1
+"""Increased when the voxels for the same parameters change, so that an older data set is recognised."""
 SMALLEST_AXIS = 28
+"""Fewest voxels along an axis, for which a tumour still has all its regions."""
 
-# Signal of each tissue in FLAIR, T1ce, T1 and T2 in arbitrary units; a tissue's code is its row number.
+# Signal of each tissue (row) in FLAIR, T1ce, T1 and T2 in arbitrary units. The code of a tissue is its row.
 AIR, WHITE, GREY, FLUID, NECROSIS, EDEMA, RIM = range(7)
 SIGNAL = np.array(
     [
@@ -49,8 +49,9 @@ SIGNAL = np.array(
 class PhantomCase:
     """One synthetic head.
 
-    channels: (4, X, Y, Z) int16, FLAIR, T1ce, T1 and T2, zero outside of the brain and positive inside.
-    labels: (X, Y, Z) uint8, 0 background, 1 necrotic core, 2 edema, 3 enhancing rim.
+    Attributes:
+        channels: (4, X, Y, Z) int16: FLAIR, T1ce, T1 and T2, zero outside of the brain and positive inside.
+        labels: (X, Y, Z) uint8: 0 background, 1 necrotic core, 2 edema, 3 enhancing rim.
     """
 
     channels: np.ndarray
@@ -64,11 +65,13 @@ def make_case(
 ) -> PhantomCase:
     """Draw one head with one tumour.
 
-    rng: every call draws another head from it.
-    shape: voxels along x, y, z; the brain fills about 86 % of each axis.
-    spacing_mm: voxel size along x, y, z in mm.
+    Args:
+        rng: random numbers; every call draws another head.
+        shape: voxels along x, y, z. The brain fills about 86 % of each axis.
+        spacing_mm: voxel size along x, y, z in mm.
 
-    Raises UsageError if shape is too small for a tumour with all its regions, or spacing is not positive.
+    Raises:
+        UsageError: the shape is too small for a tumour with all its regions, or the spacing is not positive.
     """
     _check_geometry(shape, spacing_mm)
     tissue, position = _draw_brain(rng, shape)
@@ -91,18 +94,20 @@ def write_raw_dataset(
 ) -> Path:
     """Write a phantom dataset to `raw_folder/dataset_name` and return that folder.
 
-    It holds imagesTr, labelsTr, imagesTs, labelsTs (the truth of the test cases, which nnU-Net ignores) and a
-    dataset.json with the three BraTS regions. More cases leave the first ones as they were. A dataset that is
-    already there and was written with the same arguments is returned untouched.
+    It consists of imagesTr, labelsTr, imagesTs, labelsTs (true labels of the test cases, which nnU-Net ignores) and a
+    dataset.json with the three regions of BraTS. The first cases do not depend on the number of cases. A data set that
+    is there and was written with the same arguments is returned unchanged.
 
-    raw_folder: nnU-Net's raw folder; created if it is missing.
-    dataset_name: as nnU-Net wants it, "Dataset" + three digits + "_" + a name.
-    cases, test_cases: number of training cases (at least 1) and test cases (0 or more).
-    shape, spacing_mm: voxels and voxel size in mm along x, y, z.
-    seed: 0 or more; the same seed gives the same voxels.
+    Args:
+        raw_folder: nnU-Net's raw folder; it is made where it does not exist.
+        dataset_name: a name of nnU-Net's form: "Dataset", three digits, "_" and a name.
+        cases, test_cases: number of training cases (at least 1) and of test cases (0 or more).
+        shape, spacing_mm: voxels, and voxel size in mm, along x, y, z.
+        seed: 0 or more; the same seed gives the same voxels.
 
-    Raises UsageError for an argument out of range, if the folder is there with other content, or if another
-    dataset has the same number.
+    Raises:
+        UsageError: an argument is out of range, the folder exists with other content, or another data set has the same
+            number.
     """
     if not re.fullmatch(r"Dataset\d{3}_\w+", dataset_name):
         raise UsageError(f"dataset name {dataset_name!r} is not of nnU-Net's form: use e.g. Dataset900_Demo")
@@ -146,7 +151,7 @@ def write_raw_dataset(
 
 
 def case_name(split: str, index: int) -> str:
-    """Name of a case, without channel and file ending. split: "Tr" or "Ts"; index: from 0 in the split."""
+    """Return the name of a case, without channel and file ending, from its split ("Tr" or "Ts") and its index in the split."""
     return f"phantom_{index:03d}" if split == "Tr" else f"phantom_test_{index:03d}"
 
 
@@ -165,7 +170,7 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], waves: int) -> np.ndarray:
-    """Smooth random field of mean 0 and standard deviation 1; `waves`: most half waves along an axis."""
+    """Return a smooth random field of mean 0 and standard deviation 1, with at most `waves` half waves along an axis."""
     coefficients = rng.standard_normal((waves + 1,) * 3)
     coefficients[0, 0, 0] = 0
     field = fft.idctn(coefficients, s=shape, norm="ortho")
@@ -173,9 +178,10 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], waves: int) 
 
 
 def _draw_brain(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Tissue codes (X, Y, Z) of a healthy brain, and the undeformed position (3, X, Y, Z) of each voxel.
+    """Return the tissue codes (X, Y, Z) of a healthy brain, and each voxel's position (3, X, Y, Z) before deformation.
 
-    Positions are relative to the brain's centre and semi-axes: its surface is about 1 away from the centre.
+    Positions are relative to the centre of the brain, in units of its semi-axes: its surface is at a distance of about
+    1.
     """
     axes = [(np.arange(n) - (n - 1) / 2) / (0.43 * n) for n in shape]
     position = np.stack(np.meshgrid(*axes, indexing="ij"))
@@ -184,7 +190,7 @@ def _draw_brain(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.nd
     side = np.abs(x)
     radius = np.sqrt((x / (1 - 0.1 * y)) ** 2 + y**2 + z**2)
     fold = np.abs(_smooth_field(rng, shape, 16))
-    # The cleft between the hemispheres acts like one more fold, deeper and straight.
+    # The fissure between the hemispheres is like another fold, but deeper and straight.
     cleft = np.where(radius > 0.5, side, np.inf)
 
     tissue = np.full(shape, WHITE, dtype=np.uint8)
@@ -199,7 +205,7 @@ def _draw_brain(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.nd
 
 
 def _ellipsoids(side, y, z, centre, semi_axes) -> np.ndarray:
-    """Mask of a pair of ellipsoids, one in each hemisphere."""
+    """Return the mask of two ellipsoids, one in each hemisphere."""
     offsets = ((p - c) / a for p, c, a in zip((side, y, z), centre, semi_axes, strict=True))
     return sum(offset**2 for offset in offsets) < 1
 
@@ -207,7 +213,7 @@ def _ellipsoids(side, y, z, centre, semi_axes) -> np.ndarray:
 def _draw_tumour(
     rng: np.random.Generator, tissue: np.ndarray, position_mm: np.ndarray, brain_radius_mm: float
 ) -> np.ndarray:
-    """Labels (X, Y, Z) of one tumour within the brain: necrosis in an enhancing rim in edema."""
+    """Return the labels (X, Y, Z) of one tumour within the brain: necrosis, surrounded by an enhancing rim and by edema."""
     shape = tissue.shape
     depth = ndimage.distance_transform_edt(tissue != AIR)
     possible = np.argwhere((tissue == WHITE) & (depth > 0.4 * depth.max()))
@@ -220,7 +226,7 @@ def _draw_tumour(
     core_radius = rng.uniform(0.26, 0.36)
     edema_radius = core_radius + rng.uniform(0.12, 0.22)
     necrosis_radius = core_radius * rng.uniform(0.55, 0.8)
-    # Water spreads along the white matter: it hardly enters the cortex, and no ventricle.
+    # Edema spreads in white matter; it hardly enters the cortex, and never the ventricles.
     resistance = np.choose(tissue, [np.inf, 1.0, 1.4, np.inf, 0, 0, 0])
     brain = tissue != AIR
 
@@ -237,19 +243,19 @@ def _draw_tumour(
 
 
 def _uneven(rng: np.random.Generator, shape: tuple[int, ...], amount: float) -> np.ndarray:
-    """Factors around 1 that make the surface of a ball lobed; at least 0.5, to keep its centre inside."""
+    """Return factors around 1 that make the surface of a ball irregular; at least 0.5, so that its centre stays inside."""
     field = 0.8 * _smooth_field(rng, shape, 7) + 0.6 * _smooth_field(rng, shape, 14)
     return np.clip(1 + amount * field, 0.5, 1.8)
 
 
 def _central(mask: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """The connected part of `mask` that holds the voxel of least distance, with its holes filled."""
+    """Return the component of `mask` that contains the voxel of smallest distance, with holes filled."""
     parts, _ = ndimage.label(mask)
     return ndimage.binary_fill_holes(parts == parts.flat[distance.argmin()])
 
 
 def _acquire(rng: np.random.Generator, tissue: np.ndarray, signal: np.ndarray) -> np.ndarray:
-    """One int16 MR channel (X, Y, Z): partial volume, texture, bias field, Rician noise and scanner gain."""
+    """Return one int16 MR channel (X, Y, Z), with partial volume, texture, bias field, Rician noise and scanner gain."""
     brain = tissue != AIR
     image = (signal * rng.uniform(0.95, 1.05, signal.shape))[tissue]
     image = ndimage.gaussian_filter(image, 0.6)
@@ -268,7 +274,7 @@ def _write_case(folder: Path, split: str, index: int, case: PhantomCase, affine:
 
 
 def _case_files(split: str, index: int) -> tuple[list[str], str]:
-    """Paths of a case's channels and labels within the dataset folder."""
+    """Return the paths of a case's channels and labels within the folder of the data set."""
     name = case_name(split, index)
     images = [f"images{split}/{name}_{channel:04d}{FILE_ENDING}" for channel in range(len(CHANNELS))]
     return images, f"labels{split}/{name}{FILE_ENDING}"

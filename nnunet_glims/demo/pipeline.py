@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from nnunet_glims import __version__
 from nnunet_glims.demo.phantom import write_raw_dataset
-from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.protocol import PRESETS
-from nnunet_glims.evaluation.regions import of_dataset, short
-from nnunet_glims.evaluation.results import Settings, evaluate, read_results
-from nnunet_glims.files import read_json, write_text
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.evaluation.regions import short
+from nnunet_glims.files import read_json, write_json, write_text
 from nnunet_glims.networks import network_named
-from nnunet_glims.nnunet.folders import of_folders
+from nnunet_glims.nnunet.evaluation import evaluate_folders
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.plans.override import apply_override
 from nnunet_glims.processes import available_cores, find_program
 from nnunet_glims.report.board import make_board
-from nnunet_glims.report.cases import telling_cases
+from nnunet_glims.report.cases import choose_cases
 from nnunet_glims.report.drawing import listed
-from nnunet_glims.report.entries import Entry
+from nnunet_glims.report.entries import LeaderboardEntry, Run
 from nnunet_glims.report.page import render
 
 OVERRIDES = {"GLIMS": "cpu_demo", "LATUPNet": "latupnet_cpu_demo"}
 """Network -> plans override."""
 CONFIGURATION = "3d_fullres"
 SHOWN_CASES = 2
-PREDICTED = "predicted"
-"""A file that says that all cases were predicted."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of one demo. A second run in the same folder goes on where the first one ended."""
+    """The folders of one demo.
+
+    Attributes:
+        folder: the folder for everything that the demo writes.
+        raw: the raw data set in nnU-Net's layout.
+        device: "cpu", "cuda" or "mps".
+    """
 
     folder: Path
     raw: Path
-    """The raw data set, in nnU-Net's layout."""
     device: str
 
     @property
@@ -57,16 +62,16 @@ class Workspace:
         return self.folder / "nnUNet_preprocessed" / self.dataset
 
     def model(self, trainer: str, plans_name: str) -> Path:
-        """The folder of a trained model."""
+        """Return the folder of a trained model."""
         return self.folder / "nnUNet_results" / self.dataset / f"{trainer}__{plans_name}__{CONFIGURATION}"
 
     @property
     def workers(self) -> str:
-        """Processes for one of nnU-Net's jobs; starting one takes as long as a case of the demo."""
+        """Number of processes for one of nnU-Net's commands; few, because starting one takes as long as a case."""
         return str(max(1, min(4, available_cores() // 2)))
 
     def environment(self) -> dict[str, str]:
-        """What nnU-Net's commands run with."""
+        """Return the environment variables that nnU-Net's commands run with."""
         cores = available_cores()
         ours = {
             "nnUNet_raw": str(self.raw.parent),
@@ -76,14 +81,18 @@ class Workspace:
         defaults = {
             "nnUNet_n_proc_DA": str(max(1, min(4, cores - 1))),
             "nnUNet_def_n_proc": self.workers,
-            # Threads that wait actively take the cores from those that still work.
+            # Threads that wait actively would occupy cores that working threads need.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         return {**defaults, **os.environ, **ours}
 
 
 class Steps:
-    """Runs nnU-Net's commands, tells what runs and how long it took, and keeps their output in a log file."""
+    """Runs nnU-Net's commands, unless they were run before with the same command and the same inputs.
+
+    The folder logs has two files for each step: NAME.log, the output of the command, and NAME.json, which says what the
+    step was made from and whether it finished.
+    """
 
     def __init__(self, workspace: Workspace, console: Console):
         self.workspace = workspace
@@ -91,10 +100,49 @@ class Steps:
         self.logs = workspace.folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
 
-    def run(self, title: str, log: str, command: Sequence[str]) -> float:
-        """Run one command; returns its seconds. Raises `RuntimeError` with the end of its output where it fails."""
+    def run(
+        self,
+        name: str,
+        title: str,
+        command: Sequence[str],
+        inputs: Mapping[str, Any],
+        results: Sequence[Path],
+        folder: Path,
+        speed: Sequence[str] = (),
+    ) -> str:
+        """Run a command, unless its results are there and were made by the same command from the same inputs.
+
+        Args:
+            name: name of the step, and of its files in the folder logs.
+            title: what is done, for the user.
+            command: program and arguments.
+            inputs: everything else that the results depend on, as JSON.
+            results: files that the command writes.
+            folder: folder that holds the results. It is removed before the command is run with another command or other
+                inputs than the last time; else an unfinished run is continued.
+            speed: further arguments, which the results do not depend on.
+
+        Returns:
+            The fingerprint of the command and its inputs.
+
+        Raises:
+            ProcessingError: the command failed; the message has the end of its output.
+        """
+        made_from = json.loads(json.dumps({"version": __version__, "command": list(command), **inputs}))
+        path = self.logs / f"{name}.json"
+        last = read_json(path) if path.exists() else {}
+        unchanged = last.get("made_from") == made_from
+        if not (unchanged and last["finished"] and all(result.exists() for result in results)):
+            if not unchanged:
+                shutil.rmtree(folder, ignore_errors=True)
+            write_json(path, {"finished": False, "made_from": made_from})
+            self._run(name, title, [*command, *speed])
+            write_json(path, {"finished": True, "made_from": made_from})
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+    def _run(self, name: str, title: str, command: Sequence[str]) -> None:
         program = find_program(command[0])
-        path = self.logs / f"{log}.log"
+        path = self.logs / f"{name}.log"
         started = time.monotonic()
         with self.console.status(f"{title}: {' '.join(command)}"), path.open("w") as output:
             code = subprocess.run(
@@ -108,25 +156,31 @@ class Steps:
         seconds = time.monotonic() - started
         if code != 0:
             tail = "\n".join(path.read_text(errors="replace").splitlines()[-15:])
-            raise RuntimeError(
+            raise ProcessingError(
                 f"{title}: {command[0]} ended with exit code {code}; all its output is in {path}\n{tail}"
             )
         self.console.print(f"{title}: {seconds:.0f} s")
-        return seconds
 
 
 def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, console: Console | None = None) -> Path:
-    """Plan, preprocess, train GLIMS and LATUP-Net, predict unseen cases, evaluate; returns the path of the report.
+    """Plan, preprocess, train GLIMS and LATUP-Net, predict unseen cases, evaluate, and write a report.
+
+    A second run in the same folder skips the steps whose command, plans and data are unchanged, continues an
+    interrupted training, and does all other steps again.
 
     Args:
-        folder: for everything the demo writes.
+        folder: folder for everything that the demo writes.
         device: "cpu", "cuda" or "mps", as nnU-Net's -device.
         data: a raw data set in nnU-Net's layout (DatasetXXX_NAME); None generates phantoms of heads with tumours.
             Without labelsTs the validation cases of fold 0 are predicted.
+        console: where progress is printed.
+
+    Returns:
+        The path of the report.
 
     Raises:
         UsageError: `data` is no raw data set.
-        RuntimeError: one of nnU-Net's commands failed; the message has the end of its output.
+        ProcessingError: one of nnU-Net's commands failed; the message has the end of its output.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,49 +192,54 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
         f"Data: {raw}\nEverything is written to {folder}, logs of nnU-Net's commands to {steps.logs}", soft_wrap=True
     )
 
-    if not (workspace.preprocessed / "nnUNetPlans.json").exists():
-        number = workspace.dataset.removeprefix("Dataset")[:3]
-        steps.run(
-            "Plan and preprocess",
-            "plan_and_preprocess",
-            [
-                "nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--verify_dataset_integrity",
-                "-npfp", workspace.workers, "-np", workspace.workers,
-            ],
-        )  # fmt: skip
+    number = workspace.dataset.removeprefix("Dataset")[:3]
+    preprocessed = steps.run(
+        "plan_and_preprocess",
+        "Plan and preprocess",
+        ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--verify_dataset_integrity"],
+        {"files": _stamps([raw / "dataset.json", *_files(raw / "imagesTr"), *_files(raw / "labelsTr")])},
+        [workspace.preprocessed / "nnUNetPlans.json"],
+        workspace.preprocessed,
+        ["-npfp", workspace.workers, "-np", workspace.workers],
+    )
 
     entries = []
-    settings = Settings(of_dataset(read_json(raw / "dataset.json")), PRESETS["default"])
     for name, override in OVERRIDES.items():
         plans_name = apply_override(workspace.preprocessed, override, CONFIGURATION, overwrite=True).plans_name
+        plans = read_json(workspace.preprocessed / f"{plans_name}.json")
         trainer = network_named(name).trainer
         model = workspace.model(trainer, plans_name)
-        if not (model / "fold_0/validation/summary.json").exists():
-            steps.run(
-                f"Train {name}",
-                f"train_{name}",
-                [
-                    "nnUNetv2_train", workspace.dataset, CONFIGURATION, "0", "-tr", trainer, "-p", plans_name,
-                    "-device", device, "--c",
-                ],
-            )  # fmt: skip
+        trained = steps.run(
+            f"train_{name}",
+            f"Train {name}",
+            [
+                "nnUNetv2_train", workspace.dataset, CONFIGURATION, "0", "-tr", trainer, "-p", plans_name,
+                "-device", device, "--c",
+            ],
+            {"preprocessed": preprocessed, "plans": plans},
+            [model / "fold_0/checkpoint_final.pth", model / "fold_0/validation/summary.json"],
+            model / "fold_0",
+        )  # fmt: skip
         images, truths = _unseen_cases(workspace)  # nnU-Net makes splits when it trains
         predictions = folder / "predictions" / name
-        if not _is_newer(predictions / PREDICTED, model / "fold_0/checkpoint_final.pth"):
-            steps.run(
-                f"Predict {name}",
-                f"predict_{name}",
-                [
-                    "nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-d", workspace.dataset,
-                    "-c", CONFIGURATION, "-tr", trainer, "-p", plans_name, "-f", "0", "-device", device,
-                    "-npp", "0", "-nps", "0",
-                ],
-            )  # fmt: skip
-            (predictions / PREDICTED).touch()
-        summary = evaluate(of_folders(truths, predictions).files, settings, predictions / "evaluation")
-        dice = {short(region): statistics["dice"]["mean"] for region, statistics in summary["statistics"].items()}
+        checkpoint = model / "fold_0/checkpoint_final.pth"
+        steps.run(
+            f"predict_{name}",
+            f"Predict {name}",
+            [
+                "nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-d", workspace.dataset,
+                "-c", CONFIGURATION, "-tr", trainer, "-p", plans_name, "-f", "0", "-device", device,
+            ],
+            {"trained": trained, "files": _stamps([checkpoint, *_files(images)])},
+            [predictions / file.name for file in _files(truths)],
+            predictions,
+            ["-npp", "0", "-nps", "0"],
+        )  # fmt: skip
+        results = evaluate_folders(truths, predictions)
+        statistics = results.summary["statistics"]
+        dice = {short(region): of_region["dice"]["mean"] for region, of_region in statistics.items()}
         console.print(f"{name}: Dice " + ", ".join(f"{region} {mean:.3f}" for region, mean in dice.items()))
-        entries.append(Entry(name, read_results(predictions / "evaluation"), ModelFolder(model)))
+        entries.append(LeaderboardEntry(name, [Run(predictions, results, ModelFolder(model))]))
     report = folder / "report.html"
     write_text(report, _page(workspace, entries, images))
     console.print(f"Report: {report}", soft_wrap=True)
@@ -196,12 +255,17 @@ def _check_raw(data: Path) -> Path:
     return data
 
 
-def _is_newer(file: Path, than: Path) -> bool:
-    return file.exists() and file.stat().st_mtime_ns > than.stat().st_mtime_ns
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
+    """Return size and time of the last change of each file, which stand for its content."""
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
-    """Folders of images and labels of cases that fold 0 was not trained on."""
+    """Return the folders of images and of labels of cases that fold 0 was not trained on."""
     if any((workspace.raw / "labelsTs").glob("*")):
         return workspace.raw / "imagesTs", workspace.raw / "labelsTs"
     images, labels = workspace.folder / "unseen/images", workspace.folder / "unseen/labels"
@@ -217,7 +281,7 @@ def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
     return images, labels
 
 
-def _page(workspace: Workspace, entries: list[Entry], images: Path) -> str:
+def _page(workspace: Workspace, entries: list[LeaderboardEntry], images: Path) -> str:
     dataset = read_json(workspace.raw / "dataset.json")
     generated = "glims_phantom" in dataset
     data = "synthetic heads with tumours, generated for this demo" if generated else f"the data set {workspace.dataset}"
@@ -231,7 +295,7 @@ def _page(workspace: Workspace, entries: list[Entry], images: Path) -> str:
         f"Machine: {_machine(workspace.device)}. Command: {command}",
     ]
     board = make_board(f"nnunet-glims demo: {dataset.get('name', workspace.dataset)}", entries)
-    return render(board, telling_cases(board, SHOWN_CASES, images), notes=notes)
+    return render(board, choose_cases(board, SHOWN_CASES, images), notes=notes)
 
 
 def _machine(device: str) -> str:

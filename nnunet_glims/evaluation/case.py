@@ -1,4 +1,4 @@
-"""One case: a true and a predicted label map to a table of metrics by region."""
+"""One case: from a true and a predicted label map to the metrics of each region."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_glims.evaluation.lesions import lesion_measures
-from nnunet_glims.evaluation.overlap import Overlap, confusion_matrix
+from nnunet_glims.evaluation.masks import RegionMasks
 from nnunet_glims.evaluation.protocol import PRESETS, Protocol
 from nnunet_glims.evaluation.regions import Regions
-from nnunet_glims.evaluation.surfaces import SurfaceDistances, surface_of
+from nnunet_glims.evaluation.voxels import VoxelCounts, confusion_matrix
+from nnunet_glims.geometry import bounding_box
 
 
 @dataclass(frozen=True)
 class CaseMeasures:
-    """Results of one case.
+    """The results of one case.
 
     Attributes:
         regions: region -> metric -> value.
@@ -52,66 +52,29 @@ def measure_case(
             f"truth of shape {truth.shape}, prediction of shape {prediction.shape}: both must be the same, 3D"
         )
     voxels = truth.size
-    distance_if_empty = protocol.penalty_mm(truth.shape, spacing)
+    penalty_mm = protocol.penalty_mm(truth.shape, spacing)
     if ignored is not None:
         counts = truth != ignored
         truth, prediction = np.where(counts, truth, 0), np.where(counts, prediction, 0)
         voxels = int(counts.sum())
     labels = 1 + max(int(truth.max()), int(prediction.max()), *(max(region) for region in regions.values()))
-    box = _box(truth, prediction, margin=protocol.lesions.dilation if protocol.lesions else 0)
+    margin = protocol.lesions.dilation if protocol.lesions else 0
+    box = bounding_box((truth != 0) | (prediction != 0), margin) or (slice(0, 1),) * 3
     truth, prediction = truth[box], prediction[box]
     confusion = confusion_matrix(truth, prediction, labels)
     confusion[0, 0] += voxels - int(confusion.sum())
-    voxel_ml = float(np.prod(spacing)) / 1000
     measured = {}
     for name, region in regions.items():
-        chosen = np.isin(np.arange(labels), region)
-        overlap = Overlap.of_region(confusion, region)
-        measured[name] = {
-            **overlap.measures(voxel_ml),
-            **_distances(
-                chosen[truth], chosen[prediction], spacing, protocol, protocol.tolerance(name), distance_if_empty
-            ),
-        }
-    return CaseMeasures(measured, confusion)
-
-
-def _box(truth: np.ndarray, prediction: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Around all that is not background, with a margin in voxels."""
-    foreground = (truth != 0) | (prediction != 0)
-    slices = []
-    for axis, size in enumerate(foreground.shape):
-        others = tuple(other for other in range(3) if other != axis)
-        where = np.flatnonzero(foreground.any(others))
-        slices.append(
-            slice(max(where[0] - margin, 0), min(where[-1] + 1 + margin, size)) if len(where) else slice(0, 1)
+        inside = np.isin(np.arange(labels), region)
+        masks = RegionMasks(
+            inside[truth],
+            inside[prediction],
+            VoxelCounts.of_region(confusion, region),
+            tuple(spacing),
+            protocol.surface,
+            protocol.tolerance(name),
+            penalty_mm,
+            protocol.lesions,
         )
-    return tuple(slices)
-
-
-def _distances(
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    spacing: Sequence[float],
-    protocol: Protocol,
-    tolerance: float,
-    distance_if_empty: float,
-) -> dict[str, float]:
-    true_surface, predicted_surface = (surface_of(mask, spacing, protocol.surface) for mask in (truth, prediction))
-    if len(true_surface) and len(predicted_surface):
-        distances = SurfaceDistances.between(true_surface, predicted_surface, protocol.surface)
-        measures = {
-            "hd95": distances.hausdorff(95),
-            "hd100": distances.hausdorff(100),
-            "assd": distances.average(),
-            "nsd": distances.within(tolerance),
-        }
-    else:
-        agree = len(true_surface) == len(predicted_surface)
-        distance = 0.0 if agree else distance_if_empty
-        measures = {"hd95": distance, "hd100": distance, "assd": distance, "nsd": float(agree)}
-    if protocol.lesions is None:
-        return measures
-    if protocol.surface != "surfels":
-        true_surface, predicted_surface = (surface_of(mask, spacing) for mask in (truth, prediction))
-    return measures | lesion_measures(truth, prediction, true_surface, predicted_surface, protocol.lesions)
+        measured[name] = {metric.name: metric.value(masks) for metric in protocol.metrics}
+    return CaseMeasures(measured, confusion)

@@ -18,12 +18,12 @@ from nnunet_glims.validation import nearest
 
 @dataclass(frozen=True)
 class Confusion:
-    """Of one model, over cases.
+    """The row-normalised confusion matrices of one model, over cases.
 
     Attributes:
         mean: (labels, labels) mean over cases of the row-normalised matrices; NaN in rows of labels that no case has.
         sd: their standard deviation (n - 1); NaN where fewer than two cases have the label.
-        cases: (labels,) cases that have each true label.
+        cases: (labels,) number of cases that have each true label.
     """
 
     mean: np.ndarray
@@ -32,13 +32,13 @@ class Confusion:
 
 
 def row_normalised(counts: np.ndarray) -> np.ndarray:
-    """(labels, labels) voxels to parts of each row; NaN in empty rows."""
+    """Divide (labels, labels) voxels by the sums of their rows; empty rows become NaN."""
     with np.errstate(invalid="ignore"):
         return counts / counts.sum(1, keepdims=True)
 
 
 def counts_of(line: Mapping[str, Any], size: int) -> np.ndarray:
-    """(size, size) voxels of a line of cases.jsonl, whose own matrix may be smaller."""
+    """The (size, size) voxels of a line of cases.jsonl, whose own matrix may be smaller."""
     counts = np.asarray(line["confusion"])
     padded = np.zeros((size, size), np.int64)
     padded[: len(counts), : len(counts)] = counts
@@ -49,11 +49,15 @@ def over_cases(lines: Sequence[Mapping[str, Any]], size: int, only_with: Collect
     """Mean and standard deviation over cases; a case counts in the rows of the labels that it has.
 
     Args:
-        lines: of cases.jsonl.
-        size: labels, with the background.
-        only_with: labels; cases whose truth has none of them are left out. Empty: all cases.
+        lines: lines of cases.jsonl. A case that has several, of several seeds, counts once, with their mean.
+        size: number of labels, with the background.
+        only_with: labels; cases whose truth has none of them are left out. Empty takes all cases.
     """
-    matrices = [counts_of(line, size) for line in lines]
+    of_case: dict[str, np.ndarray] = {}
+    for line in lines:
+        # All matrices of a case have the same sums of rows, so that the sum of counts has the mean of their parts.
+        of_case[line["case"]] = of_case.get(line["case"], 0) + counts_of(line, size)
+    matrices = list(of_case.values())
     if only_with:
         matrices = [counts for counts in matrices if counts[sorted(only_with)].any()]
     parts = np.array([row_normalised(counts) for counts in matrices]).reshape(-1, size, size)
@@ -67,7 +71,7 @@ def over_cases(lines: Sequence[Mapping[str, Any]], size: int, only_with: Collect
 
 
 def label_names(evaluations: Sequence[Results]) -> list[str]:
-    """Background, and each label by the field's name, by the region that is it alone, or by its number."""
+    """Names of the labels: the field's names, the region that is this label alone, or "label" and the number."""
     size = max((len(line["confusion"]) for results in evaluations for line in results.cases), default=1)
     names = ["background", *(f"label {label}" for label in range(1, size))]
     regions = {region: tuple(labels) for region, labels in evaluations[0].summary["regions"].items()}
@@ -81,7 +85,11 @@ def label_names(evaluations: Sequence[Results]) -> list[str]:
 
 
 def region_labels(evaluations: Mapping[str, Results], region: str) -> tuple[int, ...]:
-    """Labels of a region of the evaluations, by its name or abbreviation; raises `UsageError` where one has it not."""
+    """The labels of a region, by its name or abbreviation.
+
+    Raises:
+        UsageError: an evaluation does not have the region, or it has other labels in another evaluation.
+    """
     found: set[tuple[int, ...]] = set()
     for entry, results in evaluations.items():
         regions = results.summary["regions"]
@@ -96,7 +104,7 @@ def region_labels(evaluations: Mapping[str, Results], region: str) -> tuple[int,
 
 
 def table(confusions: Mapping[str, Confusion], names: Sequence[str]) -> pd.DataFrame:
-    """A row for each entry, true label and predicted label."""
+    """The matrices as a table with a row for each entry, true label and predicted label."""
     return pd.DataFrame(
         [
             {

@@ -1,8 +1,8 @@
-"""Scores lesion by lesion, as BraTS 2023 ranks with them (arXiv 2305.17033 and the challenge's published protocol).
+"""True lesions and the predicted components that belong to them, as BraTS 2023 compares them (arXiv 2305.17033 and the
+challenge's published protocol).
 
 A lesion of the truth is what one connected component of the dilated truth holds. The predicted components that touch the
-dilated lesion are compared with it together; the others are false positives. Missed lesions and false positives count with
-Dice 0 and the penalty distance.
+dilated lesion are compared with it together; the others are false positives.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation, generate_binary_structure
 
 from nnunet_glims.evaluation.surfaces import Surface, SurfaceDistances
+from nnunet_glims.geometry import bounding_box
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,58 @@ class LesionRules:
     Attributes:
         dilation: steps by which true lesions are dilated, with faces and edges as neighbours. Closer ones are one lesion.
         ignored_mm3: true lesions of this volume or less do not count. False positives of any volume do.
-        penalty_mm: the distance that counts for a missed lesion and for a false positive.
     """
 
     dilation: int
     ignored_mm3: float
-    penalty_mm: float = 374.0
 
 
-def lesion_measures(
+@dataclass(frozen=True)
+class LesionMatches:
+    """The true lesions that count, each with the predicted components that belong to it.
+
+    Attributes:
+        dice: Dice of each lesion; 0 for a missed one.
+        hd95: HD95 of each lesion in mm; None for a missed one.
+        false: predicted components that belong to no lesion.
+    """
+
+    dice: Sequence[float]
+    hd95: Sequence[float | None]
+    false: int
+
+    @property
+    def missed(self) -> int:
+        """Lesions that no predicted component touches."""
+        return sum(distance is None for distance in self.hd95)
+
+    @property
+    def found(self) -> int:
+        """Lesions that a predicted component touches."""
+        return len(self.hd95) - self.missed
+
+    @property
+    def counted(self) -> int:
+        """Lesions and false positives, which means are over."""
+        return len(self.hd95) + self.false
+
+
+def match_lesions(
     truth: np.ndarray,
     prediction: np.ndarray,
     truth_surface: Surface,
     prediction_surface: Surface,
     rules: LesionRules,
-) -> dict[str, float]:
-    """Lesion-wise Dice and HD95, and the counts of lesions found, missed and wrongly seen.
+) -> LesionMatches:
+    """Find each true lesion's predicted components, and compare them.
 
     Args:
-        truth, prediction: 3D boolean masks.
+        truth, prediction: (X, Y, Z) boolean masks.
         truth_surface, prediction_surface: their surfels.
+        rules: what counts as a lesion.
     """
     components, count = _components(prediction)
-    near = truth_surface.box(truth.shape, rules.dilation)  # dilation sees nothing beyond
+    near = bounding_box(truth, rules.dilation) or (slice(0, 1),) * 3  # dilation sees nothing beyond
     dilated, _ = _components(_dilated(truth[near], rules.dilation))
     lesions = np.where(truth[near], dilated, 0)
     touched = _touching(dilated, components[near])
@@ -57,33 +87,24 @@ def lesion_measures(
     component_of_surfel = _labels_at(prediction_surface, components)
     voxel_mm3 = float(np.prod(truth_surface.spacing))
 
-    dice, hd95 = [], []
-    found = missed = 0
+    dice: list[float] = []
+    hd95: list[float | None] = []
     for lesion in range(1, len(lesion_sizes)):
         if lesion_sizes[lesion] * voxel_mm3 <= rules.ignored_mm3:
             continue
         touching = sorted(touched.get(lesion, ()))
         if not touching:
-            missed += 1
             dice.append(0.0)
-            hd95.append(rules.penalty_mm)
+            hd95.append(None)
             continue
-        found += 1
         overlap = sum(shared.get(lesion, {}).values())
         dice.append(2 * overlap / float(lesion_sizes[lesion] + component_sizes[touching].sum()))
         distances = SurfaceDistances.between(
             truth_surface[lesion_of_surfel == lesion], prediction_surface[np.isin(component_of_surfel, touching)]
         )
         hd95.append(distances.hausdorff(95))
-    false_positives = count - len({component for components_of in touched.values() for component in components_of})
-    counted = found + missed + false_positives
-    return {
-        "lesion_dice": sum(dice) / counted if counted else 1.0,
-        "lesion_hd95": (sum(hd95) + false_positives * rules.penalty_mm) / counted if counted else 0.0,
-        "lesions_found": float(found),
-        "lesions_missed": float(missed),
-        "lesions_false": float(false_positives),
-    }
+    belonging = {component for of_lesion in touched.values() for component in of_lesion}
+    return LesionMatches(dice, hd95, count - len(belonging))
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:
@@ -93,11 +114,12 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _dilated(mask: np.ndarray, steps: int) -> np.ndarray:
+    """The mask, dilated by so many steps with faces and edges as neighbours."""
     return binary_dilation(mask, generate_binary_structure(3, 2), iterations=steps) if steps else mask
 
 
 def _touching(lesions: np.ndarray, components: np.ndarray) -> dict[int, dict[int, int]]:
-    """Lesion -> predicted component -> voxels they share."""
+    """Lesion -> predicted component -> number of voxels that they share."""
     both = (lesions > 0) & (components > 0)
     many = int(components.max(initial=0)) + 1
     pairs, counts = np.unique(lesions[both].astype(np.int64) * many + components[both], return_counts=True)
@@ -108,12 +130,12 @@ def _touching(lesions: np.ndarray, components: np.ndarray) -> dict[int, dict[int
 
 
 def _labels_at(surface: Surface, labels: np.ndarray, start: Sequence[int] = (0, 0, 0)) -> np.ndarray:
-    """(n,) the label around each corner of the surface; `labels` begin at the voxel `start`.
+    """(n,) the label of the voxels around each sample of the surface; `labels` begin at the voxel `start`.
 
-    Components have no corner in common, so there is only one.
+    Components have no corner in common, so there is only one label around each corner.
     """
     found = np.zeros(len(surface), labels.dtype)
     for offset in np.ndindex(2, 2, 2):
-        voxels = np.clip(surface.cells - offset - start, 0, np.subtract(labels.shape, 1))
+        voxels = np.clip(surface.points - offset - start, 0, np.subtract(labels.shape, 1))
         np.maximum(found, labels[tuple(voxels.T)], out=found)
     return found

@@ -11,63 +11,17 @@ import numpy as np
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.lesions import LesionRules
+from nnunet_glims.evaluation.metrics import METRICS, Metric
 from nnunet_glims.evaluation.surfaces import DEFINITIONS, Definition
 from nnunet_glims.validation import nearest
 
 Penalty = Literal["diagonal", "brats2021", "brats2023", "nan"]
 PENALTIES: Mapping[str, float | None] = {"diagonal": None, "brats2021": 373.1287, "brats2023": 374.0, "nan": nan}
-"""mm that a distance counts where one of the masks is empty; None is the image's own diagonal.
+"""Name -> mm that a distance counts where one mask is empty, for missed lesions and for false ones; None is the image's
+own diagonal.
 
-brats2021 is the diagonal of 240 × 240 × 155 voxels of 1 mm, rounded as that challenge has it.
+brats2021 is the diagonal of 240 × 240 × 155 voxels of 1 mm, with the digits that the challenge used.
 """
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of the table.
-
-    Attributes:
-        name: in files.
-        title: for readers.
-        unit: "" for a number.
-        best: the value of perfect agreement; None where there is no such value.
-        higher_is_better: None where larger or smaller is neither better nor worse.
-    """
-
-    name: str
-    title: str
-    unit: str = ""
-    best: float | None = 1.0
-    higher_is_better: bool | None = True
-
-
-METRICS = (
-    Metric("dice", "Dice"),
-    Metric("iou", "IoU"),
-    Metric("precision", "Precision"),
-    Metric("sensitivity", "Sensitivity"),
-    Metric("specificity", "Specificity"),
-    Metric("truth_ml", "True volume", "ml", None, None),
-    Metric("volume_ml", "Volume", "ml", None, None),
-    Metric("volume_error", "Relative volume error", "", 0.0, None),
-    Metric("hd95", "HD95", "mm", 0.0, False),
-    Metric("hd100", "HD", "mm", 0.0, False),
-    Metric("assd", "ASSD", "mm", 0.0, False),
-    Metric("nsd", "NSD"),
-    Metric("lesion_dice", "Lesion-wise Dice"),
-    Metric("lesion_hd95", "Lesion-wise HD95", "mm", 0.0, False),
-    Metric("lesions_found", "Lesions found", "", None, None),
-    Metric("lesions_missed", "Lesions missed", "", 0.0, False),
-    Metric("lesions_false", "False lesions", "", 0.0, False),
-)
-
-
-def metric_named(name: str) -> Metric:
-    """The metric of that name; raises `UsageError` with the nearest right one."""
-    for metric in METRICS:
-        if metric.name == name:
-            return metric
-    raise UsageError(f"metric {name!r} is unknown: {nearest(name, [metric.name for metric in METRICS])}")
 
 
 @dataclass(frozen=True)
@@ -76,10 +30,10 @@ class Protocol:
 
     Attributes:
         surface: a definition of `nnunet_glims.evaluation.surfaces`.
-        penalty: a key of `PENALTIES`.
-        tolerance_mm: of NSD.
-        region_tolerances_mm: region -> its own tolerance.
-        lesions: rules of lesion-wise scores; None leaves them out.
+        penalty: a key of `PENALTIES`. One penalty holds for all distances, of whole regions and of lesions.
+        tolerance_mm: of the normalised surface Dice.
+        region_tolerances_mm: region -> mm, for regions with a tolerance of their own.
+        lesions: rules for lesion-wise metrics; None leaves these metrics out.
     """
 
     surface: Definition = "surfels"
@@ -100,18 +54,18 @@ class Protocol:
                 raise UsageError(f"tolerance {tolerance} mm: it must be a number, 0 or more")
 
     def tolerance(self, region: str) -> float:
-        """mm, of that region."""
+        """The tolerance of a region in mm."""
         return self.region_tolerances_mm.get(region, self.tolerance_mm)
 
     def penalty_mm(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
-        """Distance that counts for an image of that shape, where one mask is empty."""
+        """The distance in mm that the penalty stands for, in an image of that shape (voxels) and spacing (mm)."""
         fixed = PENALTIES[self.penalty]
         return float(np.linalg.norm(np.multiply(shape, spacing))) if fixed is None else fixed
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The columns that it gives."""
-        return tuple(metric for metric in METRICS if self.lesions or not metric.name.startswith("lesion"))
+        """The metrics that an evaluation with these settings has, in the order of the tables' columns."""
+        return tuple(metric for metric in METRICS if self.lesions is not None or metric.needs != "lesions")
 
     def as_json(self) -> dict[str, Any]:
         """All settings, as kept beside results."""
@@ -130,8 +84,50 @@ PRESETS: Mapping[str, Protocol] = {
 }
 
 
+def protocol_for(
+    regions: Sequence[str],
+    preset: str = "default",
+    surface: str | None = None,
+    penalty: str | None = None,
+    tolerance: float | None = None,
+    region_tolerances: Mapping[str, float] | None = None,
+) -> Protocol:
+    """A preset with changes that a user asks for; None leaves a setting as the preset has it.
+
+    Args:
+        regions: names of the regions that are evaluated.
+        preset: a key of `PRESETS`.
+        surface: a definition of surfaces.
+        penalty: a key of `PENALTIES`; only the preset "default" takes one.
+        tolerance: mm, for all regions.
+        region_tolerances: region -> mm.
+
+    Raises:
+        UsageError: a name is unknown, a tolerance is negative, or a penalty is given beside a challenge's preset.
+    """
+    changes: dict[str, Any] = {}
+    if penalty is not None:
+        if preset != "default":
+            own = preset_named(preset).penalty
+            raise UsageError(
+                f"penalty {penalty!r}: the preset {preset} has the penalty of its challenge, {own} ({PENALTIES[own]} mm), for "
+                "whole regions and for lesions. Leave one of the two out"
+            )
+        changes["penalty"] = penalty
+    if surface is not None:
+        changes["surface"] = surface
+    if tolerance is not None:
+        changes["tolerance_mm"] = tolerance
+    if region_tolerances:
+        for region in region_tolerances:
+            if region not in regions:
+                raise UsageError(f"tolerance of region {region!r}: it is unknown: {nearest(region, list(regions))}")
+        changes["region_tolerances_mm"] = dict(region_tolerances)
+    return replace(preset_named(preset), **changes)
+
+
 def preset_named(name: str) -> Protocol:
-    """The settings of that name; raises `UsageError` with the nearest right one."""
+    """The preset of that name; raises `UsageError` with the nearest right one."""
     if name not in PRESETS:
         raise UsageError(f"preset {name!r} is unknown: {nearest(name, list(PRESETS))}")
     return PRESETS[name]

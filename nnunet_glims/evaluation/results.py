@@ -1,9 +1,9 @@
-"""Many cases to tables on disk, and back.
+"""Evaluation of many cases, to tables on disk and back.
 
 An evaluation is a folder:
 
-cases.jsonl: a line for each evaluated case, added when it is done. What is in there is not computed again while the
-    settings and both files are the same.
+cases.jsonl: a line for each evaluated case, added when the case is done. A case with a line is not computed again while the
+    settings, both files and the version of the metrics are the same.
 metrics.csv: a row for each case and region.
 summary.json: settings, counts, and the statistics of each region and metric.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_glims import __version__
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UsageError, UserError
 from nnunet_glims.evaluation.case import measure_case
 from nnunet_glims.evaluation.protocol import Protocol
 from nnunet_glims.evaluation.regions import Regions
@@ -33,10 +33,21 @@ from nnunet_glims.processes import Progress, processes, quietly
 
 CASES, TABLE, SUMMARY = "cases.jsonl", "metrics.csv", "summary.json"
 
+METHOD_VERSION = 1
+"""Version of the metrics. It is raised whenever a number changes for the same files and settings. Evaluations without a
+version, of the first release, are read as version 0."""
+
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Files of one case; `prediction` is None where there is none. `fold` is None outside of cross-validation."""
+    """The files of one case.
+
+    Attributes:
+        name: name of the case.
+        truth: true label map.
+        prediction: predicted label map; None where there is none, which counts as an empty one.
+        fold: the fold of a cross-validation that predicted it; None outside of cross-validation.
+    """
 
     name: str
     truth: Path
@@ -46,14 +57,20 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides about the numbers, besides the files."""
+    """Everything besides the files that the numbers depend on.
+
+    Attributes:
+        regions: name -> labels.
+        protocol: what is measured and how.
+        ignored: a label of the truth whose voxels do not count; None for none.
+    """
 
     regions: Regions
     protocol: Protocol
     ignored: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As kept beside results."""
+        """The settings as they are kept beside results."""
         return {
             "regions": {name: list(labels) for name, labels in self.regions.items()},
             "protocol": self.protocol.as_json(),
@@ -66,7 +83,7 @@ class Results:
     """An evaluation, as `read_results` finds it.
 
     Attributes:
-        table: a row for each case and region: case, fold (NaN outside of cross-validation), region, and the metrics.
+        table: a row for each case and region: case, fold (missing outside of cross-validation), region, and the metrics.
         cases: the lines of cases.jsonl.
         summary: the content of summary.json.
     """
@@ -75,17 +92,22 @@ class Results:
     cases: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
 
+    @property
+    def method_version(self) -> int:
+        """The version of the metrics that the numbers were computed with; 0 for results of the first release."""
+        return self.summary.get("method_version", 0)
 
-def evaluate(
+
+def evaluate_cases(
     files: Sequence[CaseFiles],
     settings: Settings,
     out: Path,
     workers: int = 1,
     without_truth: Sequence[Path] = (),
-    model: Path | None = None,
+    origin: Mapping[str, Any] | None = None,
     progress: Progress = quietly,
 ) -> dict[str, Any]:
-    """Evaluate cases and write the tables to `out`, which is made if it is not there.
+    """Evaluate cases and write the tables to `out`, which is made if it does not exist.
 
     A case that cannot be evaluated is listed under "failed" of the summary; the others are evaluated all the same.
 
@@ -95,14 +117,15 @@ def evaluate(
         out: folder for the tables.
         workers: processes.
         without_truth: predictions that belong to no label map, for the summary.
-        model: nnU-Net's model folder, if the cases are its validation; the leaderboard looks there.
-        progress: shows how far it is.
+        origin: further keys of the summary, which say where the predictions come from.
+        progress: shows how far the work has got.
 
     Returns:
         The content of summary.json.
 
     Raises:
-        UsageError: `out` is a file, or a process was killed.
+        UsageError: `out` is a file, or has a summary.json of another program.
+        ProcessingError: a process was killed.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: this is a file; the results need a folder")
@@ -112,16 +135,17 @@ def evaluate(
         )
     out.mkdir(parents=True, exist_ok=True)
     done = {line["key"]: line for line in _lines(out / CASES)}
+    _end_last_line(out / CASES)
     keys = {_key(case, settings): case for case in files}
     failed: dict[str, str] = {}
     waiting = [(key, case) for key, case in keys.items() if key not in done]
     if waiting:
-        (out / SUMMARY).unlink(missing_ok=True)  # it would not be that of the cases any more
+        (out / SUMMARY).unlink(missing_ok=True)  # it would no longer describe the cases
     with (
-        processes(min(workers, len(waiting)), ordered=False) as each,
+        processes(min(workers, len(waiting)), ordered=False) as apply,
         (out / CASES).open("a", encoding="utf-8") as record,
     ):
-        results = each(partial(_evaluated, settings), waiting)
+        results = apply(partial(_evaluated, settings), waiting)
         for key, name, result in progress(results, "Evaluating", len(waiting)):
             if isinstance(result, str):
                 failed[name] = result
@@ -135,7 +159,8 @@ def evaluate(
     write_text(out / TABLE, table.to_csv(index=False))
     summary = {
         "nnunet_glims": __version__,
-        "model": None if model is None else str(model.resolve()),
+        "method_version": METHOD_VERSION,
+        **(origin or {}),
         **settings.as_json(),
         "cases": len(lines),
         "failed": failed,
@@ -148,21 +173,35 @@ def evaluate(
 
 
 def read_results(folder: Path) -> Results:
-    """An evaluation that was written before; raises `UsageError` where there is none in the folder."""
+    """Read an evaluation that was written before; raises `UsageError` where the folder has none that was completed."""
     if not is_evaluation(folder):
-        raise UsageError(f"{folder}: there is no evaluation that came to its end: make it with nnunet-glims evaluate")
+        raise UsageError(f"{folder}: there is no completed evaluation: make it with nnunet-glims evaluate")
     lines = list(_lines(folder / CASES))
     return Results(_table(lines), lines, read_json(folder / SUMMARY))
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Whether an evaluation was written there to its end."""
+    """Whether the folder has an evaluation that was completed."""
     summary = folder / SUMMARY
     return (folder / CASES).exists() and summary.exists() and "statistics" in read_json(summary)
 
 
+def changed_file(results: Results) -> tuple[str, Path] | None:
+    """A case, and a file of it, whose size or time is no longer that of the evaluation; None where all are as they were.
+
+    Files that no longer exist do not count, and neither do results of the first release.
+    """
+    for line in results.cases:
+        if results.method_version == 0:
+            break
+        for stamp in json.loads(line["key"])["files"]:
+            if stamp is not None and Path(stamp[0]).exists() and _stamp(Path(stamp[0])) != stamp:
+                return line["case"], Path(stamp[0])
+    return None
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines that were written to their end."""
+    """The lines that were written completely."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -172,21 +211,40 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
+def _end_last_line(path: Path) -> None:
+    """End a last line that was cut off, so that the next one is not appended to it."""
+    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+
+
 def _key(case: CaseFiles, settings: Settings) -> str:
-    """The same only for the same settings and files that have not changed."""
-    stamps = []
-    for file in (case.truth, case.prediction):
-        stat = file.stat() if file is not None and file.exists() else None
-        stamps.append([str(file), stat.st_size, stat.st_mtime_ns] if stat is not None else None)
-    return json.dumps([case.name, case.fold, stamps, settings.as_json()], sort_keys=True)
+    """The same text only for the same settings, version of the metrics, and files that have not changed."""
+    files = [None if file is None else _stamp(file) for file in (case.truth, case.prediction)]
+    content = {
+        "method_version": METHOD_VERSION,
+        "case": case.name,
+        "fold": case.fold,
+        "files": files,
+        "settings": settings.as_json(),
+    }
+    return json.dumps(content, sort_keys=True)
+
+
+def _stamp(file: Path) -> list[Any] | None:
+    """Path, bytes and time of the last change of a file; None where it does not exist."""
+    if not file.exists():
+        return None
+    stat = file.stat()
+    return [str(file), stat.st_size, stat.st_mtime_ns]
 
 
 def _evaluated(settings: Settings, waiting: tuple[str, CaseFiles]) -> tuple[str, str, dict[str, Any] | str]:
-    """Key, name, and the line of cases.jsonl or what is wrong."""
+    """The case's key, its name, and its line of cases.jsonl or what is wrong with it."""
     key, case = waiting
     try:
         return key, case.name, {"key": key, **_measured(case, settings)}
-    except UsageError as error:
+    except UserError as error:
         return key, case.name, str(error)
     except Exception as error:  # not enough memory, say: it must not cost the other cases
         return key, case.name, f"{type(error).__name__}: {error}"

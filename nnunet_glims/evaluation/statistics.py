@@ -1,20 +1,19 @@
-"""Statistics of one metric over cases."""
+"""Statistics of one metric over cases or patients."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
-RESAMPLES = 9999
+RESAMPLES, _RESAMPLES_AT_ONCE = 9999, 1000
 SEED = 2026
 
 
 def describe(values: Sequence[float] | np.ndarray) -> dict[str, float | int | list[float] | None]:
-    """Mean, standard deviation (n - 1), median, quartiles, 95 % interval of the mean.
+    """Number of values, mean, standard deviation (n - 1), median, quartiles, and 95 % interval of the mean.
 
-    Values that are not finite are left out and counted as "undefined". None where there are too few values.
+    Values that are not finite are left out and counted as "undefined". A statistic that needs more values is None.
     """
     given = np.asarray(values, float)
     known = given[np.isfinite(given)]
@@ -33,10 +32,10 @@ def describe(values: Sequence[float] | np.ndarray) -> dict[str, float | int | li
 
 
 def bootstrap_interval(values: np.ndarray) -> list[float] | None:
-    """95 % percentile bootstrap interval of the mean over cases (Efron 1979), always by the same resamples."""
+    """95 % percentile bootstrap interval of the mean (Efron 1979), always from the same resamples; None for one value."""
     if len(values) < 2:
         return None
-    interval = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(SEED), vectorized=True
-    ).confidence_interval
-    return [float(interval.low), float(interval.high)]
+    rng = np.random.default_rng(SEED)
+    batches = (_RESAMPLES_AT_ONCE,) * (RESAMPLES // _RESAMPLES_AT_ONCE) + (RESAMPLES % _RESAMPLES_AT_ONCE,)
+    means = [values[rng.integers(0, len(values), (count, len(values)))].mean(1) for count in batches]
+    return np.percentile(np.concatenate(means), (2.5, 97.5)).tolist()

@@ -18,9 +18,10 @@ from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
-from scipy.ndimage import find_objects
 from scipy.spatial import KDTree
 from skimage.measure import marching_cubes
+
+from nnunet_glims.geometry import bounding_box
 
 Definition = Literal["surfels", "voxels", "pooled"]
 DEFINITIONS: tuple[Definition, ...] = ("surfels", "voxels", "pooled")
@@ -31,64 +32,53 @@ class Surface:
     """Samples of a surface.
 
     Attributes:
-        cells: (n, 3) integers, the samples' places in units of the spacing.
+        points: (n, 3) integers, the samples' places in units of the spacing.
         weights: (n,) areas in mm² (surfels), or ones.
         spacing: mm along each axis.
     """
 
-    cells: np.ndarray
+    points: np.ndarray
     weights: np.ndarray
     spacing: tuple[float, float, float]
 
     def __len__(self) -> int:
-        return len(self.cells)
+        return len(self.points)
 
     def __getitem__(self, chosen: np.ndarray) -> Surface:
-        return Surface(self.cells[chosen], self.weights[chosen], self.spacing)
-
-    def box(self, shape: Sequence[int], margin: int) -> tuple[slice, ...]:
-        """Slices of an image of that shape which hold the surfels' mask and a margin in voxels; one voxel for no surfels."""
-        if not len(self):
-            return (slice(0, 1),) * 3
-        lowest, highest = self.cells.min(0) - margin, self.cells.max(0) + margin
-        return tuple(
-            slice(max(int(low), 0), min(int(high), size))
-            for low, high, size in zip(lowest, highest, shape, strict=True)
-        )
+        return Surface(self.points[chosen], self.weights[chosen], self.spacing)
 
     @cached_property
     def tree(self) -> KDTree:
-        """For nearest samples."""
-        return KDTree(self.cells * self.spacing, balanced_tree=False, compact_nodes=False)
+        """A k-d tree of the samples in mm, to find the nearest one."""
+        return KDTree(self.points * self.spacing, balanced_tree=False, compact_nodes=False)
 
     def distances_to(self, other: Surface) -> np.ndarray:
         """(n,) mm from each sample to the nearest one of a surface that is not empty."""
-        _, nearest = other.tree.query(self.cells * self.spacing)
-        return np.sqrt((((self.cells - other.cells[nearest]) * self.spacing) ** 2).sum(1))
+        _, nearest = other.tree.query(self.points * self.spacing)
+        return np.sqrt((((self.points - other.points[nearest]) * self.spacing) ** 2).sum(1))
 
 
 def surface_of(mask: np.ndarray, spacing: Sequence[float], definition: Definition = "surfels") -> Surface:
     """The surface of a 3D boolean mask; empty if the mask is."""
     x, y, z = (float(mm) for mm in spacing)
-    boxes = find_objects(mask.view(np.uint8))
-    if not boxes:
+    box = bounding_box(mask)
+    if box is None:
         return Surface(np.zeros((0, 3), int), np.zeros(0), (x, y, z))
-    (box,) = boxes
     inner = np.pad(mask[box].view(np.uint8), 1)
     start = [part.start for part in box]
     if definition == "surfels":
         codes = corner_codes(inner)
         places = np.flatnonzero((codes + np.uint8(1)) > 1)  # neither 0, all outside, nor 255, all inside
-        cells = np.stack(np.unravel_index(places, codes.shape), 1)
-        return Surface(cells + start, corner_areas((x, y, z))[codes.ravel()[places]], (x, y, z))
+        points = np.stack(np.unravel_index(places, codes.shape), 1)
+        return Surface(points + start, corner_areas((x, y, z))[codes.ravel()[places]], (x, y, z))
     middle = inner[1:-1, 1:-1, 1:-1]
     inside = inner[:-2, 1:-1, 1:-1] & inner[2:, 1:-1, 1:-1]
     inside &= inner[1:-1, :-2, 1:-1]
     inside &= inner[1:-1, 2:, 1:-1]
     inside &= inner[1:-1, 1:-1, :-2]
     inside &= inner[1:-1, 1:-1, 2:]
-    cells = np.argwhere(middle > inside)
-    return Surface(cells + start, np.ones(len(cells)), (x, y, z))
+    points = np.argwhere(middle > inside)
+    return Surface(points + start, np.ones(len(points)), (x, y, z))
 
 
 def corner_codes(padded: np.ndarray) -> np.ndarray:
@@ -133,7 +123,14 @@ def _triangles() -> dict[int, np.ndarray]:
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """Distances between two surfaces, neither of them empty: mm, and the weight of each sample."""
+    """Distances between two surfaces, neither of which is empty.
+
+    Attributes:
+        from_truth: (n,) mm from each sample of the true surface to the predicted one.
+        from_prediction: (m,) mm from each sample of the predicted surface to the true one.
+        truth_weights, prediction_weights: (n,) and (m,) weights of the samples, as `Surface` has them.
+        definition: how percentiles are taken.
+    """
 
     from_truth: np.ndarray
     from_prediction: np.ndarray
@@ -143,6 +140,7 @@ class SurfaceDistances:
 
     @classmethod
     def between(cls, truth: Surface, prediction: Surface, definition: Definition = "surfels") -> SurfaceDistances:
+        """The distances between two surfaces, neither of which is empty."""
         return cls(
             truth.distances_to(prediction),
             prediction.distances_to(truth),

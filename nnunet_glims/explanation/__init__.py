@@ -1,1 +1,1 @@
-"""Where a trained network looks: Grad-CAM over whole cases, the values of attention gates, and whether to trust them."""
+"""Explain where a trained network looks: Grad-CAM of whole cases, values of attention gates, and checks of the maps."""

@@ -1,8 +1,9 @@
-"""Grad-CAM (arXiv 1610.02391) and guided Grad-CAM of one patch, as the sum of a region's logits sees it (arXiv 2002.11434).
+"""Grad-CAM (arXiv 1610.02391) of a patch, for the sum of a region's logits (arXiv 2002.11434), and guided Grad-CAM.
 
-This is captum's LayerGradCam for all layers and regions after one forward pass, where captum's own takes one for each of
-them and, of a layer that returns its skip and what follows from it, leaves out the gradient through the latter. captum's guided
-backpropagation changes modules of the class nn.ReLU alone, of which the networks here have next to none.
+This computes what captum's LayerGradCam does, but for all layers and regions after one forward pass, where captum needs
+a forward pass for each of them. For a layer that returns a skip connection together with the next stage's input, captum
+also leaves out the gradient through the latter. captum's guided backpropagation changes modules of the class nn.ReLU
+only, which the networks here hardly use.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ RECTIFIERS = (F.relu, F.leaky_relu, F.prelu, torch.relu, torch.prelu)
 
 
 def make_differentiable(network: nn.Module) -> None:
-    """Make a network's layers differentiable by hooks: nothing in place, nothing recomputed, no gradients of weights."""
+    """Prepare a network for `grad_cam`: evaluation mode, no in-place activations, no recomputation, no gradients of weights."""
     network.eval().requires_grad_(False)
     for module in network.modules():
         if getattr(module, "inplace", False):
@@ -32,17 +33,20 @@ def make_differentiable(network: nn.Module) -> None:
 
 
 def feature_map(output: Any, axes: int) -> Tensor | None:
-    """A layer's output, of several (a skip and what goes on from it) the first; None where it has not so many axes."""
+    """Return the feature map that a layer returned; None where it has another number of axes.
+
+    Of a layer that returns several tensors, such as a skip connection and the next stage's input, this is the first.
+    """
     first = output[0] if isinstance(output, tuple | list) and output else output
     return first if isinstance(first, Tensor) and first.ndim == axes else None
 
 
 @contextmanager
-def observed(network: nn.Module, names: Sequence[str], see: Callable[[str, Any, Any], None]) -> Iterator[None]:
-    """Call `see(name, input, output)` whenever one of these modules was run."""
+def observed(network: nn.Module, names: Sequence[str], observe: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Within this context, call `observe(name, input, output)` after each forward pass of one of the named modules."""
     handles = [
         network.get_submodule(name).register_forward_hook(
-            lambda _, inputs, output, name=name: see(name, inputs[0], output)
+            lambda _, inputs, output, name=name: observe(name, inputs[0], output)
         )
         for name in names
     ]
@@ -54,16 +58,18 @@ def observed(network: nn.Module, names: Sequence[str], see: Callable[[str, Any, 
 
 
 def layers_of(network: nn.Module, patch: Tensor) -> dict[str, Tensor]:
-    """Feature maps (1, c, …) of the layers worth a map, in the order they are computed in.
+    """Return the feature maps (1, c, …) of the layers that maps can be made for, by name, in the order of computation.
 
-    These are the stages and blocks right below the network's large parts, without heads, single convolutions and norms.
+    These are the stages and blocks directly below encoder and decoder, without segmentation heads, single convolutions
+    and norms.
 
     Args:
+        network: the network in evaluation mode.
         patch: (1, channels, …) of the patch size.
     """
     found: dict[str, Tensor] = {}
 
-    def see(name: str, _: Any, output: Any) -> None:
+    def observe(name: str, _: Any, output: Any) -> None:
         features = feature_map(output, patch.ndim)
         if features is not None:
             found[name] = features
@@ -73,50 +79,52 @@ def layers_of(network: nn.Module, patch: Tensor) -> dict[str, Tensor]:
         for name, module in network.named_modules()
         if 1 <= name.count(".") <= 2 and any(module.children()) and not name.startswith("decoder.seg_layers.")
     ]
-    with observed(network, names, see), torch.no_grad():
+    with observed(network, names, observe), torch.no_grad():
         network(patch)
     return found
 
 
 def logits_and_gates(network: nn.Module, patch: Tensor) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-    """Logits (outputs, …) of a patch, and of each attention gate by its module's name what it multiplied features by.
+    """Return the logits (outputs, …) of a patch (1, channels, …), and the values of every attention gate.
 
-    Gates are "channel" (1, c, 1, …) and "spatial" (1, c or 1, …).
+    The values are ordered by the name of the gate's module, then by kind: "channel" (1, c, 1, …) and "spatial" (1, c or
+    1, …). Features were multiplied by them.
     """
     gates: dict[str, dict[str, Tensor]] = {}
 
-    def see(name: str, features: Any, _: Any) -> None:
+    def observe(name: str, features: Any, _: Any) -> None:
         found = network.get_submodule(name).gates(features)
         if found:
             gates[name] = found
 
     names = [name for name, module in network.named_modules() if hasattr(type(module), "gates")]
-    with observed(network, names, see), torch.no_grad():
+    with observed(network, names, observe), torch.no_grad():
         return network(patch)[0], gates
 
 
 def grad_cam(
     network: nn.Module, patch: Tensor, layers: Sequence[str], outputs: Sequence[int], weights: Tensor
 ) -> Tensor:
-    """Maps (layers, outputs, …) of a patch, not negative; 0 for outputs without weights in it.
+    """Return the Grad-CAM maps (layers, outputs, …) of a patch, which are never negative.
 
-    A layer's channels are weighted by the mean gradient of the score, added up, cut off below 0 and interpolated.
+    The channels of a layer are weighted by the mean gradient of the score and summed; negative values become 0, and the
+    result is interpolated to the patch size. The map of an output whose weights are all 0 is 0.
 
     Args:
         network: prepared by `make_differentiable`.
         patch: (1, channels, …).
         layers: names of modules.
-        outputs: which of the network's outputs to explain.
-        weights: (outputs, …): an output's score is the sum of its logits times these.
+        outputs: indices of the network's outputs to explain.
+        weights: (outputs, …). The score of an output is the sum of its logits times these weights.
     """
     features: dict[str, Tensor] = {}
 
-    def see(name: str, _: Any, output: Any) -> None:
+    def observe(name: str, _: Any, output: Any) -> None:
         found = feature_map(output, patch.ndim)
         assert found is not None, name
         features[name] = found
 
-    with observed(network, layers, see), torch.enable_grad():
+    with observed(network, layers, observe), torch.enable_grad():
         logits = network(patch.detach().requires_grad_())[0]
     size = patch.shape[2:]
     maps = torch.zeros(len(layers), len(weights), *size, device=patch.device)
@@ -130,9 +138,9 @@ def grad_cam(
 
 
 def guided_gradients(network: nn.Module, patch: Tensor, outputs: Sequence[int], weights: Tensor) -> Tensor:
-    """The score's gradients by guided backpropagation, magnitudes added up over the input's channels: (outputs, …).
+    """Return the magnitude of each score's gradient by guided backpropagation, summed over input channels: (outputs, …).
 
-    Arguments as of `grad_cam`.
+    The arguments are those of `grad_cam`.
     """
     patch = patch.detach().requires_grad_()
     with plain_operators(), GuidedBackpropagation(), torch.enable_grad():
@@ -144,10 +152,11 @@ def guided_gradients(network: nn.Module, patch: Tensor, outputs: Sequence[int], 
 
 
 class GuidedBackpropagation(TorchFunctionMode):
-    """Guided backpropagation (arXiv 1412.6806) through what is computed in this context.
+    """Use guided backpropagation (arXiv 1412.6806) for the operations that are called in this context.
 
-    Behind every ReLU, leaky ReLU and PReLU only positive gradients of positive activations go back. The latter two have
-    gradients below 0 as well, which the method, made for ReLUs, leaves out. GELUs (Swin) are left as they are.
+    At every ReLU, leaky ReLU and PReLU only positive gradients of positive activations are propagated. Leaky ReLUs and
+    PReLUs would propagate gradients of negative activations as well; the method, which was made for ReLUs, leaves these
+    out. GELUs (Swin) are not changed.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -159,12 +168,12 @@ class GuidedBackpropagation(TorchFunctionMode):
 
 
 def interpolated(features: Tensor, size: Sequence[int]) -> Tensor:
-    """(1, c, …) of another size, linearly."""
+    """Return features (1, c, …) interpolated linearly to another size."""
     return F.interpolate(features, tuple(size), mode="trilinear" if features.ndim == 5 else "bilinear")
 
 
 def _scores(logits: Tensor, weights: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Place among the outputs and sum of its weighted logits, where any weight is not 0."""
+    """Yield the index and the score of each output that has a weight other than 0."""
     for index, (output, weight) in enumerate(zip(logits, weights, strict=True)):
         if weight.any():
             yield index, (output * weight).sum()

@@ -1,4 +1,4 @@
-"""Maps as pictures and a page: image, truth, prediction, a map a target, all maps together."""
+"""Draw maps as pictures, and write the page that shows them: image, truth, prediction, the map of each target, all maps."""
 
 from __future__ import annotations
 
@@ -19,18 +19,26 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from nnunet_glims.files import write_bytes, write_text
-from nnunet_glims.report.cases import TELLING_CHANNELS
+from nnunet_glims.report.cases import PREFERRED_CHANNELS
 from nnunet_glims.report.drawing import data_uri, grey, label_colour
 from nnunet_glims.report.slices import CT_WINDOW, oriented, shown_part
 
 ROWS = 3
-"""Slices of a panel."""
+"""Number of slices in a picture."""
 PAGE = "index.html"
 
 
 @dataclass(frozen=True)
 class DrawnCase:
-    """A case and its files: images by channel, the folder of maps, the true label map if there is one."""
+    """An explained case and its files.
+
+    Attributes:
+        name: name of the case.
+        images: one image file per channel.
+        channels: names of the channels.
+        folder: folder that holds the maps and the predicted label map.
+        truth: the true label map; None where there is none.
+    """
 
     name: str
     images: Sequence[Path]
@@ -40,13 +48,19 @@ class DrawnCase:
 
 
 def map_name(layer: str, target: str) -> str:
-    """Of the file of a map, without its ending."""
+    """Return the name of a map's file, without its ending."""
     return f"{layer}_{target}"
 
 
 def draw_panel(case: DrawnCase, layer: str, targets: Mapping[str, Sequence[int]]) -> bytes:
-    """A row a slice (PNG): axial, seen from below, where there is most to see, cropped to it."""
-    channel = next((name for name in TELLING_CHANNELS if name in case.channels), case.channels[0])
+    """Draw a picture (PNG) with a row for each of `ROWS` axial slices through the labelled voxels, seen from below.
+
+    Args:
+        case: the case and its files.
+        layer: name of the layer whose maps are drawn.
+        targets: name of each target -> its labels.
+    """
+    channel = next((name for name in PREFERRED_CHANNELS if name in case.channels), case.channels[0])
     image, spacing = oriented(case.images[list(case.channels).index(channel)])
     labels = {"truth": case.truth, "prediction": case.folder / "prediction.nii.gz"}
     labelled = {name: oriented(path)[0] for name, path in labels.items() if path is not None}
@@ -102,7 +116,7 @@ def _with_map(ground: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _with_all(ground: np.ndarray, maps: Sequence[np.ndarray], colours: Sequence[Any]) -> np.ndarray:
-    """Each map in its target's colour, as opaque as it is high."""
+    """Return the image with each map in the colour of its target; higher values are more opaque."""
     picture = ground
     for values, colour in zip(maps, colours, strict=True):
         strength = 0.7 * np.clip(values, 0, 1)[..., None]
@@ -111,7 +125,12 @@ def _with_all(ground: np.ndarray, maps: Sequence[np.ndarray], colours: Sequence[
 
 
 def draw_gates(table: pd.DataFrame, path: Path) -> None:
-    """Bars of each channel's gate, mean over cases (PNG); a row a gate."""
+    """Write a picture (PNG) with the mean value over cases of each channel gate, as bars.
+
+    Args:
+        table: columns "gate", "channel" and "mean".
+        path: file to write.
+    """
     means = table.groupby(["gate", "channel"], sort=False)["mean"].mean()
     names = list(dict.fromkeys(table["gate"]))
     with matplotlib.rc_context({"text.parse_math": False}):
@@ -133,7 +152,13 @@ def _png(figure: Figure) -> bytes:
 
 
 def write_page(summary: Mapping[str, Any], cases: Sequence[DrawnCase], folder: Path) -> None:
-    """Write each case's panels and the page that shows them."""
+    """Write the pictures of every case and the page that shows them.
+
+    Args:
+        summary: the content of explanation.json.
+        cases: the explained cases.
+        folder: the folder of the explanation.
+    """
     panels: dict[str, dict[str, str]] = {}
     for case in cases:
         panels[case.name] = {}

@@ -1,4 +1,4 @@
-"""Whether maps deserve trust: do they depend on what was learnt, and does the network need what they point at?"""
+"""Check saliency maps: do they depend on the trained weights, and does the network need the voxels they point at?"""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 DELETED = 0.05
-"""Part of an image's voxels that the deletion test masks."""
+"""Fraction of an image's voxels that the deletion test masks."""
 DRAWS = 3
-"""Random masks that it compares with."""
+"""Number of random masks that the deletion test compares with."""
 
 
 def similarity(first: Tensor, second: Tensor) -> dict[str, float | None]:
-    """Spearman's rank correlation and SSIM of two maps of values from 0 to 1; None where one is the same everywhere."""
+    """Return Spearman's rank correlation and the structural similarity (SSIM) of two maps.
+
+    Args:
+        first, second: (z, y, x) with values from 0 to 1.
+
+    Returns:
+        "rank_correlation" and "ssim"; both None where one of the maps is constant.
+    """
     one, other = first.numpy().astype(np.float64), second.numpy().astype(np.float64)
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return {"rank_correlation": None, "ssim": None}
-    side = min(7, *(length - 1 + length % 2 for length in one.shape))  # odd, at most the default
+    side = min(7, *(length - 1 + length % 2 for length in one.shape))  # odd, and at most scikit-image's default
     return {
         "rank_correlation": float(spearmanr(one.ravel(), other.ravel()).statistic),
         "ssim": float(structural_similarity(one, other, win_size=side, data_range=1.0)),
@@ -32,15 +39,22 @@ def similarity(first: Tensor, second: Tensor) -> dict[str, float | None]:
 def deletion(
     data: Tensor, saliency: Tensor, region: Tensor, logits: Tensor, predict: Callable[[Tensor], Tensor]
 ) -> dict[str, Any]:
-    """A region's mean logit where it was predicted: of the image, with its most salient voxels masked, with others masked.
+    """Return how much a region's mean logit drops when the most salient voxels are masked, and when random voxels are.
 
-    Masked voxels get the mean of their channel. The others are as many voxels in the same pattern, moved to random places,
-    so that both masks are in as many pieces: voxels scattered alone disturb convolutions more than any place would.
+    Masked voxels get the mean of their channel. The random masks are the salient one shifted to random places, because
+    isolated voxels would disturb convolutions more than connected ones.
 
     Args:
         data: (channels, z, y, x), preprocessed.
-        saliency, region, logits: (z, y, x), of `data`.
-        predict: from such data to logits.
+        saliency: (z, y, x), the map to check.
+        region: (z, y, x), above 0 where the region is predicted.
+        logits: (z, y, x), the region's logits of `data`.
+        predict: computes the region's logits (z, y, x) of data such as `data`.
+
+    Returns:
+        "voxels": number of masked voxels; the mean logit over the region of the unchanged data ("logit"), with the most
+        salient voxels masked ("most_salient_masked"), and with random ones masked, averaged over `DRAWS` masks
+        ("random_masked").
     """
     count = max(1, round(DELETED * saliency.numel()))
     salient = torch.zeros(saliency.numel(), dtype=torch.bool)

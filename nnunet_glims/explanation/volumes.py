@@ -1,8 +1,8 @@
-"""Whole images by nnU-Net's windows: what a network computes on patches, averaged with nnU-Net's weights."""
+"""Combine what a network computes on patches to volumes: nnU-Net's preprocessing, windows, Gaussian weights and resampling."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -22,23 +22,31 @@ from torch import Tensor
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export.description import GAUSSIAN_SIGMA_SCALE, GAUSSIAN_VALUE_SCALING, READERS
 from nnunet_glims.nnunet.models import ModelFolder
-
-Tell = Callable[[Sequence[Any]], Iterable[Any]]
+from nnunet_glims.processes import Progress, quietly
 
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """An image as the network gets it, (channels, z, y, x), and nnU-Net's notes for the way back."""
+    """A preprocessed image.
+
+    Attributes:
+        data: (channels, z, y, x), float32.
+        properties: nnU-Net's description of the original image, which is needed to return to its grid.
+    """
 
     data: Tensor
     properties: Mapping[str, Any]
 
 
 class ImagePipeline:
-    """A model's way from an image to its network and back.
+    """Preprocessing, windows and resampling of a trained model.
+
+    Args:
+        model: the model's folder.
+        device: where patches are computed.
 
     Raises:
-        UsageError: the model is the second stage of a cascade, or its images are read in another way than they are stored.
+        UsageError: the model is the second stage of a cascade, or its reader changes the order of the axes.
     """
 
     def __init__(self, model: ModelFolder, device: torch.device):
@@ -53,7 +61,7 @@ class ImagePipeline:
             raise UsageError(f"{model.path / 'plans.json'}: images of {reader} cannot be explained, only {READERS}")
         self.patch_size = tuple(self.plan.patch_size)
         self.device = device
-        with redirect_stdout(StringIO()):  # nnU-Net tells that the CPU is no GPU
+        with redirect_stdout(StringIO()):  # nnU-Net prints that there is no GPU
             self.predictor = nnUNetPredictor(device=device, allow_tqdm=False)
         self.predictor.configuration_manager = self.plan
         with redirect_stdout(StringIO()):
@@ -63,7 +71,7 @@ class ImagePipeline:
         self.gaussian = gaussian.float()
 
     def preprocess(self, files: Sequence[Path]) -> NetworkInput:
-        """Read and preprocess a case."""
+        """Read the channel files of a case and preprocess them."""
         preprocessor = self.plan.preprocessor_class(verbose=False)
         data, _, properties = preprocessor.run_case(
             [str(file) for file in files], None, self.manager, self.plan, self.dataset_json
@@ -71,15 +79,22 @@ class ImagePipeline:
         return NetworkInput(torch.from_numpy(data).float(), properties)
 
     def average_windows(
-        self, data: Tensor, channels: int, compute: Callable[[Tensor, Tensor], Tensor], tell: Tell = iter
+        self,
+        data: Tensor,
+        channels: int,
+        compute: Callable[[Tensor, Tensor], Tensor],
+        progress: Progress = quietly,
+        title: str = "",
     ) -> Tensor:
-        """What `compute` gives for each window, averaged: (channels, z, y, x), on the CPU, of the size of `data`.
+        """Return the Gaussian-weighted mean over windows of what `compute` returns, (channels, z, y, x), on the CPU.
 
         Args:
-            data: (…, z, y, x); zero-padded where it is smaller than a patch.
-            compute: gets a patch (1, …, z, y, x) on the device and the part (z, y, x) that each of its voxels has in the mean;
-                returns (channels, z, y, x).
-            tell: iterates over the windows and shows how far it is.
+            data: (…, z, y, x); it is zero-padded where it is smaller than the patch. The result has its size.
+            channels: number of channels that `compute` returns.
+            compute: takes a patch (1, …, z, y, x) on the device, and the share (z, y, x) from 0 to 1 that each of its
+                voxels has in the average; returns (channels, z, y, x).
+            progress: shows how many windows are done.
+            title: what `progress` says is being done.
         """
         padded, inside = pad_nd_image(data, self.patch_size, "constant", {"value": 0}, True, None)
         windows = self.predictor._internal_get_sliding_window_slicers(padded.shape[1:])
@@ -87,19 +102,22 @@ class ImagePipeline:
         for window in windows:
             total[window[1:]] += self.gaussian
         found = torch.zeros(channels, *padded.shape[1:])
-        for window in tell(windows):
-            part = self.gaussian / total[window[1:]]
-            found[window] += part * compute(padded[window][None].to(self.device), part.to(self.device)).cpu()
+        for window in progress(windows, title, len(windows)):
+            share = self.gaussian / total[window[1:]]
+            found[window] += share * compute(padded[window][None].to(self.device), share.to(self.device)).cpu()
         return found[:, inside[1], inside[2], inside[3]]
 
     def label_map(self, logits: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
-        """Labels (z, y, x) of the whole image, as nnU-Net makes them of logits."""
+        """Return the label map (z, y, x) of the original image that nnU-Net makes of logits (outputs, z, y, x)."""
         return convert_predicted_logits_to_segmentation_with_correct_shape(
             logits, self.manager, self.plan, self.labels, dict(properties)
         )
 
     def to_image_grid(self, maps: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
-        """Maps (n, z, y, x) on the grid of the image: resampled as probabilities are, 0 outside of what was cropped to."""
+        """Return maps (n, z, y, x) on the grid of the original image, resampled as nnU-Net resamples probabilities.
+
+        Voxels that preprocessing cropped away are 0.
+        """
         size = properties["shape_after_cropping_and_before_resampling"]
         spacing = [properties["spacing"][axis] for axis in self.manager.transpose_forward]
         own = [*spacing[: len(size) - len(self.plan.spacing)], *self.plan.spacing]

@@ -1,4 +1,4 @@
-"""The cases that are predicted or explained: a folder of CASE_0000.nii.gz, …, or channel files that are named one by one."""
+"""Find and read the images to predict or to explain: a folder of CASE_0000.nii.gz, …, or channel files given one by one."""
 
 from __future__ import annotations
 
@@ -7,27 +7,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import SimpleITK as sitk
+
 from nnunet_glims.errors import UsageError
+from nnunet_glims.geometry import Geometry
+from nnunet_glims.images import check_compressed
 
 
 @dataclass(frozen=True)
 class InputCase:
-    """An image to predict: its name and a file a channel."""
+    """A case to predict.
+
+    Attributes:
+        name: name of the case.
+        files: one file per channel, in the order of the channels.
+    """
 
     name: str
     files: tuple[Path, ...]
 
 
 def find_input_cases(inputs: Sequence[Path], ending: str, channels: Sequence[str]) -> list[InputCase]:
-    """The cases in a folder of CASE_0000.nii.gz, …, or those whose channels are given as files.
+    """Return the cases of a folder of CASE_0000.nii.gz, …, or those whose channel files are given.
 
     Args:
-        inputs: a folder, the files of one case in the channels' order, or files of several cases by their names.
-        ending: of the files' names.
-        channels: their names.
+        inputs: a folder; or the channel files of one case, in the order of the channels; or the channel files of
+            several cases, which are told apart by their names.
+        ending: the ending that the files' names must have, such as ".nii.gz".
+        channels: names of the channels, for messages.
 
     Raises:
-        UsageError: no images, a channel too many or too few, files that do not exist.
+        UsageError: there are no images, a case has too many or too few channels, or a file does not exist.
     """
     count = len(channels)
     missing = [path for path in inputs if not path.exists()]
@@ -74,3 +85,29 @@ def _cases_among(paths: Sequence[Path], folder: Path, ending: str, channels: Seq
 
 def _named(channels: Sequence[str]) -> str:
     return ", ".join(f"{index:04d} = {name}" for index, name in enumerate(channels))
+
+
+def read_image(files: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
+    """Read the channel files of a case: the image (channels, z, y, x) in float32, and its geometry.
+
+    Raises:
+        ProcessingError: a compressed file is damaged or cut off.
+        UsageError: a file is no 3D image, or the channels have different grids.
+    """
+    arrays, geometries = [], []
+    for file in files:
+        check_compressed(file)
+        try:
+            image = sitk.ReadImage(str(file))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UsageError(f"{file}: SimpleITK cannot read this image: {reason}") from None
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+            raise UsageError(f"{file}: this is no 3D image with one value a voxel: give one file a channel")
+        arrays.append(sitk.GetArrayFromImage(image).astype(np.float32))
+        geometries.append(Geometry.of(image))
+    for file, geometry in zip(files, geometries, strict=True):
+        difference = geometry.difference(geometries[0])
+        if difference:
+            raise UsageError(f"{file}: {difference} like {files[0].name}: resample the channels to one grid")
+    return np.stack(arrays), geometries[0]

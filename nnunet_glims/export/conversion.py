@@ -1,4 +1,4 @@
-"""A network as a file: ONNX or TorchScript, with its weights in float32, float16 or int8."""
+"""Write a network to a file: as ONNX with weights in float32, float16 or int8, or as TorchScript."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.kernels.ops import plain_operators
 
 OPSETS = range(18, 21)
-"""Operator sets torch's exporter writes GLIMS, LATUP-Net, Swin UNETR and nnU-Net's U-Net in. The lowest runs in most places."""
+"""ONNX operator sets in which torch can export GLIMS, LATUP-Net, Swin UNETR and nnU-Net's U-Net. The more recent ones
+need a more recent onnxruntime, so the lowest is the default."""
 
-WORTHWHILE = 512
-"""Weights of fewer values, and all that have one axis, stay float32: norms, biases and slopes are small and delicate."""
+SMALLEST_COMPRESSED = 512
+"""Weights with fewer values than this, or with one axis only (norms, biases, slopes), stay float32: they take little
+room, and rounding them costs accuracy."""
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the exporters' notes about their own innards."""
+def _silenced() -> Iterator[None]:
+    """Silence logging, warnings and prints of torch's exporters, which are about the exporters themselves."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -38,21 +40,25 @@ def _quietly() -> Iterator[None]:
 
 
 def write_torchscript(network: nn.Module, patch: Tensor, path: Path) -> None:
-    """Trace the network on a patch (1, channels, z, y, x), the only size the file is for."""
-    with plain_operators(), _quietly(), torch.no_grad():
+    """Write a network as TorchScript, traced on a patch (1, channels, z, y, x). The file is valid for this size only."""
+    with plain_operators(), _silenced(), torch.no_grad():
         torch.jit.trace(network, patch, check_trace=False).save(str(path))
 
 
 def write_onnx(network: nn.Module, patch: Tensor, path: Path, precision: str, opset: int) -> None:
-    """Export the network for patches of exactly this size: input "image", output "logits".
+    """Write a network as ONNX, with the input "image" and the output "logits".
 
     Args:
-        precision: fp32; fp16 or int8 for smaller files, in which weights are stored so and computed with in float32.
+        network: the network in evaluation mode.
+        patch: (1, channels, z, y, x). The file is valid for patches of this size only.
+        path: file to write.
+        precision: how weights are stored: "fp32", "fp16" or "int8". Arithmetic is float32 always.
+        opset: ONNX operator set.
 
     Raises:
-        UsageError: torch's exporter cannot write that opset.
+        UsageError: torch's exporter cannot write the network in this operator set.
     """
-    with plain_operators(), _quietly(), torch.no_grad():
+    with plain_operators(), _silenced(), torch.no_grad():
         program = torch.onnx.export(
             network,
             (patch,),
@@ -78,10 +84,10 @@ def write_onnx(network: nn.Module, patch: Tensor, path: Path, precision: str, op
 
 
 def _spell_out_norms(model) -> None:
-    """Replace instance norms by operators that add up a volume in two steps, rows and then their means.
+    """Replace each instance norm by elementary operators that compute means over rows, and then the mean of these.
 
-    onnxruntime's own adds up all voxels in one float32, which at 32×224×256 voxels made GLIMS' logits wrong by 4 % of their
-    standard deviation.
+    onnxruntime's own operator accumulates all voxels in a single float32. On a patch of 32×224×256 voxels this changed
+    GLIMS' logits by 4 % of their standard deviation.
     """
     from onnx import helper, numpy_helper
 
@@ -133,7 +139,7 @@ def _spell_out_norms(model) -> None:
 
 
 def _store_smaller(model, precision: str) -> None:
-    """Replace each large weight by its float16 or int8 version and operators that turn it back, run once when loaded.
+    """Replace each large weight by its float16 or int8 version, which operators convert back when the file is loaded.
 
     int8 weights are scaled so that the largest magnitude of each slice along their first axis becomes 127.
     """
@@ -143,7 +149,7 @@ def _store_smaller(model, precision: str) -> None:
     kept, nodes = [], []
     for weight in graph.initializer:
         values = numpy_helper.to_array(weight)
-        if values.dtype != np.float32 or values.ndim < 2 or values.size < WORTHWHILE:
+        if values.dtype != np.float32 or values.ndim < 2 or values.size < SMALLEST_COMPRESSED:
             kept.append(weight)
             continue
         stored, name = f"{weight.name}_{precision}", weight.name

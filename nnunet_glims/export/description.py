@@ -1,4 +1,4 @@
-"""What of nnU-Net's plans a runner must know, and what it cannot do."""
+"""What a runner must know of nnU-Net's plans, and the plans that it cannot follow."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from nnunet_glims.nnunet.models import ModelFolder
 STEP = 0.5
 GAUSSIAN_SIGMA_SCALE = 1 / 8
 GAUSSIAN_VALUE_SCALING = 10.0
-"""Of nnU-Net's predictor: constants in its code, not in its plans."""
+"""Settings of the sliding window, which nnU-Net has in its code, not in its plans; a test compares them."""
 
 READERS = ("SimpleITKIO", "NibabelIO")
+"""Readers of nnU-Net that return the axes in the order of the file (z, y, x)."""
 RESAMPLING = "resample_data_or_seg_to_shape"
 
 
 def describe(model: ModelFolder, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `ExportedModel` that follow from plans, data set and checkpoint.
+    """Return the fields of `ExportedModel` that follow from plans, dataset.json and checkpoint.
 
     Raises:
-        UsageError: the plans use what the runner does not know: 2D, cascades, own preprocessing, readers, resampling or
-            normalisation.
+        UsageError: the runner cannot follow the plans: they are 2D or the second stage of a cascade, or name a
+            preprocessor, reader, resampling or normalisation that is not nnU-Net's default.
     """
     from nnunetv2.configuration import ANISO_THRESHOLD
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -78,29 +79,29 @@ def describe(model: ModelFolder, checkpoint: Mapping[str, Any]) -> dict[str, Any
         "resampling_image": _resampling(settings["resampling_fn_data_kwargs"], ANISO_THRESHOLD),
         "resampling_logits": _resampling(settings["resampling_fn_probabilities_kwargs"], ANISO_THRESHOLD),
         "sliding_window": SlidingWindow(
-            STEP,
-            GAUSSIAN_SIGMA_SCALE,
-            GAUSSIAN_VALUE_SCALING,
-            tuple(checkpoint.get("inference_allowed_mirroring_axes") or ()),
+            step=STEP,
+            gaussian_sigma_scale=GAUSSIAN_SIGMA_SCALE,
+            gaussian_value_scaling=GAUSSIAN_VALUE_SCALING,
+            mirror_axes=tuple(checkpoint.get("inference_allowed_mirroring_axes") or ()),
         ),
     }
 
 
-def _normalization(scheme: str, use_mask: bool, properties: Mapping[str, float]) -> Normalization:
+def _normalization(scheme: Any, use_mask: bool, properties: Mapping[str, float]) -> Normalization:
     if scheme != "CTNormalization":
-        return Normalization(scheme, use_mask)
+        return Normalization(scheme=scheme, use_mask=use_mask)
     needed = ("mean", "std", "percentile_00_5", "percentile_99_5")
-    return Normalization(scheme, use_mask, **{name: float(properties[name]) for name in needed})
+    return Normalization(scheme=scheme, use_mask=use_mask, **{name: float(properties[name]) for name in needed})
 
 
 def _resampling(settings: Mapping[str, Any], threshold: float) -> Resampling:
+    """The arguments of nnU-Net's resampling function; what plans leave out has that function's defaults."""
     if settings.get("order_z", 0) != 0:
         raise UsageError(f"plans.json: resampling with order_z {settings['order_z']} cannot be exported, only 0")
     return Resampling(
-        # as the arguments of nnU-Net's function default
-        settings.get("order", 3),
-        settings.get("force_separate_z", False),
-        settings.get("separate_z_anisotropy_threshold", threshold),
+        order=settings.get("order", 3),
+        force_separate_z=settings.get("force_separate_z", False),
+        anisotropy_threshold=settings.get("separate_z_anisotropy_threshold", threshold),
     )
 
 

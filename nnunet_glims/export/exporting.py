@@ -1,9 +1,9 @@
-"""nnU-Net's folder of a trained model -> a folder that runs without torch and nnU-Net."""
+"""Export nnU-Net's folder of a trained model to a folder that runs without torch and nnU-Net."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from nnunet_glims.nnunet.checkpoints import FINAL, load_checkpoint, load_weights
 from nnunet_glims.nnunet.models import ModelFolder
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
+"""Format -> ending of the network files."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,15 @@ class ExportRequest:
     """What to export and how.
 
     Attributes:
-        folds: such as ("0", "1") or ("all",); empty for every numbered fold that has the checkpoint.
+        folds: names such as ("0", "1") or ("all",); empty for every numbered fold that has the checkpoint.
         format: a key of `ENDINGS`.
-        precision: a key of `parity.TOLERANCES`.
-        opset: of ONNX.
-        checkpoint: name of the file in each fold's folder.
-        trust: load checkpoints that hold more than numbers.
+        precision: how weights are stored, a key of `parity.TOLERANCES`.
+        opset: ONNX operator set, one of `conversion.OPSETS`.
+        checkpoint: name of the checkpoint's file in each fold's folder.
+        trust: whether to load checkpoints that hold more than numbers.
 
     Raises:
-        UsageError: when it is made, where settings are unknown or do not go together.
+        UsageError: on construction, where a setting is unknown or settings contradict each other.
     """
 
     folds: tuple[str, ...] = ()
@@ -65,16 +66,21 @@ def export(
     overwrite: bool = False,
     log: Callable[[str], None] = print,
 ) -> ExportedModel:
-    """Write an export, or nothing.
+    """Export a trained model. Where this fails, nothing is written.
 
     Args:
         source: nnU-Net's model folder.
-        out: folder to write; made by a rename when all is done.
-        overwrite: replace an export that is there.
-        log: told what is done.
+        out: folder to write. It appears when the export is complete.
+        request: what to export and how.
+        overwrite: whether an export in `out` is replaced.
+        log: receives a line of text for each fold, and warnings.
+
+    Returns:
+        The content of the model.json that was written.
 
     Raises:
-        UsageError: no model folder, folds or checkpoints that are not there, plans the runner cannot follow, `out` exists.
+        UsageError: `source` is no model folder, a fold or checkpoint is missing, the runner cannot follow the plans, or
+            `out` exists.
         parity.ParityError: an exported network differs from PyTorch.
     """
     model = ModelFolder(source)
@@ -92,7 +98,7 @@ def export(
         **describe(model, first),
     )
     network = model.network()[0].eval()
-    if hasattr(network, "precision"):  # ours may carry its own autocast
+    if hasattr(network, "precision"):  # networks of this package may enable autocast themselves
         network.precision = None
     patches = parity.comparison_patches(model, exported)
     if len(patches) == 1:
@@ -106,7 +112,7 @@ def export(
             checkpoint = first if fold == folds[0] else load_checkpoint(checkpoints[fold], request.trust)
             load_weights(network, checkpoint, checkpoints[fold])
             files.append(_export_fold(network, fold, unfinished, exported, patches, log))
-        exported = replace(exported, folds=files)
+        exported = exported.model_copy(update={"folds": files})
         exported.write(unfinished)
     return exported
 
@@ -136,8 +142,8 @@ def _export_fold(
         conversion.write_onnx(network, example, path, exported.precision, exported.opset)
     else:
         conversion.write_torchscript(network, example, path)
-    file = FoldFile(fold, path.name, checksum(path), [])
-    compute = _load_written(folder, replace(exported, folds=[file]))
+    file = FoldFile(fold=fold, file=path.name, sha256=checksum(path), parity=[])
+    compute = _load_written(folder, exported.model_copy(update={"folds": [file]}))
     figures = []
     for name, patch in patches.items():
         with plain_operators(), torch.inference_mode():
@@ -151,11 +157,11 @@ def _export_fold(
         f"fold {fold}: {path.stat().st_size / 1e6:.1f} MB; differs from PyTorch by {last['relative_error']:.1g} of the logits' "
         f"standard deviation, same label in {last['agreement']:.3%} of voxels ({last['patch']})"
     )
-    return replace(file, parity=figures)
+    return file.model_copy(update={"parity": figures})
 
 
 def _load_written(folder: Path, exported: ExportedModel) -> Callable[[np.ndarray], np.ndarray]:
-    """The written file as a function, loaded as its users load it."""
+    """Load the written file as its users do, and return it as a function from a patch to logits."""
     if exported.format == "onnx":
         return load_networks(folder, exported, device="cpu")[0]
     script = torch.jit.load(str(folder / exported.folds[0].file))

@@ -1,4 +1,4 @@
-"""From logits at the model's spacing to the label map of the whole image, as nnU-Net computes it."""
+"""Turn logits at the model's spacing into a label map of the original image, as nnU-Net does."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ Array = np.ndarray
 
 
 def label_map(logits: Array, preprocessed: PreprocessedImage, model: ExportedModel) -> Array:
-    """Label map (z, y, x) of the whole image from logits at the model's spacing.
+    """Return the label map (z, y, x) of the original image.
 
-    One output after the other is resampled, so that never all of them exist at the image's resolution.
+    One output after the other is resampled, so that at most two of them exist at the resolution of the image.
+
+    Args:
+        logits: (outputs, z, y, x) at the model's spacing.
+        preprocessed: the image that the logits belong to.
+        model: the exported model.
     """
     size = tuple(part.stop - part.start for part in preprocessed.crop)
     axis = coarse_axis(model.resampling_logits, model.spacing, preprocessed.spacing)

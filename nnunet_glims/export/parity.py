@@ -1,15 +1,17 @@
-"""Does an exported network compute what PyTorch does?"""
+"""Check that an exported network computes what PyTorch computes."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet_glims.errors import ProcessingError
+from nnunet_glims.export.cases import read_image
 from nnunet_glims.export.exported import ExportedModel
+from nnunet_glims.export.preprocessing import preprocess
+from nnunet_glims.nnunet.folders import PREPROCESSED, RAW
 from nnunet_glims.nnunet.models import ModelFolder
 
 Array = np.ndarray
@@ -17,11 +19,11 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What an export must keep to.
+    """How far an export may be from PyTorch.
 
     Attributes:
-        relative_error: highest difference of any logit, as a part of the logits' standard deviation.
-        agreement: lowest part of voxels that get the same label (for regions: mean over regions).
+        relative_error: highest allowed difference of any logit, divided by the standard deviation of the logits.
+        agreement: lowest allowed fraction of voxels that get the same label (for regions: mean over regions).
     """
 
     relative_error: float = np.inf
@@ -33,20 +35,26 @@ TOLERANCES = {
     "fp16": Tolerance(relative_error=2e-2, agreement=0.999),
     "int8": Tolerance(agreement=0.99),
 }
-"""By precision. For fp16 and int8 a real patch counts where there is one: on noise many logits are nearly equal."""
+"""Precision -> tolerance. For fp16 and int8 only a patch of a real image counts where there is one: on random numbers
+many logits are nearly equal, so that labels change easily."""
 
 
-class ParityError(RuntimeError):
-    """An exported network differs from PyTorch by more than its precision allows."""
+class ParityError(ProcessingError):
+    """Raised where an exported network differs from PyTorch by more than its precision allows."""
 
 
 def difference(patch: str, reference: Array, found: Array, regions: bool) -> dict[str, Any]:
-    """Figures for model.json.
+    """Return how far two predictions of one patch differ: the entry of model.json.
 
     Args:
-        patch: "random" or where a real one comes from.
+        patch: "random", or where the patch comes from.
         reference, found: logits (outputs, z, y, x) of PyTorch and of the export.
-        regions: outputs are regions, each on its own, not labels of which one wins.
+        regions: whether outputs are regions, each with a threshold, and not labels, of which the highest output
+            decides.
+
+    Returns:
+        "patch"; "relative_error" and "agreement" as in `Tolerance`; "dice": one value per region or foreground label,
+        None where neither prediction has a voxel of it.
     """
     if regions:
         first, second = reference > 0, found > 0
@@ -64,18 +72,24 @@ def difference(patch: str, reference: Array, found: Array, regions: bool) -> dic
 
 
 def _dice(first: Array, second: Array) -> float | None:
-    """None where both are empty."""
+    """Return the Dice coefficient of two masks; None where both are empty."""
     total = int(first.sum() + second.sum())
     return 2 * int((first & second).sum()) / total if total else None
 
 
 def check(fold: str, precision: str, figures: list[dict[str, Any]]) -> None:
-    """Raise `ParityError` where an export differs too much."""
+    """Raise `ParityError` where an export differs from PyTorch by more than `TOLERANCES` allows.
+
+    Args:
+        fold: name of the fold, for the message.
+        precision: a key of `TOLERANCES`.
+        figures: what `difference` returned for each patch.
+    """
     allowed = TOLERANCES[precision]
     real = [entry for entry in figures if entry["patch"] != "random"]
     for entry in figures if precision == "fp32" or not real else real:
         error, agreement = entry["relative_error"], entry["agreement"]
-        # written so that NaN fails too
+        # A comparison with NaN is False, so that an export that yields NaN fails.
         if not (error <= allowed.relative_error and agreement >= allowed.agreement):
             raise ParityError(
                 f"fold {fold}: on a patch ({entry['patch']}) the {precision} export differs from PyTorch by {error:.2g} of "
@@ -85,7 +99,11 @@ def check(fold: str, precision: str, figures: list[dict[str, Any]]) -> None:
 
 
 def comparison_patches(model: ModelFolder, exported: ExportedModel) -> dict[str, Array]:
-    """Patches to compare on, by where they come from: random numbers, and one of the data set's images if there is one."""
+    """Return the patches (channels, z, y, x) to compare on, by where they come from.
+
+    "random" are random numbers. Where nnUNet_preprocessed or nnUNet_raw has the data set, a patch of a real image
+    follows.
+    """
     shape = (len(exported.channels), *exported.patch_size)
     found = {"random": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     for source in (_preprocessed_image, _raw_image):
@@ -97,7 +115,7 @@ def comparison_patches(model: ModelFolder, exported: ExportedModel) -> dict[str,
 
 
 def _middle(image: Array, size: tuple[int, ...]) -> Array:
-    """The middle of (channels, z, y, x), zero-padded at the end where it is smaller than `size`."""
+    """Return the central part of an image (channels, z, y, x), zero-padded at the end where it is smaller than `size`."""
     for axis, length in enumerate(size, start=1):
         start = max(image.shape[axis] - length, 0) // 2
         image = image.take(range(start, min(start + length, image.shape[axis])), axis=axis)
@@ -110,8 +128,8 @@ def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[st
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plan = PlansManager(dict(model.plans)).get_configuration(exported.configuration)
-    folder = Path(os.environ.get("nnUNet_preprocessed") or os.devnull, exported.dataset, plan.data_identifier)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    folder = PREPROCESSED.find(exported.dataset, plan.data_identifier)
+    if folder is None or not any(folder.iterdir()):
         return "", None
     dataset = infer_dataset_class(str(folder))(str(folder))
     if not dataset.identifiers:
@@ -121,11 +139,10 @@ def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[st
 
 
 def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:
-    from nnunet_glims.export.preprocessing import preprocess
-    from nnunet_glims.export.runner import read_image
-
-    folder = Path(os.environ.get("nnUNet_raw") or os.devnull, exported.dataset, "imagesTr")
-    first = min(folder.glob(f"*_0000{exported.file_ending}"), default=None) if folder.is_dir() else None
+    folder = RAW.find(exported.dataset, "imagesTr")
+    if folder is None:
+        return "", None
+    first = min(folder.glob(f"*_0000{exported.file_ending}"), default=None)
     if first is None:
         return "", None
     case = first.name.removesuffix(f"_0000{exported.file_ending}")

@@ -1,4 +1,4 @@
-"""From an image to the network's input, as nnU-Net's DefaultPreprocessor computes it, without torch and nnU-Net."""
+"""Preprocess an image as nnU-Net's DefaultPreprocessor does, without torch and nnU-Net."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.export.exported import ExportedModel, Normalization
+from nnunet_glims.export.exported import ExportedModel, Normalization, NormalizationScheme
 from nnunet_glims.export.resampling import coarse_axis, new_size, resample
 from nnunet_glims.geometry import bounding_box
 
@@ -18,13 +18,13 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class PreprocessedImage:
-    """A preprocessed image and what it takes to go back.
+    """A preprocessed image, and what is needed to bring a prediction back to the grid of the original image.
 
     Attributes:
         data: (channels, z, y, x), float32, normalised, at the model's spacing.
-        crop: where the non-zero part lies in the transposed image.
-        size: of the transposed image, voxels.
-        spacing: of the transposed image, mm.
+        crop: bounding box of the non-zero voxels in the transposed image.
+        size: size of the transposed image in voxels.
+        spacing: spacing of the transposed image in mm.
     """
 
     data: Array
@@ -34,11 +34,15 @@ class PreprocessedImage:
 
 
 def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> PreprocessedImage:
-    """What nnU-Net's DefaultPreprocessor does to an image.
+    """Transpose, crop, normalise and resample an image as nnU-Net's DefaultPreprocessor does.
 
     Args:
         image: (channels, z, y, x).
-        spacing: along z, y, x, in mm.
+        spacing: mm along z, y, x.
+        model: the exported model, whose settings are applied.
+
+    Raises:
+        UsageError: the image would have an axis without voxels at the model's spacing.
     """
     image = image.transpose([0, *(1 + axis for axis in model.transpose_forward)]).astype(np.float32)
     spacing = tuple(float(spacing[axis]) for axis in model.transpose_forward)
@@ -58,7 +62,13 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
 
 
 def normalize(channel: Array, inside: Array, settings: Normalization) -> Array:
-    """One channel, normalised with one of nnU-Net's schemes, the names of which are the keys of `SCHEMES`."""
+    """Return a channel (z, y, x) normalised by the scheme that the settings name.
+
+    Args:
+        channel: intensities.
+        inside: (z, y, x), True where any channel is not zero, with holes filled.
+        settings: scheme and the intensities it needs.
+    """
     return SCHEMES[settings.scheme](channel.astype(np.float32), inside, settings)
 
 
@@ -82,10 +92,11 @@ def _rescale_to_01(channel: Array, *_) -> Array:
     return channel / max(channel.max(), 1e-8)
 
 
-SCHEMES: dict[str, Callable[[Array, Array, Normalization], Array]] = {
+SCHEMES: dict[NormalizationScheme, Callable[[Array, Array, Normalization], Array]] = {
     "ZScoreNormalization": _z_score,
     "CTNormalization": _ct,
     "RescaleTo01Normalization": _rescale_to_01,
     "RGBTo01Normalization": lambda channel, *_: channel / 255,
     "NoNormalization": lambda channel, *_: channel,
 }
+"""nnU-Net's name of a normalisation scheme -> the function that computes it."""

@@ -1,7 +1,8 @@
-"""Resampling as nnU-Net does by default (`resample_data_or_seg_to_shape`), without torch.
+"""Resample volumes as nnU-Net does by default (`resample_data_or_seg_to_shape`), without torch.
 
-Volumes are resized with splines over all three axes. Where one axis is much coarser than the others, each slice across it is
-resized by itself, and slices are then repeated or left out (order 0).
+Volumes are resized with splines along all three axes. Where the spacing of one axis is much larger than that of the
+others, each slice perpendicular to this axis is resized separately, and slices are then repeated or left out (nearest
+neighbour).
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ Array = np.ndarray
 
 
 def new_size(size: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
-    """Voxels along each axis after resampling to another spacing (mm)."""
+    """Return the number of voxels along each axis after resampling from one spacing to another (both in mm)."""
     return tuple(round(old / new * length) for length, old, new in zip(size, spacing, new_spacing, strict=True))
 
 
 def coarse_axis(settings: Resampling, spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
-    """The axis whose slices are resampled apart; None where there is none, or two axes are equally coarse."""
+    """Return the axis whose slices are resampled separately; None where there is none, or two axes are equally coarse.
+
+    Args:
+        settings: says whether slices are resampled separately, or from which anisotropy on.
+        spacing, new_spacing: mm before and after.
+    """
     if settings.force_separate_z is False:
         return None
     decisive = spacing
@@ -38,11 +44,13 @@ def coarse_axis(settings: Resampling, spacing: Sequence[float], new_spacing: Seq
 
 
 def resample(volume: Array, size: Sequence[int], order: int, axis: int | None) -> Array:
-    """(z, y, x) -> (`size`), in float64 where anything changes.
+    """Return a volume (z, y, x) at another size; in float64, unless the size stays the same.
 
     Args:
-        order: of the splines, within slices where there is a coarse axis.
-        axis: the coarse one, from `coarse_axis`.
+        volume: (z, y, x).
+        size: voxels afterwards.
+        order: order of the splines; within slices only where there is a coarse axis.
+        axis: the coarse axis, from `coarse_axis`, or None.
     """
     if volume.shape == tuple(size):
         return volume
@@ -52,13 +60,13 @@ def resample(volume: Array, size: Sequence[int], order: int, axis: int | None) -
     slices = np.moveaxis(volume, axis, 0)
     in_plane = tuple(length for other, length in enumerate(size) if other != axis)
     if slices.shape[1:] != in_plane:
-        slices = np.stack([resize(one, in_plane, order, mode="edge", anti_aliasing=False) for one in slices])
+        slices = np.stack([resize(plane, in_plane, order, mode="edge", anti_aliasing=False) for plane in slices])
     if len(slices) != size[axis]:
         slices = slices[_nearest(len(slices), size[axis])]
     return np.moveaxis(slices, 0, axis)
 
 
 def _nearest(length: int, new_length: int) -> Array:
-    """For each new voxel of an axis the old one whose centre is nearest; of two equally near ones the later."""
+    """Return for each new voxel of an axis the index of the old voxel with the nearest centre; of two, the later one."""
     centres = length / new_length * (np.arange(new_length) + 0.5) - 0.5
     return np.clip(np.floor(centres + 0.5).astype(int), 0, length - 1)

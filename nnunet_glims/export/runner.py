@@ -1,8 +1,9 @@
-"""Prediction with an exported model: what nnU-Net does around its network, with neither torch nor nnU-Net.
+"""Predict with an exported model, without torch and nnU-Net.
 
-Needs numpy, scipy, scikit-image, SimpleITK and onnxruntime. What is computed follows nnU-Net 2.8: transpose, crop to
-non-zero, normalise, resample; windows with half overlap, weighted by a Gaussian, mirrored if wished, averaged over folds;
-logits resampled back, labels, the crop put back, the source's geometry.
+This needs numpy, scipy, scikit-image, SimpleITK, pydantic and onnxruntime. The steps are those of nnU-Net 2.8:
+transpose, crop to non-zero voxels, normalise and resample the image; predict windows that overlap by half, weighted by
+a Gaussian and optionally mirrored; average over folds; resample the logits, turn them into labels, and put these into
+the grid of the image.
 """
 
 from __future__ import annotations
@@ -12,58 +13,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.export.cases import find_input_cases
+from nnunet_glims.export.cases import find_input_cases, read_image
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.label_maps import label_map
 from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import Network, predict_logits
 from nnunet_glims.geometry import Geometry
-from nnunet_glims.images import check_compressed, write_image
+from nnunet_glims.images import write_image
 
 Array = np.ndarray
-
-
-def read_image(files: Sequence[Path]) -> tuple[Array, Geometry]:
-    """(channels, z, y, x) in float32 and where the voxels lie.
-
-    Raises:
-        ProcessingError: a compressed file is damaged or cut off.
-        UsageError: a file is no 3D image, or the channels do not fit together.
-    """
-    arrays, geometries = [], []
-    for file in files:
-        check_compressed(file)
-        try:
-            image = sitk.ReadImage(str(file))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UsageError(f"{file}: SimpleITK cannot read this image: {reason}") from None
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise UsageError(f"{file}: this is no 3D image with one value a voxel: give one file a channel")
-        arrays.append(sitk.GetArrayFromImage(image).astype(np.float32))
-        geometries.append(Geometry.of(image))
-    for file, geometry in zip(files, geometries, strict=True):
-        difference = geometry.difference(geometries[0])
-        if difference:
-            raise UsageError(f"{file}: {difference} like {files[0].name}: resample the channels to one grid")
-    return np.stack(arrays), geometries[0]
 
 
 def load_networks(
     folder: Path, model: ExportedModel, device: str = "auto", threads: int | None = None
 ) -> list[Network]:
-    """One network a fold, run by onnxruntime.
+    """Return one network per fold, which onnxruntime computes.
 
     Args:
-        folder: of the export.
-        device: cpu, cuda, or auto for CUDA where onnxruntime has it.
-        threads: of onnxruntime on the CPU; None for a core each.
+        folder: folder of the export.
+        model: content of its model.json.
+        device: "cpu", "cuda", or "auto" for CUDA where onnxruntime has it.
+        threads: number of threads of onnxruntime on the CPU; None lets onnxruntime choose.
 
     Raises:
-        UsageError: no onnxruntime, no ONNX export, no such device.
+        UsageError: onnxruntime is not installed or has no such device, or the export is not ONNX.
     """
     if model.format != "onnx":
         raise UsageError(f"{folder}: this export is {model.format}: export with --format onnx to run it here")
@@ -96,7 +71,7 @@ def load_networks(
 def predict_case(
     image: Array, geometry: Geometry, networks: Sequence[Network], model: ExportedModel, mirror: bool
 ) -> Array:
-    """(channels, z, y, x) -> label map (z, y, x)."""
+    """Return the label map (z, y, x) of an image (channels, z, y, x)."""
     preprocessed = preprocess(image, geometry.spacing[::-1], model)
     return label_map(predict_logits(preprocessed.data, networks, model, mirror), preprocessed, model)
 
@@ -114,19 +89,20 @@ def predict(
     """Predict cases with an exported model and write their label maps.
 
     Args:
-        folder: what `nnunet-glims export` wrote.
-        inputs: a folder of cases, or the files of their channels.
-        output: folder for CASE.nii.gz; made where it does not exist.
-        mirror: average over mirrored versions too, as nnU-Net does by default.
+        folder: folder that `nnunet-glims export` wrote.
+        inputs: a folder of cases, or channel files, see `cases.find_input_cases`.
+        output: folder for CASE.nii.gz; it is made where it does not exist.
+        mirror: whether to average over mirrored versions of each patch as well, as nnU-Net does by default.
         device, threads: see `load_networks`.
-        keep_finished: leave out cases whose label map is there.
-        log: told what is done.
+        keep_finished: whether cases whose label map is there already are skipped.
+        log: receives a line of text for each case.
 
     Returns:
-        The files written.
+        The files that were written.
 
     Raises:
-        UsageError: a wrong model folder, damaged files, missing or superfluous channels.
+        UsageError: `folder` is no export, or cases have missing or superfluous channels.
+        ProcessingError: a file of the export or an image is damaged.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: at least one is needed")

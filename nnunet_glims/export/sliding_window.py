@@ -1,4 +1,4 @@
-"""Logits of a preprocessed image by nnU-Net's sliding window, without torch and nnU-Net."""
+"""Predict the logits of a preprocessed image with nnU-Net's sliding window, without torch and nnU-Net."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from nnunet_glims.export.exported import ExportedModel
 
 Array = np.ndarray
 Network = Callable[[Array], Array]
-"""(1, channels, z, y, x) of the patch's size -> logits (1, outputs, z, y, x), both float32."""
+"""Takes a patch (1, channels, z, y, x) of the patch size and returns logits (1, outputs, z, y, x), both float32."""
 
 
 def gaussian(patch_size: Sequence[int], sigma_scale: float, value_scaling: float) -> Array:
-    """Weights of a patch's voxels, highest in the middle, never zero; rounded to half precision as nnU-Net's are."""
+    """Return the weights (z, y, x) of a patch's voxels: a Gaussian that is never zero, rounded to float16 as nnU-Net's.
+
+    Args:
+        patch_size: voxels.
+        sigma_scale: standard deviation as a fraction of the patch size.
+        value_scaling: the highest weight.
+    """
     weights = np.zeros(patch_size)
     weights[tuple(length // 2 for length in patch_size)] = 1
     weights = gaussian_filter(weights, [length * sigma_scale for length in patch_size], mode="constant")
@@ -26,7 +32,13 @@ def gaussian(patch_size: Sequence[int], sigma_scale: float, value_scaling: float
 
 
 def windows(size: Sequence[int], patch_size: Sequence[int], step: float) -> Iterator[tuple[slice, ...]]:
-    """Evenly spaced windows that cover a volume at least as large as the patch, at most `step` of a patch apart."""
+    """Yield evenly spaced windows that cover a volume.
+
+    Args:
+        size: size of the volume in voxels, nowhere smaller than the patch.
+        patch_size: size of a window in voxels.
+        step: largest distance of two neighbouring windows as a fraction of the patch size.
+    """
     starts = []
     for length, patch in zip(size, patch_size, strict=True):
         count = int(np.ceil((length - patch) / (patch * step))) + 1
@@ -37,7 +49,14 @@ def windows(size: Sequence[int], patch_size: Sequence[int], step: float) -> Iter
 
 
 def predict_logits(data: Array, networks: Sequence[Network], model: ExportedModel, mirror: bool) -> Array:
-    """(channels, z, y, x) -> logits (outputs, z, y, x), the mean of the folds."""
+    """Return the logits (outputs, z, y, x) of a preprocessed image, averaged over windows, mirrored versions and folds.
+
+    Args:
+        data: (channels, z, y, x); it is zero-padded where it is smaller than the patch.
+        networks: one per fold.
+        model: the exported model, whose patch size and window settings are used.
+        mirror: whether to average over mirrored versions of each patch as well.
+    """
     size, settings = data.shape[1:], model.sliding_window
     missing = [max(patch - length, 0) for length, patch in zip(size, model.patch_size, strict=True)]
     before = [count // 2 for count in missing]
@@ -62,5 +81,5 @@ def predict_logits(data: Array, networks: Sequence[Network], model: ExportedMode
 
 
 def _every_channel(part: Sequence[slice]) -> tuple[slice, ...]:
-    """The index of a part of (channels, z, y, x) from that of (z, y, x)."""
+    """Return the index into (channels, z, y, x) that belongs to an index into (z, y, x)."""
     return (slice(None), *part)

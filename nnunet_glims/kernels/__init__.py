@@ -1,6 +1,12 @@
-"""The operations that GLIMS spends its time in, each with one plain formula and faster kernels that compute the same.
+"""The operations that GLIMS spends most of its time in, each as a plain formula and as faster kernels.
 
-`ops.branches` and `ops.norm_act` choose: the C kernels for float32 on CPUs, compiled on first use where there is a C
-compiler; the Triton kernels on CUDA devices where there is Triton, in float32, float16 and bfloat16; else the formulas in
-`formulas`. NNUNET_GLIMS_KERNELS=eager keeps to the formulas, =triton asks for the Triton kernels, =auto is the default.
+`ops` has the operations as the networks call them and chooses the implementation:
+
+- on CPUs the C kernels (`cpu`), in float32 and, without gradients, in bfloat16. They are compiled on first use, where
+  there is a C compiler;
+- on CUDA devices the Triton kernels (`gpu`) in float32, float16 and bfloat16, where Triton can be imported;
+- otherwise the formulas (`formulas`) in plain PyTorch.
+
+The environment variable NNUNET_GLIMS_KERNELS=eager always selects the formulas, =triton requires the Triton kernels,
+and =auto, the default, chooses as above.
 """

@@ -1,4 +1,4 @@
-"""The C kernels (folder c): compiled for this very processor on first use, kept in the user's cache, called through ctypes."""
+"""The C kernels (folder c): compiled for this processor on first use, kept in the user's cache, called through ctypes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnunet_glims.processes import available_memory
 
 SOURCES = Path(__file__).with_name("c")
 PRECISIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
-"""What tensors of the kernels may be, and the compiler's options for it. Gradients are float32's alone."""
+"""Precision of the tensors -> further options of the compiler. Gradients exist in float32 only."""
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-trapping-math", "-shared", "-fPIC")
 
 
@@ -49,7 +49,7 @@ class _Attention(ctypes.Structure):
 
 
 def compiler() -> list[str] | None:
-    """The C compiler's command: the variable CC, else cc, gcc or clang; None where there is none."""
+    """Return the command of the C compiler: the variable CC, else cc, gcc or clang; None where there is none."""
     named = shlex.split(os.environ.get("CC", ""))
     for command in (named, ["cc"], ["gcc"], ["clang"]):
         if command and shutil.which(command[0]):
@@ -58,12 +58,12 @@ def compiler() -> list[str] | None:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
+    """Return the folder in which compiled kernels are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnunet_glims"
 
 
 def _processor() -> str:
-    """What -march=native depends on; a home folder may be shared by machines of several kinds."""
+    """Describe the processor, which -march=native depends on: machines of several kinds may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -72,16 +72,17 @@ def _processor() -> str:
 
 
 def _openmp() -> list[str]:
-    """The OpenMP library that torch brings, if it does: with another one, two sets of threads would compete."""
+    """Return linker options for the OpenMP library that torch includes. With another library, two sets of threads compete."""
     brought = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
     return ["-Wl,--as-needed", *map(str, brought)] if brought else []
 
 
 @cache
 def library(precision: torch.dtype = torch.float32) -> ctypes.CDLL | None:
-    """The compiled kernels for tensors of this precision; None where there are none.
+    """Return the compiled kernels for tensors of this precision; None where there are none.
 
-    That is without a C compiler, where it or the cache folder fails, and for bfloat16 where the processor cannot convert it.
+    There are none without a working C compiler or a cache folder that can be written, and for bfloat16 on processors
+    without instructions for it.
     """
     command = compiler()
     if command is None or precision not in PRECISIONS:
@@ -137,7 +138,11 @@ def _set_keeping(keep: bool) -> None:
 
 
 def _run(name: str, precision: torch.dtype, shape: ctypes.Structure, *tensors: Tensor | None) -> None:
-    """Run one function of the library for this precision."""
+    """Call a function of the library for this precision; None is passed as a null pointer.
+
+    Raises:
+        MemoryError: the function could not allocate its buffers.
+    """
     pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
     if getattr(library(precision), name)(ctypes.byref(shape), *pointers):
         shapes = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
@@ -153,11 +158,11 @@ def _run_by_channel(name: str, eps: float, x: Tensor, *tensors: Tensor | None) -
 
 
 EPS = 1e-5
-"""Added to the variance by every norm without parameters."""
+"""Added to the variance by every instance norm."""
 
 
 def _norms(x: Tensor, channels: int) -> Tensor:
-    """Room for what the kernels call norms: five numbers for each case and channel."""
+    """Allocate what the kernels call norms: mean, 1 / standard deviation, gain, shift and slope of each case and channel."""
     return x.new_empty(x.shape[0], channels, 5, dtype=torch.float32)
 
 
@@ -169,12 +174,12 @@ def _branches(x, weight, bias, gain, shift, slope, eps: float, norms: Tensor | N
 
 
 def branches(x, weight, bias, gain, shift, slope, eps: float) -> Tensor:
-    """`formulas.branches`."""
+    """See `formulas.branches`."""
     return _branches(x, weight, bias, gain, shift, slope, eps, None)
 
 
 def branches_backward(x, weight, bias, gain, shift, slope, gradient, eps: float) -> tuple[Tensor, ...]:
-    """Gradients of x, weight, bias, gain, shift, slope."""
+    """Return the gradients of x, weight, bias, gain, shift and slope of `branches`. The norm makes that of the bias 0."""
     batch, channels = x.shape[:2]
     of_x, of_weight = torch.empty_like(x), x.new_empty(batch, *weight.shape)
     others = [x.new_empty(batch, 3, channels) for _ in range(3)]
@@ -184,14 +189,14 @@ def branches_backward(x, weight, bias, gain, shift, slope, gradient, eps: float)
 
 
 def norm_act(x, gain, shift, slope, eps: float) -> Tensor:
-    """`formulas.norm_act`."""
+    """See `formulas.norm_act`."""
     y = torch.empty_like(x)
     _run_by_channel("norm_act_forward", eps, x, gain, shift, slope, y)
     return y
 
 
 def norm_act_backward(x, gain, shift, slope, gradient, eps: float) -> tuple[Tensor, ...]:
-    """Gradients of x, gain, shift, slope."""
+    """Return the gradients of x, gain, shift and slope of `norm_act`."""
     of_x = torch.empty_like(x)
     others = [x.new_empty(x.shape[:2]) for _ in range(3)]
     _run_by_channel("norm_act_backward", eps, x, gain, shift, slope, gradient, of_x, *others)
@@ -200,10 +205,12 @@ def norm_act_backward(x, gain, shift, slope, gradient, eps: float) -> tuple[Tens
 
 
 WORTHWHILE_VOXELS = 2**13
-WORTHWHILE_ROWS = 2**8
-"""Fewer voxels or more channels are left to torch: such products are bound by arithmetic, which its libraries do best."""
+"""Number of voxels on the coarser side from which `nonoverlapping_convolution` is faster than torch's convolution."""
+WORTHWHILE_CHANNELS = 2**8
+"""Number of channels up to which it is. With more channels arithmetic limits the speed, where torch's libraries are best."""
 
 PARTS = 64
+"""Into how many parts the voxels of a case are divided at most, so that threads share them."""
 
 
 def _coarse(x: Tensor, stride: Sequence[int], transposed: bool) -> list[int]:
@@ -211,18 +218,18 @@ def _coarse(x: Tensor, stride: Sequence[int], transposed: bool) -> list[int]:
 
 
 def new_convolution_output(x: Tensor, bias: Tensor, stride: Sequence[int], transposed: bool) -> Tensor:
-    """Room for the result of `nonoverlapping_convolution`."""
+    """Allocate the result of `nonoverlapping_convolution`."""
     size = [axis * step if transposed else axis // step for axis, step in zip(x.shape[2:], stride, strict=True)]
     return x.new_empty(x.shape[0], len(bias), *size)
 
 
 def convolution_worthwhile(x: Tensor, weight: Tensor, stride: Sequence[int], transposed: bool) -> bool:
-    """Whether `nonoverlapping_convolution` beats torch's convolution here."""
+    """Return whether `nonoverlapping_convolution` can compute this, and is faster than torch's convolution."""
     divisible = transposed or not any(size % step for size, step in zip(x.shape[2:], stride, strict=True))
     return (
         divisible
         and prod(_coarse(x, stride, transposed)) >= WORTHWHILE_VOXELS
-        and max(weight.shape[:2]) <= WORTHWHILE_ROWS
+        and max(weight.shape[:2]) <= WORTHWHILE_CHANNELS
     )
 
 
@@ -235,22 +242,26 @@ def _convolution_shape(x: Tensor, out: int, stride: Sequence[int], transposed: b
 
 
 def _matrix(weight: Tensor, transposed: bool) -> Tensor:
-    """torch's weight as (rows of the result, rows of the input)."""
+    """Return torch's weight as a matrix (rows of the result, rows of the input)."""
     return weight.flatten(1).T if transposed else weight.flatten(1)
 
 
 def _nonoverlapping_convolution(
     x, weight, bias, stride: Sequence[int], transposed: bool, norms: Tensor | None, slope: Tensor | None
 ):
-    """The convolution of x, of which `norms` are to be applied first if given, and, with the slope of the PReLU that
-    follows, the norms of the result."""
+    """Return the convolution of x, and the norms of the result, which are not applied.
+
+    Args:
+        norms: norms that are applied to x first, with their PReLU; None for none.
+        slope: (1), slope of the PReLU after the result's norms; None returns None instead of norms.
+    """
     out = len(bias)
     shape = _convolution_shape(x, out, stride, transposed)
     y = new_convolution_output(x, bias, stride, transposed)
     biases = (bias.repeat_interleave(prod(stride)) if transposed else bias).contiguous()
     moments = None if slope is None else x.new_zeros(x.shape[0], shape.parts, out, 3, dtype=torch.float64)
     matrix = _matrix(weight, transposed).to(x.dtype)
-    if x.dtype == torch.bfloat16:  # whose products take two rows at a time
+    if x.dtype == torch.bfloat16:  # the kernels take the products of two rows at a time
         matrix = F.pad(matrix, (0, matrix.shape[1] % 2))
     matrix = matrix.contiguous()
     _run("nonoverlapping_forward", x.dtype, shape, x, norms, matrix, biases, y, moments)
@@ -262,19 +273,23 @@ def _nonoverlapping_convolution(
 
 
 def nonoverlapping_convolution(x, weight, bias, stride: Sequence[int], transposed: bool) -> Tensor:
-    """`formulas.nonoverlapping_convolution`."""
+    """See `formulas.nonoverlapping_convolution`."""
     return _nonoverlapping_convolution(x, weight, bias, stride, transposed, None, None)[0]
 
 
 def convolution_norm_act(x, weight, bias, slope, stride: Sequence[int], transposed: bool) -> Tensor:
-    """`formulas.nonoverlapping_convolution`, then `formulas.norm_act`."""
+    """See `ops.convolution_norm_act`."""
     y, norms = _nonoverlapping_convolution(x, weight, bias, stride, transposed, None, slope)
     _run_by_channel("apply_forward", EPS, y, norms)
     return y
 
 
 def dilated_aggregation(x, weight, bias, gain, shift, slopes, expand, expand_bias, reduce, reduce_bias) -> Tensor:
-    """What a `DilatedAggregator` computes: norms are applied where the values are read next. slopes: (6)."""
+    """Return what a `DilatedAggregator` computes. Each norm is applied by the operation that reads the values next.
+
+    Args:
+        slopes: (6): the slopes of the three branches, of `expand`, of `reduce`, and of the last PReLU.
+    """
     norms = _norms(x, 3 * x.shape[1])
     y = _branches(x, weight, bias, gain, shift, slopes, EPS, norms)
     ones = (1, 1, 1)
@@ -287,7 +302,7 @@ def dilated_aggregation(x, weight, bias, gain, shift, slopes, expand, expand_bia
 def nonoverlapping_convolution_backward(
     x, weight, gradient, stride: Sequence[int], transposed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias."""
+    """Return the gradients of x, weight and bias of `nonoverlapping_convolution`."""
     shape = _convolution_shape(x, gradient.shape[1], stride, transposed)
     matrix, of_x = _matrix(weight, transposed), torch.empty_like(x)
     of_matrix = x.new_zeros(shape.n * shape.parts, *matrix.shape, dtype=torch.float64)
@@ -300,6 +315,7 @@ def nonoverlapping_convolution_backward(
 
 
 def _padded(x: Tensor) -> Tensor:
+    """Return the volumes of x (N, C, D, H, W) in float32 with a margin of zeros, in the layout of padded.h."""
     shape = _shape(x.shape)
     kernels = library(x.dtype)
     assert kernels is not None
@@ -311,7 +327,7 @@ def _padded(x: Tensor) -> Tensor:
 
 
 def _gate_convolution(volumes: Tensor, like: Tensor, weight: Tensor) -> Tensor:
-    """The convolution of the padded volumes of a tensor."""
+    """Return the gate's convolution (N, 1, D, H, W) of volumes from `_padded`, in the precision and size of `like`."""
     batch, maps = volumes.shape[:2]
     y = like.new_empty(batch, 1, *like.shape[2:])
     _run("gate_convolution_forward", y.dtype, _shape((batch, maps, *y.shape[2:])), volumes, weight, y)
@@ -319,12 +335,12 @@ def _gate_convolution(volumes: Tensor, like: Tensor, weight: Tensor) -> Tensor:
 
 
 def gate_convolution(x, weight) -> Tensor:
-    """`formulas.gate_convolution`."""
+    """See `formulas.gate_convolution`."""
     return _gate_convolution(_padded(x), x, weight)
 
 
 def gate_convolution_backward(x, weight, gradient) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight."""
+    """Return the gradients of x and weight of `gate_convolution`."""
     batch, maps, *size = x.shape
     gradients, mirrored = _padded(gradient), weight.flip(2, 3, 4)
     of_x = [_gate_convolution(gradients, gradient, mirrored[:, index].contiguous()) for index in range(maps)]
@@ -334,7 +350,7 @@ def gate_convolution_backward(x, weight, gradient) -> tuple[Tensor, Tensor]:
 
 
 def window_attention(qkv, table, index, mask: Tensor | None, heads: int) -> Tensor:
-    """`formulas.window_attention`."""
+    """See `formulas.window_attention`."""
     *windows, voxels, triple = qkv.shape
     width, masks = triple // (3 * heads), 0 if mask is None else len(mask)
     shape = _Attention(prod(windows), heads, voxels, width, masks, torch.get_num_threads(), width**-0.5)

@@ -1,4 +1,4 @@
-"""The Triton kernels (triton_kernels.py): whether they can be had, and the plain formulas where they fail."""
+"""Access to the Triton kernels: whether they are available, and the plain formulas where they fail."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ _failed = False
 def _loaded() -> ModuleType | Exception:
     try:
         from nnunet_glims.kernels import triton_kernels
-    except Exception as error:  # a Triton that does not fit torch or the system may raise anything
+    except Exception as error:  # an incompatible Triton may raise any exception
         return error
     return triton_kernels
 
 
 def library() -> ModuleType | None:
-    """The kernels; None without a Triton that can be imported."""
+    """Return the module of the kernels; None where Triton cannot be imported."""
     found = _loaded()
     return None if isinstance(found, Exception) else found
 
 
 def usable(precision: torch.dtype) -> bool:
-    """Whether there are kernels for this precision. Those that failed count: the formulas take their place in `_run`."""
+    """Return whether there are kernels for this precision.
+
+    Kernels that failed count as available: `_run` then uses the formulas, inside the same operators.
+    """
     return precision in PRECISIONS and library() is not None
 
 
-def demand(device: str) -> None:
-    """Raise `UsageError` where kernels that the user asks for cannot run on this type of device."""
+def require(device: str) -> None:
+    """Raise `UsageError` where the Triton kernels, which the user asked for, cannot run on this type of device."""
     wanted = "NNUNET_GLIMS_KERNELS=triton"
     found = _loaded()
     if isinstance(found, Exception):
@@ -75,7 +78,7 @@ def _run(name: str, x: Tensor, *arguments: Tensor | float) -> Tensor | tuple[Ten
 
 
 def _by_formula(name: str, x: Tensor, *arguments: Tensor | float) -> Tensor | tuple[Tensor, ...]:
-    """In the input's precision, as under autocast; gradients in those of what they belong to."""
+    """Compute a formula in the precision of x, as under autocast; gradients get the precision of what they belong to."""
     same = [argument.to(x.dtype) if isinstance(argument, Tensor) else argument for argument in arguments]
     result = getattr(formulas, name)(x, *same)
     if isinstance(result, Tensor):

@@ -1,4 +1,4 @@
-"""The operations as torch sees them: custom operators with gradients, so that autograd, DDP and torch.compile know them."""
+"""The operations as networks call them: custom operators with gradients, which autograd, DDP and torch.compile know."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ _meta_stands_for: tuple[str, bool | None] = ("meta", None)
 
 @contextmanager
 def meta_stands_for(device: str, kernels: bool | None = None) -> Iterator[None]:
-    """Treat tensors without content as on this type of device, to count what would be held there.
+    """Within this context, treat tensors on the meta device as if they were on another one, to estimate memory.
 
-    `kernels` says whether that device has kernels; None asks for those of this machine.
+    Args:
+        device: type of the device, such as "cuda".
+        kernels: whether that device has kernels; None for what this machine has.
     """
     global _meta_stands_for
     before, _meta_stands_for = _meta_stands_for, (device, kernels)
@@ -36,7 +38,7 @@ def meta_stands_for(device: str, kernels: bool | None = None) -> Iterator[None]:
 
 @contextmanager
 def plain_operators() -> Iterator[None]:
-    """Have GLIMS computed from PyTorch's own operators, which exporters and hooks know, instead of our kernels."""
+    """Within this context, use PyTorch's own operators, which exporters and hooks know, instead of the kernels."""
     name = "NNUNET_GLIMS_KERNELS"
     before = os.environ.get(name)
     os.environ[name] = "eager"
@@ -60,10 +62,10 @@ def _setting() -> str:
 
 @torch.compiler.assume_constant_result
 def _kernels(device: str, precision: torch.dtype, gradients: bool) -> Literal["c", "triton"] | None:
-    """Which kernels there are here for such tensors. In C they have gradients in float32 alone."""
+    """Return which kernels there are for such tensors: "c", "triton" or None. Those in C have gradients in float32 only."""
     setting = _setting()
     if setting == "triton" and device != "meta":
-        gpu.demand(device)
+        gpu.require(device)
         return "triton" if gpu.usable(precision) else None
     device, wanted = _meta_stands_for if device == "meta" else (device, None)
     if wanted is None and setting == "auto":
@@ -77,14 +79,14 @@ def _kernels(device: str, precision: torch.dtype, gradients: bool) -> Literal["c
 
 
 def _module(x: Tensor) -> ModuleType:
-    """The kernels for a tensor, when operators run."""
+    """Return the module that runs an operator on x."""
     return gpu if x.is_cuda or _setting() == "triton" else cpu
 
 
 def _precision(x: Tensor) -> torch.dtype:
-    """What x is computed in: under autocast as convolutions are. Parameters stay as they are.
+    """Return the precision that x is computed in: under autocast that of convolutions. Parameters keep theirs.
 
-    With gradients CPUs compute float32 tensors as they are, since only for float32 there are kernels.
+    On CPUs, float32 tensors that need gradients stay float32, because only float32 has kernels with gradients.
     """
     device = x.device.type
     if x.dtype != torch.float32 or x.is_meta or not torch.is_autocast_enabled(device):
@@ -124,14 +126,17 @@ def nonoverlapping_convolution(
 
 
 def can_fuse(x: Tensor, parameter: Tensor) -> bool:
-    """Whether operations on x with such parameters are joined: in C, without gradients. Else autograd and hooks see each."""
+    """Return whether operations on x can be fused: there are C kernels for such parameters, and no gradients are needed.
+
+    Otherwise the operations are called one by one, so that autograd and hooks see each of them.
+    """
     return not torch.is_grad_enabled() and _kernels_for(x, parameter) == "c"
 
 
 def convolution_norm_act(
     x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, stride: Sequence[int], transposed: bool = False
 ) -> Tensor:
-    """`nonoverlapping_convolution`, then `norm_act` without gain and shift, of an x that `can_fuse`."""
+    """Return `norm_act`, without gain and shift, of `nonoverlapping_convolution`. `can_fuse` must hold for x."""
     if not cpu.convolution_worthwhile(x, weight, stride, transposed):
         return norm_act(nonoverlapping_convolution(x, weight, bias, stride, transposed), slope)
     return _convolution_norm_act(x.to(_precision(x)), weight, bias, slope, list(stride), transposed)
@@ -140,13 +145,13 @@ def convolution_norm_act(
 def dilated_aggregation(
     x: Tensor, branch_parameters: Iterable[Tensor], expand: Iterable[Tensor], reduce: Iterable[Tensor], slope: Tensor
 ) -> Tensor:
-    """What a `DilatedAggregator` computes, of an x that `can_fuse`.
+    """Return what a `DilatedAggregator` computes, (N, C, D, H, W). `can_fuse` must hold for x.
 
     Args:
         x: (N, C, D, H, W).
-        branch_parameters: weight, bias, gain, shift, slope of `branches`.
-        expand, reduce: weight, bias, slope of the 1³ convolutions with norm and PReLU that follow.
-        slope: (1), of the PReLU after x is added and the norm.
+        branch_parameters: weight, bias, gain, shift and slope of `branches`.
+        expand, reduce: weight, bias and slope of the two 1³ convolutions with norm and PReLU that follow.
+        slope: (1), slope of the last PReLU, which follows the addition of x and a norm.
     """
     weight, bias, gain, shift, branch_slope = branch_parameters
     (expand_weight, expand_bias, expand_slope) = expand
@@ -170,7 +175,7 @@ def gate_convolution(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def window_attention(qkv: Tensor, table: Tensor, index: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-    """See `formulas.window_attention`. Scores and softmax are float32 at least, also under autocast."""
+    """See `formulas.window_attention`. Attention logits and softmax are float32 or float64, also under autocast."""
     if can_fuse(qkv, table):
         return _window_attention(qkv, table, index, mask, heads)
     if qkv.dtype not in (torch.float16, torch.bfloat16):

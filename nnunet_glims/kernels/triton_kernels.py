@@ -1,11 +1,12 @@
-"""The operations as Triton kernels. Imported only where Triton can be (`gpu.library`), and called through `gpu`.
+"""The operations as Triton kernels. Only `gpu` imports this module, where Triton is available.
 
-Tensors are contiguous, float32, float16 or bfloat16; everything is computed in float32. A row is one channel of one case.
-Reductions go through one partial result a program, added up afterwards, so that they do not depend on the programs' order.
+Tensors are contiguous, in float32, float16 or bfloat16; arithmetic is float32. A row is one channel of one case. For a
+reduction each program writes a partial result, and these are summed afterwards, so that the result does not depend on
+the order in which programs run.
 
-Convolutions march along the depth: a program owns BLOCK neighbouring voxels of a plane (rows of the plane one after the
-other, whatever their width) and PLANES planes. An input plane is loaded once for all the output planes it takes part in,
-whose unfinished sums wait in registers. Offsets within a plane are 32 bits wide, all others 64.
+Convolutions march along the depth: a program computes BLOCK consecutive voxels of a plane, in PLANES planes. An input
+plane is loaded once for all output planes that it contributes to, whose unfinished sums are kept in registers. Offsets
+within a plane have 32 bits, all others 64.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether kernels run in Python on the CPU. Triton looks at the variable when it is imported."""
+"""Whether kernels are interpreted by Python on the CPU. Triton reads the variable when it is imported."""
 
 SPAN_BLOCK, SPAN = (64, 256) if INTERPRETED else (2048, 8192)
-"""Voxels that kernels without neighbours take at a time, and those one program takes in all."""
+"""For kernels without neighbours: voxels that a program processes at a time, and voxels that it processes in total."""
 
 
 def _marching(*choices: tuple[int, int, int]):
-    """Tune (voxels of a plane, planes, warps) of a program for each size, once a process.
+    """Return a decorator that chooses (voxels of a plane, planes, warps) of a program by measuring, per size and process.
 
-    Two to four voxels a thread: with one, loading the 81 taps takes as long as the voxels, with eight, registers run out.
-    Tuning runs a kernel many times, so that it must not write into what it reads.
+    The choices have two to four voxels per thread: with one, loading the 81 taps takes as long as loading the voxels, and
+    with eight, registers run out. Tuning runs a kernel many times, so the kernel must not write into what it reads.
     """
     if INTERPRETED:
         choices = ((64, 4, 1),)
@@ -40,7 +41,7 @@ def _marching(*choices: tuple[int, int, int]):
 
 
 SIZES = ["rows", "parts", "channels", "sharing", "depth", "height", "width"]
-"""Arguments the compiler makes no variants for: shifted rows are aligned to nothing. It does for the number of voxels."""
+"""Arguments that the compiler makes no variants for. It makes variants for the number of voxels, on which alignment depends."""
 
 
 # ---- instance norm and PReLU
@@ -48,7 +49,7 @@ SIZES = ["rows", "parts", "channels", "sharing", "depth", "height", "width"]
 
 @triton.jit
 def _span(voxels, parts, SPAN: tl.constexpr):
-    """Row, first element, number of elements of this program."""
+    """Return row, first element and number of elements of this program."""
     program = tl.program_id(0)
     row = program // parts
     start = (program % parts).to(tl.int64) * SPAN
@@ -56,17 +57,17 @@ def _span(voxels, parts, SPAN: tl.constexpr):
 
 
 @triton.jit
-def _store_moments(partial, place, places, count, pivot, sums, squares):
-    """Count, mean, sum of squared deviations, from sums over `value - pivot`."""
+def _store_moments(partials, place, places, count, pivot, sums, squares):
+    """Store count, mean and sum of squared deviations, computed from the sums of `value - pivot` and its square."""
     shift = tl.sum(sums, 0) / count
-    tl.store(partial + place, count)
-    tl.store(partial + places + place, pivot + shift)
-    tl.store(partial + 2 * places + place, tl.maximum(tl.sum(squares, 0) - shift * shift * count, 0.0))
+    tl.store(partials + place, count)
+    tl.store(partials + places + place, pivot + shift)
+    tl.store(partials + 2 * places + place, tl.maximum(tl.sum(squares, 0) - shift * shift * count, 0.0))
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _moments(x, partial, rows, voxels, parts, BLOCK: tl.constexpr, SPAN: tl.constexpr):
-    """Moments of a span around the mean of its first block, which is at most a few standard deviations off its mean."""
+def _moments(x, partials, rows, voxels, parts, BLOCK: tl.constexpr, SPAN: tl.constexpr):
+    """Compute the moments of a span. The pivot is the mean of its first block, which is close to the mean of the span."""
     _, start, count = _span(voxels, parts, SPAN)
     lanes = tl.arange(0, BLOCK)
     x += start
@@ -80,15 +81,15 @@ def _moments(x, partial, rows, voxels, parts, BLOCK: tl.constexpr, SPAN: tl.cons
         distance = tl.where(mask, value - pivot, 0.0)
         sums += distance
         squares += distance * distance
-    _store_moments(partial, tl.program_id(0), rows * parts, count.to(tl.float32), pivot, sums, squares)
+    _store_moments(partials, tl.program_id(0), rows * parts, count.to(tl.float32), pivot, sums, squares)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _combine(partial, stats, rows, parts, eps, BLOCK: tl.constexpr):
-    """Mean and 1 / standard deviation of a row from the moments of its parts (Chan's formula)."""
+def _combine(partials, stats, rows, parts, eps, BLOCK: tl.constexpr):
+    """Compute mean and 1 / standard deviation of a row from the moments of its parts (Chan's formula)."""
     row = tl.program_id(0)
     lanes = tl.arange(0, BLOCK)
-    counts = partial + row * parts
+    counts = partials + row * parts
     means = counts + rows * parts
     squares = means + rows * parts
     count = tl.zeros([BLOCK], tl.float64)
@@ -113,7 +114,7 @@ def _combine(partial, stats, rows, parts, eps, BLOCK: tl.constexpr):
 
 @triton.jit
 def _norm(stats, gain, shift, slope, rows, row, channels, sharing):
-    """Mean, 1 / standard deviation, gain, shift and slope of a row; so many channels share a slope."""
+    """Load mean, 1 / standard deviation, gain, shift and slope of a row; `sharing` consecutive channels have one slope."""
     channel = row % channels
     return (
         tl.load(stats + row),
@@ -128,7 +129,7 @@ def _norm(stats, gain, shift, slope, rows, row, channels, sharing):
 def _apply(
     x, stats, gain, shift, slope, y, rows, voxels, parts, channels, sharing, BLOCK: tl.constexpr, SPAN: tl.constexpr
 ):
-    """Norm and PReLU; y may be x."""
+    """Compute norm and PReLU; y may be x."""
     row, start, count = _span(voxels, parts, SPAN)
     mean, rstd, gain_, shift_, slope_ = _norm(stats, gain, shift, slope, rows, row, channels, sharing)
     lanes = tl.arange(0, BLOCK)
@@ -143,10 +144,10 @@ def _apply(
 
 @triton.jit(do_not_specialize=SIZES)
 def _add_gradients(
-    x, gradient, stats, gain, shift, slope, partial, rows, voxels, parts, channels, sharing,
+    x, gradient, stats, gain, shift, slope, partials, rows, voxels, parts, channels, sharing,
     BLOCK: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a span that gradients need: of the norm's output, that times the normalised value, of the slope."""
+    """Compute three sums over a span: the gradient of the norm's output, this times the normalised value, and the slope's."""
     row, start, count = _span(voxels, parts, SPAN)
     mean, rstd, gain_, shift_, slope_ = _norm(stats, gain, shift, slope, rows, row, channels, sharing)
     lanes = tl.arange(0, BLOCK)
@@ -165,9 +166,9 @@ def _add_gradients(
         projected += inner * z
         of_slope += tl.where(u > 0, 0.0, u * g)
     place = tl.program_id(0)
-    tl.store(partial + place, tl.sum(plain, 0))
-    tl.store(partial + rows * parts + place, tl.sum(projected, 0))
-    tl.store(partial + 2 * rows * parts + place, tl.sum(of_slope, 0))
+    tl.store(partials + place, tl.sum(plain, 0))
+    tl.store(partials + rows * parts + place, tl.sum(projected, 0))
+    tl.store(partials + 2 * rows * parts + place, tl.sum(of_slope, 0))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -175,7 +176,7 @@ def _input_gradient(
     x, gradient, stats, gain, shift, slope, sums, of_x, rows, voxels, parts, channels, sharing,
     BLOCK: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of what was normalised; of_x may be x."""
+    """Compute the gradient of the norm's input; of_x may be x."""
     row, start, count = _span(voxels, parts, SPAN)
     mean, rstd, gain_, shift_, slope_ = _norm(stats, gain, shift, slope, rows, row, channels, sharing)
     plain = tl.load(sums + row) / voxels
@@ -198,7 +199,7 @@ def _input_gradient(
 
 @triton.jit
 def _tile(depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr):
-    """Row, part of the row, first voxel within planes, first plane, plane behind the last one of this program."""
+    """Return row, part of the row, first voxel within a plane, first plane, and the plane after the last of this program."""
     tiles = tl.cdiv(height * width, BLOCK)
     parts = tiles * tl.cdiv(depth, PLANES)
     part = tl.program_id(0) % parts
@@ -208,20 +209,20 @@ def _tile(depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr):
 
 @triton.jit
 def _zeros(BLOCK: tl.constexpr):
-    """A value of its own for each variable: Triton takes one that starts and ends a loop with another's for a constant."""
+    """Return new zeros. Triton treats a variable that shares its initial value with another as constant in a loop."""
     return tl.zeros([BLOCK], tl.float32)
 
 
 @triton.jit
 def _beyond(position, size):
-    """Bit i, of 7, where position + i - 3 is below 0 or not below size."""
+    """Return 7 bits: bit i is set where position + i - 3 lies outside of 0 to size - 1."""
     below = (1 << tl.maximum(3 - position, 0)) - 1
     return (below | -(1 << tl.maximum(tl.minimum(size + 3 - position, 7), 0))) & 127
 
 
 @triton.jit
 def _outside(begin, height, width, BLOCK: tl.constexpr):
-    """Which neighbours of each voxel lie outside the plane: bits 0 to 6 by y - 3 to y + 3, 8 to 14 by x; -1: it does itself."""
+    """Return bits for neighbours outside of the plane: 0 to 6 for y - 3 to y + 3, 8 to 14 for x; -1 for a voxel outside."""
     index = begin + tl.arange(0, BLOCK)
     bits = _beyond(index // width, height) | (_beyond(index % width, width) << 8)
     return tl.where(index < height * width, bits, -1)
@@ -229,13 +230,13 @@ def _outside(begin, height, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def _unless(outside, low, high):
-    """-1 where low or high is negative, else `outside`: in bits, which compile to one instruction a voxel."""
+    """Return -1 where low or high is negative, else `outside`; as bit operations, which compile to one instruction."""
     return outside | ((low | high) >> 31)
 
 
 @triton.jit
 def _products(centre, weight, lanes, outside, width, zero, DILATION: tl.constexpr, STEP: tl.constexpr):
-    """An input plane times each of a kernel's three planes; STEP leads from one tap to the next."""
+    """Return the products of an input plane with each plane of a 3³ kernel; STEP is the distance of two taps in memory."""
     first, second, third = zero, zero, zero
     for i in tl.static_range(3):
         row = centre + (i - 1) * DILATION * width
@@ -251,7 +252,7 @@ def _products(centre, weight, lanes, outside, width, zero, DILATION: tl.constexp
 
 @triton.jit
 def _emit(to, lanes, value, mask, is_first, count, pivot, sums, squares):
-    """Store a finished plane and add it to the statistics, around the mean of the first one."""
+    """Store a finished plane and add it to the statistics, whose pivot is the mean of the first plane."""
     rounded = value.to(to.dtype.element_ty)
     tl.store(to + lanes, rounded, mask=mask)
     value = rounded.to(tl.float32)
@@ -264,9 +265,9 @@ def _emit(to, lanes, value, mask, is_first, count, pivot, sums, squares):
 @_marching((128, 16, 2), (256, 32, 4), (512, 32, 4), (512, 64, 8))
 @triton.jit(do_not_specialize=SIZES)
 def _convolve(
-    x, weight, bias, y, partial, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr
+    x, weight, bias, y, partials, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr
 ):
-    """All three convolutions of x (N, C, …) into y (N, 3C, …), and the moments of each part."""
+    """Compute all three convolutions of x (N, C, …) into y (N, 3C, …), and the moments of each part."""
     row, part, begin, first, last = _tile(depth, height, width, BLOCK, PLANES)
     lanes = tl.arange(0, BLOCK)
     outside = _outside(begin, height, width, BLOCK)
@@ -320,15 +321,15 @@ def _convolve(
         y_3 += plane
     parts = tl.cdiv(height * width, BLOCK) * tl.cdiv(depth, PLANES)
     total = count * (last - first)
-    _store_moments(partial, row_1 * parts + part, 3 * rows * parts, total, pivot_1, sums_1, squares_1)
-    _store_moments(partial, row_2 * parts + part, 3 * rows * parts, total, pivot_2, sums_2, squares_2)
-    _store_moments(partial, row_3 * parts + part, 3 * rows * parts, total, pivot_3, sums_3, squares_3)
+    _store_moments(partials, row_1 * parts + part, 3 * rows * parts, total, pivot_1, sums_1, squares_1)
+    _store_moments(partials, row_2 * parts + part, 3 * rows * parts, total, pivot_2, sums_2, squares_2)
+    _store_moments(partials, row_3 * parts + part, 3 * rows * parts, total, pivot_3, sums_3, squares_3)
 
 
 @_marching((128, 16, 2), (256, 32, 4), (512, 32, 4), (512, 64, 8))
 @triton.jit(do_not_specialize=SIZES)
 def _convolve_back(y, weight, x, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr):
-    """Gradient of the input (N, C, …) from that of the convolutions (N, 3C, …): mirrored kernels, one sum."""
+    """Compute the gradient of x (N, C, …) from that of the convolutions (N, 3C, …), with mirrored kernels and one sum."""
     row, _, begin, first, last = _tile(depth, height, width, BLOCK, PLANES)
     lanes = tl.arange(0, BLOCK)
     outside = _outside(begin, height, width, BLOCK)
@@ -359,8 +360,8 @@ def _convolve_back(y, weight, x, rows, channels, depth, height, width, BLOCK: tl
 
 @_marching((64, 32, 2), (128, 32, 4), (128, 128, 4), (256, 64, 8))
 @triton.jit(do_not_specialize=SIZES)
-def _correlate(x, y, partial, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr):
-    """Gradients of one dilation's 27 taps over a part; y: gradient of the convolutions (N, 3C, …)."""
+def _correlate(x, y, partials, rows, channels, depth, height, width, BLOCK: tl.constexpr, PLANES: tl.constexpr):
+    """Compute the gradients of one dilation's 27 taps over a part; y is the gradient of the convolutions (N, 3C, …)."""
     row, part, begin, first, last = _tile(depth, height, width, BLOCK, PLANES)
     parts = tl.cdiv(height * width, BLOCK) * tl.cdiv(depth, PLANES)
     dilation = tl.program_id(1) + 1
@@ -393,7 +394,7 @@ def _correlate(x, y, partial, rows, channels, depth, height, width, BLOCK: tl.co
         after = tl.fma(value, y_before[None, :], after)
         x += plane
         y += plane
-    places = partial + (y_row.to(tl.int64) * 27 + taps) * parts + part
+    places = partials + (y_row.to(tl.int64) * 27 + taps) * parts + part
     tl.store(places, tl.sum(before, 1), mask=taps < 9)
     tl.store(places + 9 * parts, tl.sum(at, 1), mask=taps < 9)
     tl.store(places + 18 * parts, tl.sum(after, 1), mask=taps < 9)
@@ -403,7 +404,7 @@ def _correlate(x, y, partial, rows, channels, depth, height, width, BLOCK: tl.co
 
 
 class _Rows:
-    """Rows of a tensor as the kernels without neighbours go through them."""
+    """The rows of a tensor, and how kernels without neighbours divide them into parts."""
 
     def __init__(self, x: Tensor):
         self.rows, self.voxels = x.shape[0] * x.shape[1], x.shape[2:].numel()
@@ -414,22 +415,22 @@ class _Rows:
         kernel[self.grid](*arguments, self.rows, self.voxels, self.parts, *channels, BLOCK=SPAN_BLOCK, SPAN=SPAN)
 
 
-def _combined(partial: Tensor, rows: int, parts: int, eps: float) -> Tensor:
-    stats = partial.new_empty(2, rows)
-    _combine[(rows,)](partial, stats, rows, parts, eps, BLOCK=256)
+def _combined(partials: Tensor, rows: int, parts: int, eps: float) -> Tensor:
+    stats = partials.new_empty(2, rows)
+    _combine[(rows,)](partials, stats, rows, parts, eps, BLOCK=256)
     return stats
 
 
 def _stats(x: Tensor, eps: float) -> Tensor:
-    """(2, rows): mean and 1 / standard deviation."""
+    """Return mean and 1 / standard deviation of each row, (2, rows)."""
     over = _Rows(x)
-    partial = x.new_empty(3, over.rows * over.parts, dtype=torch.float32)
-    over.launch(_moments, x, partial)
-    return _combined(partial, over.rows, over.parts, eps)
+    partials = x.new_empty(3, over.rows * over.parts, dtype=torch.float32)
+    over.launch(_moments, x, partials)
+    return _combined(partials, over.rows, over.parts, eps)
 
 
 def _normalised(x: Tensor, stats: Tensor, norm: list[Tensor], sharing: int, out: Tensor) -> Tensor:
-    """Norm and PReLU with gain, shift, slope; `sharing` channels in turn have a slope. `out` may be x."""
+    """Write norm and PReLU to `out`, which may be x. `norm`: gain, shift, slope; `sharing` channels share a slope."""
     _Rows(x).launch(_apply, x, stats, *norm, out, channels=(x.shape[1], sharing))
     return out
 
@@ -437,11 +438,11 @@ def _normalised(x: Tensor, stats: Tensor, norm: list[Tensor], sharing: int, out:
 def _norm_gradients(
     x: Tensor, stats: Tensor, norm: list[Tensor], sharing: int, gradient: Tensor, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of gain, shift (channels) and slope; that of x goes to `out`, which may be x."""
+    """Return the gradients of gain, shift (channels) and slope; write that of x to `out`, which may be x."""
     over, channels = _Rows(x), (x.shape[1], sharing)
-    partial = stats.new_empty(3, over.rows, over.parts)
-    over.launch(_add_gradients, x, gradient, stats, *norm, partial, channels=channels)
-    sums = partial.sum(-1)
+    partials = stats.new_empty(3, over.rows, over.parts)
+    over.launch(_add_gradients, x, gradient, stats, *norm, partials, channels=channels)
+    sums = partials.sum(-1)
     over.launch(_input_gradient, x, gradient, stats, *norm, sums, out, channels=channels)
     of_shift, of_gain, of_slope = sums.view(3, *x.shape[:2])
     return of_gain.sum(0), of_shift.sum(0), of_slope.sum(0).view(-1, sharing).sum(1)
@@ -452,7 +453,7 @@ def _parts(size: torch.Size, choice: dict[str, int]) -> int:
 
 
 def _march(kernel, x: Tensor, *tensors: Tensor, programs: int = 1) -> int:
-    """Launch a marching kernel for each row of x (N, C, …); the number of parts that a row was cut into."""
+    """Launch a marching kernel for each row of x (N, C, …); return the number of parts of a row."""
     (batch, channels), size = x.shape[:2], x.shape[2:]
     rows = batch * channels
     kernel[lambda choice: (rows * _parts(size, choice), programs)](*tensors, rows, channels, *size)
@@ -464,33 +465,33 @@ def _most_parts(kernel, size: torch.Size) -> int:
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The three convolutions (N, 3C, …), and mean and 1 / standard deviation of their rows."""
+    """Return the three convolutions (N, 3C, …), and mean and 1 / standard deviation of their rows, (2, rows)."""
     batch, channels, *size = x.shape
     y = x.new_empty(batch, 3 * channels, *size)
     rows = batch * 3 * channels
-    partial = x.new_empty(3 * rows * _most_parts(_convolve, x.shape[2:]), dtype=torch.float32)
-    parts = _march(_convolve, x, x, weight, bias, y, partial)
-    return y, _combined(partial, rows, parts, eps)
+    partials = x.new_empty(3 * rows * _most_parts(_convolve, x.shape[2:]), dtype=torch.float32)
+    parts = _march(_convolve, x, x, weight, bias, y, partials)
+    return y, _combined(partials, rows, parts, eps)
 
 
 def branches(x, weight, bias, gain, shift, slope, eps: float) -> Tensor:
-    """`formulas.branches`."""
+    """See `formulas.branches`."""
     weight, bias, *norm = _float32(weight, bias, gain, shift, slope)
     y, stats = _convolved(x, weight, bias, eps)
     return _normalised(y, stats, norm, x.shape[1], out=y)
 
 
 def branches_backward(x, weight, bias, gain, shift, slope, gradient, eps: float) -> tuple[Tensor, ...]:
-    """Gradients of x, weight, bias, gain, shift, slope. The bias has none: the norm takes it away again."""
+    """Return the gradients of x, weight, bias, gain, shift and slope of `branches`. The norm makes that of the bias 0."""
     batch, channels = x.shape[:2]
     taps, biases, *norm = _float32(weight, bias, gain, shift, slope)
     y, stats = _convolved(x, taps, biases, eps)
     of_norm = _norm_gradients(y, stats, norm, channels, gradient, out=y)
     of_x = torch.empty_like(x)
     _march(_convolve_back, x, y, taps, of_x)
-    partial = stats.new_empty(batch * taps.numel() * _most_parts(_correlate, x.shape[2:]))
-    parts = _march(_correlate, x, x, y, partial, programs=3)
-    of_weight = partial[: batch * taps.numel() * parts].view(batch, *weight.shape, parts).sum((0, -1))
+    partials = stats.new_empty(batch * taps.numel() * _most_parts(_correlate, x.shape[2:]))
+    parts = _march(_correlate, x, x, y, partials, programs=3)
+    of_weight = partials[: batch * taps.numel() * parts].view(batch, *weight.shape, parts).sum((0, -1))
     of_parameters = (of_weight, torch.zeros_like(bias), *(of.view(bias.shape) for of in of_norm[:2]), of_norm[2])
     return of_x, *(
         of.to(parameter.dtype) for of, parameter in zip(of_parameters, (weight, bias, gain, shift, slope), strict=True)
@@ -498,12 +499,12 @@ def branches_backward(x, weight, bias, gain, shift, slope, gradient, eps: float)
 
 
 def norm_act(x, gain, shift, slope, eps: float) -> Tensor:
-    """`formulas.norm_act`."""
+    """See `formulas.norm_act`."""
     return _normalised(x, _stats(x, eps), _float32(gain, shift, slope), x.shape[1], out=torch.empty_like(x))
 
 
 def norm_act_backward(x, gain, shift, slope, gradient, eps: float) -> tuple[Tensor, ...]:
-    """Gradients of x, gain, shift, slope."""
+    """Return the gradients of x, gain, shift and slope of `norm_act`."""
     of_x, norm = torch.empty_like(x), _float32(gain, shift, slope)
     of_norm = _norm_gradients(x, _stats(x, eps), norm, x.shape[1], gradient, out=of_x)
     return of_x, *(of.to(parameter.dtype) for of, parameter in zip(of_norm, (gain, shift, slope), strict=True))

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.nnunet.models import ModelFolder
 
 FINAL = "checkpoint_final.pth"
 
 
 def _harmless() -> list[Any]:
-    """NumPy's numbers, which nnU-Net logs its losses in: their types and how they are made again, under old names too."""
+    """The types of NumPy's numbers and the functions that unpickle them, under old names too: nnU-Net stores its losses so."""
     make = np.float64(0).__reduce__()[0]
     kinds = {
         type(np.dtype(name)) for name in ("bool", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
@@ -30,10 +30,12 @@ def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
     Args:
+        path: the checkpoint's file.
         trust: allow any pickled object, which may run code while it is loaded.
 
     Raises:
-        UsageError: no such file, a damaged one, or one with more than tensors and plain data and no `trust`.
+        UsageError: there is no such file, or it holds more than tensors and plain data and is not trusted.
+        ProcessingError: the file is damaged.
     """
     if not path.is_file():
         raise UsageError(f"{path}: there is no such checkpoint: train this fold, or choose others with --folds")
@@ -43,13 +45,13 @@ def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         found = _foreign(path)
         if not found:
-            raise UsageError(f"{path}: this checkpoint is damaged ({str(error).splitlines()[0]})") from None
+            raise ProcessingError(f"{path}: this checkpoint is damaged ({str(error).splitlines()[0]})") from None
         raise UsageError(
             f"{path}: this checkpoint holds more than numbers ({', '.join(found)}). Loading such objects can run any code "
             "that the file's author put there. Only if you know where it comes from, add --trust"
         ) from None
     except (RuntimeError, EOFError) as error:
-        raise UsageError(f"{path}: this checkpoint is damaged ({str(error).splitlines()[0]})") from None
+        raise ProcessingError(f"{path}: this checkpoint is damaged ({str(error).splitlines()[0]})") from None
     missing = [key for key in ("network_weights", "trainer_name") if key not in checkpoint]
     if missing:
         raise UsageError(f"{path}: this is no checkpoint of nnU-Net: it has no {' and no '.join(missing)}")
@@ -57,7 +59,12 @@ def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
 
 
 def trained_folds(model: ModelFolder, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> Sequence[str]:
-    """Names of the folds to use: the wanted ones, such as "0" or "all", or every numbered one that has the checkpoint.
+    """Names of the folds to use: the wanted ones, such as "0" or "all", or every numbered fold that has the checkpoint.
+
+    Args:
+        model: the model folder.
+        wanted: names of folds; empty for every fold with a number, or "all" where there is no other.
+        checkpoint: file name of the checkpoint in a fold's folder.
 
     Raises:
         UsageError: a fold has no such checkpoint.
@@ -81,7 +88,7 @@ def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> 
 
 
 def _foreign(path: Path) -> list[str]:
-    """Names of the objects in a file that are neither tensors nor plain data; empty where it cannot be read at all."""
+    """Names of the objects in a file that are neither tensors nor plain data; empty where the file cannot be read at all."""
     try:
         with torch.serialization.safe_globals(_harmless()):
             return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))

@@ -1,170 +1,154 @@
-"""Which files belong to which case: folders of labels and predictions, and nnU-Net's model folders."""
+"""nnU-Net's folders and small files: its three root folders, data sets, dataset.json, and the label maps of a folder."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.results import CaseFiles
+from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.files import read_json
-from nnunet_glims.nnunet.models import ModelFolder, checked
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+"""How the names of label maps may end. The longer ending comes first where one ends in another."""
 
 
 @dataclass(frozen=True)
-class Cases:
-    """What there is to evaluate.
+class Root:
+    """A root folder of nnU-Net, which an environment variable names.
 
     Attributes:
-        files: sorted by name.
-        without_truth: predictions that no label map belongs to.
-        dataset_json: of nnU-Net; None where none was found.
+        variable: name of the environment variable.
+        content: what nnU-Net keeps there, for error messages.
     """
 
-    files: Sequence[CaseFiles]
-    without_truth: Sequence[Path]
-    dataset_json: Mapping[str, Any] | None
+    variable: str
+    content: str
 
+    @property
+    def path(self) -> Path:
+        """The folder; raises `UsageError` where the variable is not set."""
+        root = os.environ.get(self.variable)
+        if not root:
+            raise UsageError(f"the environment variable {self.variable} is not set: nnU-Net keeps {self.content} there")
+        return Path(root)
 
-def of_folders(truths: Path, predictions: Path) -> Cases:
-    """Label maps and predictions of the same file names. A label map without prediction is a case all the same.
+    def find(self, *parts: str) -> Path | None:
+        """The file or folder at this place below the root; None where it, or the variable, does not exist."""
+        root = os.environ.get(self.variable)
+        path = Path(root, *parts) if root else None
+        return path if path is not None and path.exists() else None
 
-    Raises:
-        UsageError: a folder is missing or has no images.
-    """
-    truths, predictions = truths.resolve(), predictions.resolve()
-    for folder in (truths, predictions):
+    def dataset(self, dataset: str) -> Path:
+        """The folder of a data set below the root.
+
+        Args:
+            dataset: its number ("137") or its name ("Dataset137_BraTS").
+
+        Raises:
+            UsageError: the variable is not set, nnU-Net knows no such data set, or the root has no folder of it.
+        """
+        folder = self.path / dataset_name(dataset)
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
-    dataset_json = find_dataset_json(predictions, truths, truths.parent)
-    ending = _ending(truths, dataset_json)
-    true_files = _images(truths, ending)
-    if not true_files:
-        raise UsageError(f"{truths}: there is no file that ends in {ending}")
-    predicted = _images(predictions, ending)
-    if not predicted.keys() & true_files.keys():
-        raise UsageError(
-            f"{predictions}: no file has the name of one in {truths}, such as {next(iter(true_files.values())).name}"
-        )
-    files = [CaseFiles(name, truth, predicted.get(name)) for name, truth in true_files.items()]
-    return Cases(files, [file for name, file in predicted.items() if name not in true_files], dataset_json)
+        return folder
 
 
-def of_model(model: Path, truths: Path | None = None, chosen: Sequence[int] | None = None) -> Cases:
-    """The validation cases of all folds of a model that nnU-Net trained.
-
-    Args:
-        model: folder with plans.json, dataset.json and fold_0, ….
-        truths: folder of label maps; None looks for them in nnUNet_preprocessed and nnUNet_raw.
-        chosen: the folds to take; None is all that were validated.
-
-    Raises:
-        UsageError: this is no model folder, no fold was validated, or the label maps cannot be found.
-    """
-    folder = ModelFolder(model.resolve())
-    ending = folder.dataset_json["file_ending"]
-    folds = {
-        number: path / "validation" for number, path in folder.folds.items() if _images(path / "validation", ending)
-    }
-    if not folds:
-        raise UsageError(
-            f"{model}: no fold has predictions of its validation cases (fold_0/validation/*{ending}); nnUNetv2_train with "
-            "--val makes them. fold_all does not count: its validation cases were trained on"
-        )
-    missing = [fold for fold in chosen or () if fold not in folds]
-    if missing:
-        raise UsageError(
-            f"{model}: fold {missing[0]} has no predictions of its validation cases, only {', '.join(map(str, folds))}"
-        )
-    folds = {fold: folder for fold, folder in folds.items() if chosen is None or fold in chosen}
-    truths = _truths_of(folder.dataset) if truths is None else truths.resolve()
-    splits = _splits_of(folder.dataset)
-    true_files = _images(truths, ending)
-    files = []
-    without_truth = []
-    for fold, validation in folds.items():
-        predicted = _images(validation, ending)
-        expected = splits[fold]["val"] if splits is not None and fold < len(splits) else predicted
-        without_truth += [file for name, file in predicted.items() if name not in true_files]
-        lost = [name for name in expected if name not in true_files and name not in predicted]
-        if lost:
-            raise UsageError(f"{truths}: there is no label map of case {lost[0]}, which fold {fold} validates on")
-        names = sorted({*expected, *predicted} & true_files.keys())
-        files += [CaseFiles(name, true_files[name], predicted.get(name), fold) for name in names]
-    if not files:
-        raise UsageError(f"{truths}: there is no label map of any case that {model} was validated on")
-    return Cases(sorted(files, key=lambda case: case.name), without_truth, folder.dataset_json)
+RAW = Root("nnUNet_raw", "raw data sets")
+PREPROCESSED = Root("nnUNet_preprocessed", "its plans and preprocessed data")
+RESULTS = Root("nnUNet_results", "trained models")
 
 
-def _images(folder: Path, ending: str) -> dict[str, Path]:
-    """Case -> file."""
-    if not folder.is_dir():
-        return {}
-    # Names that begin with a dot are those of macOS and of unfinished files.
-    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-    others = [file for file in files if file.name.endswith(ENDINGS) and not file.name.endswith(ending)]
-    if others:
-        raise UsageError(f"{others[0]}: this does not end in {ending} as the others do: all cases need the same ending")
-    return {file.name.removesuffix(ending): file for file in files if file.name.endswith(ending)}
+def dataset_name(dataset: str) -> str:
+    """DatasetNNN_NAME of a data set that is given by number or name; raises `UsageError` where nnU-Net knows none."""
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-
-def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
-    """The first dataset.json in the folders; None where there is none."""
-    for folder in folders:
-        if (folder / "dataset.json").exists():
-            return checked(folder / "dataset.json")
-    return None
-
-
-def _ending(folder: Path, dataset_json: Mapping[str, Any] | None) -> str:
-    if dataset_json is not None:
-        return dataset_json["file_ending"]
-    for ending in ENDINGS:
-        if _images(folder, ending):
-            return ending
-    raise UsageError(f"{folder}: there are no label maps ({', '.join(ENDINGS)})")
-
-
-def _folder_of(variable: str, *parts: str) -> Path | None:
-    root = os.environ.get(variable)
-    path = Path(root, *parts) if root else None
-    return path if path is not None and path.exists() else None
-
-
-def _truths_of(dataset: str) -> Path:
-    found = _folder_of("nnUNet_preprocessed", dataset, "gt_segmentations") or _folder_of(
-        "nnUNet_raw", dataset, "labelsTr"
-    )
-    if found is None:
-        raise UsageError(
-            f"the label maps of {dataset} are neither in nnUNet_preprocessed nor in nnUNet_raw: set these variables, or give "
-            "the folder with --truth"
-        )
-    return found
-
-
-def _splits_of(dataset: str) -> list[dict[str, list[str]]] | None:
-    path = _folder_of("nnUNet_preprocessed", dataset, "splits_final.json")
-    return None if path is None else read_json(path)
+    try:
+        return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"data set {dataset!r}: {error}") from None
 
 
 def preprocessed_folder(dataset: str) -> Path:
-    """The data set's folder in nnUNet_preprocessed, by number or name; raises `UsageError` where there is none."""
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+    """The folder in nnUNet_preprocessed of a data set that is given by number or name.
 
-    root = os.environ.get("nnUNet_preprocessed")
-    if not root:
-        raise UsageError("the environment variable nnUNet_preprocessed is not set: nnU-Net keeps its plans there")
-    try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"data set {dataset!r}: {error}") from None
-    folder = Path(root) / name
+    Raises:
+        UsageError: the variable is not set, nnU-Net knows no such data set, or it was not preprocessed.
+    """
+    folder = PREPROCESSED.path / dataset_name(dataset)
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder. Run nnUNetv2_plan_and_preprocess -d {dataset} first")
     return folder
+
+
+def read_dataset_json(path: Path) -> Mapping[str, Any]:
+    """The content of a dataset.json of nnU-Net v2; raises `UsageError` where the file is something else."""
+    content = read_json(path)
+    wanted = ("channel_names", "labels", "file_ending")
+    missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UsageError(f"{path}: this is no dataset.json of nnU-Net v2: there is no {missing[0]!r}")
+    for name, labels in content["labels"].items():
+        if not all(isinstance(label, int) for label in (labels if isinstance(labels, list) else [labels])):
+            raise UsageError(
+                f"{path}: labels: {name}: nnU-Net v2 has names first and numbers after them, not {labels!r}"
+            )
+    return content
+
+
+def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
+    """The content of the first dataset.json in the folders; None where there is none."""
+    for folder in folders:
+        if (folder / "dataset.json").exists():
+            return read_dataset_json(folder / "dataset.json")
+    return None
+
+
+def regions_of(dataset_json: Mapping[str, Any]) -> Regions:
+    """Name -> labels of each region, or each label as a region of its own, in the order of dataset.json."""
+    return {
+        name: tuple(labels) if isinstance(labels, list) else (labels,)
+        for name, labels in dataset_json["labels"].items()
+        if name not in ("background", "ignore")
+    }
+
+
+def ignored_label(dataset_json: Mapping[str, Any]) -> int | None:
+    """The label of voxels that do not count; None where the data set has none."""
+    return dataset_json["labels"].get("ignore")
+
+
+def label_maps(folder: Path, ending: str | None = None) -> dict[str, Path]:
+    """Case -> its label map, for all CASE<ending> in a folder, sorted by file name. Empty where there is no such folder.
+
+    Names that begin with a dot are left out: they are those of macOS and of unfinished files.
+
+    Args:
+        folder: where to look.
+        ending: the file ending of the data set; None takes every ending of `ENDINGS`.
+
+    Raises:
+        UsageError: a label map has another ending than the one given, or two label maps belong to one case.
+    """
+    if not folder.is_dir():
+        return {}
+    endings = ENDINGS if ending is None else (ending,)
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith("."):
+            continue
+        its_ending = next((known for known in endings if file.name.endswith(known)), None)
+        if its_ending is None:
+            if file.name.endswith(ENDINGS):
+                raise UsageError(f"{file}: this does not end in {ending}, as the file_ending of dataset.json has it")
+            continue
+        name = file.name.removesuffix(its_ending)
+        if name in found:
+            raise UsageError(
+                f"{folder}: case {name} has two label maps, {found[name].name} and {file.name}: remove one of them"
+            )
+        found[name] = file
+    return found

@@ -12,14 +12,18 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
+from nnunet_glims.nnunet.folders import read_dataset_json
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """TRAINER__PLANS__CONFIGURATION in nnUNet_results, with plans.json, dataset.json and fold_0, ….
+    """A folder TRAINER__PLANS__CONFIGURATION in nnUNet_results, with plans.json, dataset.json, fold_0, fold_1 and so on.
+
+    Attributes:
+        path: the folder.
 
     Raises:
-        UsageError: when it is made, where the folder is not one.
+        UsageError: the folder has no plans.json or no dataset.json.
     """
 
     path: Path
@@ -31,12 +35,12 @@ class ModelFolder:
 
     @property
     def trainer(self) -> str:
-        """Name of the trainer's class."""
+        """The name of the trainer's class."""
         return self._parts[0]
 
     @property
     def configuration(self) -> str:
-        """Such as 3d_fullres."""
+        """The name of the configuration, such as 3d_fullres."""
         return self._parts[2]
 
     @property
@@ -54,18 +58,18 @@ class ModelFolder:
     @cached_property
     def dataset_json(self) -> Mapping[str, Any]:
         """The content of dataset.json."""
-        return checked(self.path / "dataset.json")
+        return read_dataset_json(self.path / "dataset.json")
 
     @property
     def dataset(self) -> str:
-        """Name of the data set, DatasetNNN_NAME."""
+        """The name of the data set, DatasetNNN_NAME."""
         if not isinstance(self.plans, dict) or "dataset_name" not in self.plans:
             raise UsageError(f"{self.path / 'plans.json'}: these are no plans of nnU-Net: there is no dataset_name")
         return self.plans["dataset_name"]
 
     @property
     def folds(self) -> dict[int, Path]:
-        """Folders of the folds of a cross-validation, not of `all`."""
+        """Fold -> its folder, for the folds of a cross-validation; `fold_all` is none of them."""
         numbered = {folder.name.removeprefix("fold_"): folder for folder in self.path.glob("fold_*")}
         return {int(number): numbered[number] for number in sorted(filter(str.isdigit, numbered), key=int)}
 
@@ -81,6 +85,12 @@ class ModelFolder:
 
 def network_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], trainer: str, configuration: str):
     """The network that a trainer builds for plans, with new weights; its input channels, patch size and batch size.
+
+    Args:
+        plans: content of a plans file.
+        dataset_json: content of dataset.json.
+        trainer: name of the trainer's class.
+        configuration: name of a configuration of the plans.
 
     Raises:
         UsageError: nnU-Net does not know the trainer.
@@ -102,18 +112,3 @@ def network_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], traine
         manager, settings, channels, heads, enable_deep_supervision=False
     )
     return network, channels, tuple(settings.patch_size), settings.batch_size
-
-
-def checked(path: Path) -> Mapping[str, Any]:
-    """The content of a dataset.json of nnU-Net v2; raises `UsageError` where it is another thing."""
-    content = read_json(path)
-    wanted = ("channel_names", "labels", "file_ending")
-    missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UsageError(f"{path}: this is no dataset.json of nnU-Net v2: there is no {missing[0]!r}")
-    for name, labels in content["labels"].items():
-        if not all(isinstance(label, int) for label in (labels if isinstance(labels, list) else [labels])):
-            raise UsageError(
-                f"{path}: labels: {name}: nnU-Net v2 has names first and numbers after them, not {labels!r}"
-            )
-    return content

@@ -23,17 +23,18 @@ CHANNELS = tuple(brats.CHANNELS[name] for name in ("flair", "t1ce", "t1", "t2"))
 AUTHORS_HEADS = ("tumor_core", "whole_tumor", "enhancing_tumor")
 _FIRST_KEY = "stem.conv.weight"
 _SIGNS_OF_CODE = ("GLOBAL", "Unsupported class", "unrecognized function", "Can only")
-"""In torch's messages about what it does not load with weights_only; others are about files that are no pickles."""
+"""Parts of torch's messages about objects that it does not load with weights_only. Its other messages are about files that are
+no pickles."""
 _REGIONS = tuple(brats.REGIONS)
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
-    """Parameters under the released names, from a checkpoint with `state_dict` in it or from a bare state dict.
+    """Read parameters under the released names, from a checkpoint with `state_dict` in it or from a bare state dict.
 
-    What a wrapper put in front of every name (`module.`, `backbone.`) is taken off. Only tensors are loaded, no code.
+    A prefix that a wrapper put in front of every name (`module.`, `backbone.`) is removed. Only tensors are loaded, no code.
 
     Raises:
-        UsageError: no such file, no PyTorch file, one that holds more than data, or no parameters of GLIMS.
+        UsageError: the file is missing, is no PyTorch file, holds more than data, or has no parameters of GLIMS.
     """
     import torch
 
@@ -64,14 +65,14 @@ def read_state_dict(path: Path) -> dict[str, Any]:
 
 
 def import_released(weights: Path, folder: Path, fold: int = 0) -> int:
-    """Write nnU-Net's model folder, or add a fold to one that this function wrote.
+    """Write nnU-Net's model folder, or add a fold to a folder that this function wrote.
 
     nnU-Net paints regions in the order of the heads, and the authors' order TC, WT, ET would paint WT over TC. So the
     heads are put in the order WT, TC, ET; nothing else about the network changes.
 
     Args:
         weights: the authors' checkpoint.
-        folder: to make; nnU-Net names such folders TRAINER__PLANS__CONFIGURATION.
+        folder: the model folder to make; nnU-Net names such folders TRAINER__PLANS__CONFIGURATION.
         fold: number of the fold that these weights are.
 
     Returns:
@@ -80,6 +81,7 @@ def import_released(weights: Path, folder: Path, fold: int = 0) -> int:
     Raises:
         UsageError: the file is refused (see `read_state_dict`), its parameters are not those of GLIMS for 4 channels and 3
             regions, or the folder is taken.
+        ProcessingError: the folder cannot be written.
     """
     import torch
 
@@ -140,7 +142,7 @@ def _check_target(folder: Path, files: Mapping[str, Any], fold: int) -> None:
 
 
 def dataset_json() -> dict[str, Any]:
-    """Channels in the authors' order; labels and regions as `nnunet-glims convert brats` has them."""
+    """Return dataset.json: channels in the authors' order, labels and regions as `nnunet-glims convert brats` writes them."""
     return {
         "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
         "labels": brats.LABELS,
@@ -152,7 +154,7 @@ def dataset_json() -> dict[str, Any]:
 
 
 def plans(width: int) -> dict[str, Any]:
-    """nnU-Net's plans for the released model: 96³ patches of 1 mm voxels, z-scores over non-zero voxels."""
+    """Return nnU-Net's plans for the released model: 96³ patches of 1 mm voxels, z-scores over non-zero voxels."""
     _, override = load_override("glims_released_brats")
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     labels_resampling = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}

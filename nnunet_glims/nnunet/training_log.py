@@ -1,4 +1,4 @@
-"""What nnU-Net writes down while it trains a fold: curves, time, seconds a validation case, peak memory."""
+"""What nnU-Net's training log tells of a fold: curves, time, seconds for a validation case, peak memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import isnan
 from pathlib import Path
 from statistics import mean, median
 
@@ -17,12 +18,12 @@ _PEAK = re.compile(r"Peak memory: ([\d.]+) GiB")
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """One fold's training.
+    """The training of one fold.
 
     Attributes:
-        curves: "training loss", "validation loss" and "pseudo Dice" -> one value an epoch. What was trained
-            again, after an interruption or a new start, counts once.
-        hours: sum of the epochs' times; None where no epoch has ended.
+        curves: "training loss", "validation loss" and "pseudo Dice" -> one value for each epoch. Pseudo Dice is the mean
+            over the classes that have a value. Epochs that were repeated after an interruption count once.
+        hours: sum of the epochs' times; None where no epoch was completed.
         device: "cpu", "cuda:0", ...; None where it is not known.
         case_seconds: median time from the start of one validation case to the next; None for fewer than three cases.
         peak_gib: peak memory, where the trainer logs it.
@@ -36,7 +37,7 @@ class TrainingLog:
 
 
 def read_training_log(fold: Path) -> TrainingLog:
-    """Read all logs of a fold's folder, in the order of their time."""
+    """Read all training logs in the folder of a fold, in the order of their time."""
     epochs: dict[int, dict[str, float]] = {}
     current: dict[str, float] = {}
     seconds: list[float] = []
@@ -50,7 +51,7 @@ def read_training_log(fold: Path) -> TrainingLog:
             time, text = datetime.fromisoformat(match[1]), match[2].strip()
             name, _, value = text.partition(" ")
             if name == "Epoch" and value.isdigit():
-                # From here on it was trained anew.
+                # The training started again from here, after an interruption.
                 epochs = {number: epoch for number, epoch in epochs.items() if number < int(value)}
                 current = epochs[int(value)] = {}
             elif name in ("train_loss", "val_loss"):
@@ -58,7 +59,8 @@ def read_training_log(fold: Path) -> TrainingLog:
             elif text.startswith("Pseudo dice"):
                 # NumPy 2 writes np.float32(0.81), earlier versions 0.81
                 values = [float(number) for number in re.findall(r"(?<![a-z\d])(\d+\.?\d*(?:e-?\d+)?|nan)", text)]
-                current["pseudo Dice"] = mean(values) if values else float("nan")
+                known = [dice for dice in values if not isnan(dice)]  # a class that no patch had has none
+                current["pseudo Dice"] = mean(known) if known else float("nan")
             elif text.startswith("Epoch time:"):
                 current["seconds"] = float(text.split()[2])
             elif name == "predicting":
@@ -83,5 +85,5 @@ def read_training_log(fold: Path) -> TrainingLog:
 
 
 def _time_of(log: Path) -> list[int]:
-    """Year to second of a log's name, whose month and day nnU-Net writes without leading zeros."""
+    """Year to second from a log's name, in which nnU-Net writes month and day without leading zeros."""
     return [int(number) for number in re.findall(r"\d+", log.stem)]

@@ -1,1 +1,1 @@
-"""From probabilities to label maps by stated rules: thresholds, small components, holes. NumPy and cc3d, no torch."""
+"""Turn probabilities into label maps by rules for thresholds, small components and holes. NumPy and cc3d, no torch."""

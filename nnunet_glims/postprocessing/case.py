@@ -1,4 +1,4 @@
-"""One case: probabilities and rules to a label map. Arrays are (Z, Y, X)."""
+"""Apply rules to the probabilities or to the label map of one case. Arrays are (Z, Y, X)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from nnunet_glims.postprocessing.rules import ComponentRule, HoleRule, RegionRul
 
 
 def postprocessed_label_map(models: Sequence[np.ndarray], heads: Heads, rules: Rules) -> np.ndarray:
-    """Labels, uint8, from the probabilities (C, Z, Y, X) of one or several models, averaged in logit space.
+    """Return the label map (Z, Y, X), uint8, that rules make of the probabilities of one or several models.
+
+    Args:
+        models: probabilities (C, Z, Y, X) of each model. Several models are averaged in logit space.
+        heads: what the channels of the probabilities are.
+        rules: the rules to apply.
 
     Raises:
-        UsageError: the rules have a region for which the models have no probability.
+        UsageError: the rules name a region for which the models have no probability.
     """
     labels = np.zeros(models[0].shape[1:], np.uint8)
     if not rules.regions and heads.exclusive:
@@ -41,7 +46,12 @@ def postprocessed_label_map(models: Sequence[np.ndarray], heads: Heads, rules: R
 
 
 def paint_regions(probabilities: Mapping[str, np.ndarray], regions: Sequence[RegionRule]) -> np.ndarray:
-    """Labels, uint8: the regions one over the other, each where its probability, by name, is above its threshold."""
+    """Return a label map, uint8, into which the regions are painted in their order, later ones over earlier ones.
+
+    Args:
+        probabilities: name of a region -> its probability (Z, Y, X).
+        regions: each is painted where its probability is above its threshold.
+    """
     labels = np.zeros(probabilities[regions[0].name].shape, np.uint8)
     for region in regions:
         labels[probabilities[region.name] > region.threshold] = region.paint
@@ -49,9 +59,10 @@ def paint_regions(probabilities: Mapping[str, np.ndarray], regions: Sequence[Reg
 
 
 def _candidates(models: Sequence[np.ndarray], heads: Heads, regions: Sequence[RegionRule]) -> tuple[slice, ...] | None:
-    """Around all voxels that can get a label; None where there are none.
+    """Return the bounding box of all voxels that can get a label; None where there are none.
 
-    A mean of logits is above a threshold only where some model is. This does not hold for sums of a softmax' means.
+    The mean of several models' logits is above a threshold only where the logit of at least one model is. This does not
+    hold for a region whose probability is the sum of softmax channels, so the box is then the whole volume.
     """
     if heads.exclusive and len(models) > 1:
         return slice(None), slice(None), slice(None)
@@ -63,12 +74,13 @@ def _candidates(models: Sequence[np.ndarray], heads: Heads, regions: Sequence[Re
 
 
 def apply_rules(labels: np.ndarray, rules: Rules, probabilities: Mapping[str, np.ndarray] | None = None) -> None:
-    """Change labels in place by the rules for components and holes.
+    """Apply the rules for components and holes to a label map in place.
 
     Args:
-        labels: a label map, or the part of it that has labels.
-        rules: whose regions were painted before.
-        probabilities: of the regions by name, on the same voxels; needed where rules ask for it.
+        labels: a label map, or a part of it that contains all its labels.
+        rules: the rules. Their regions are not painted here.
+        probabilities: name of a region -> its probability on the same voxels. Rules with `mean_probability_below` need
+            it.
     """
     for rule in rules.components:
         apply_component_rule(labels, rule, probabilities)
@@ -79,7 +91,7 @@ def apply_rules(labels: np.ndarray, rules: Rules, probabilities: Mapping[str, np
 def apply_component_rule(
     labels: np.ndarray, rule: ComponentRule, probabilities: Mapping[str, np.ndarray] | None
 ) -> None:
-    """Change labels in place by one rule."""
+    """Apply one rule to a label map in place; the arguments are those of `apply_rules`."""
     box = bounding_box(labels == rule.label)
     if box is None or rule.smaller_than <= 1:
         return
@@ -97,13 +109,24 @@ def apply_component_rule(
 
 
 def components_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """26-connected components, numbered from 1, and the voxels of each number (0: outside)."""
+    """Return the 26-connected components of a mask.
+
+    Returns:
+        The number of the component that each voxel belongs to, from 1 (0 outside of the mask), and the voxel count of
+        each number.
+    """
     components = cc3d.connected_components(mask, connectivity=26)
     return components, cc3d.statistics(components, no_slice_conversion=True)["voxel_counts"].astype(np.int64)
 
 
 def mean_by_component(components: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    """(count,) mean of the values of each component; NaN where it has no voxel."""
+    """Return the mean value of each component, (count,); NaN for a number that no voxel has.
+
+    Args:
+        components: the number of each voxel's component.
+        values: one value per voxel, of the same shape.
+        count: number of components, 0 included.
+    """
     voxels = np.bincount(components, minlength=count)
     total = np.bincount(components, values, minlength=count)
     with np.errstate(invalid="ignore"):

@@ -1,8 +1,8 @@
-"""Rules from a model's own cross-validation: chosen on the other folds' cases, tried on the held-out ones.
+"""Fit post-processing rules to the cross-validation of a model, and estimate their effect on held-out folds.
 
-What is chosen: a threshold for each region, then for each label the size below which its components become what lies around
-them. Each choice is the one with the highest mean Dice over cases and regions (both empty 1, one empty 0); where several have
-it, the mildest. Nothing is fitted to test cases.
+A threshold is chosen for each region. Then a size is chosen for each label, below which its components get the label of
+the region that encloses them. Each choice maximises the mean Dice over cases and regions (1 where both masks are empty,
+0 where one is); of equal candidates the one that changes least is taken. Test cases are not used.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.overlap import Overlap, confusion_matrix
+from nnunet_glims.evaluation.metrics.overlap import DICE
 from nnunet_glims.evaluation.ranking import signed_rank
-from nnunet_glims.evaluation.regions import Regions, ignored_label, of_dataset
+from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.evaluation.results import CaseFiles
+from nnunet_glims.evaluation.voxels import VoxelCounts, confusion_matrix
 from nnunet_glims.geometry import bounding_box
 from nnunet_glims.images import read_label_map
-from nnunet_glims.nnunet.folders import of_model
+from nnunet_glims.nnunet.evaluation import cases_of_model
+from nnunet_glims.nnunet.folders import ignored_label, regions_of
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.postprocessing.case import (
     apply_component_rule,
@@ -35,21 +37,21 @@ from nnunet_glims.processes import Progress, processes, quietly
 
 THRESHOLDS = (0.5, 0.45, 0.55, 0.4, 0.6, 0.35, 0.65, 0.3, 0.7)
 SIZES = (0, 10, 25, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
-"""Candidates, mildest first."""
+"""Candidates, ordered by how much they change: the one that changes least comes first."""
 CONFIDENT = 0.9
-"""Components of this mean probability or more are left alone, as in GLIMS' rules."""
+"""Components whose mean probability is this or more are kept, as in the rules of GLIMS' authors."""
 _LOWEST = min(THRESHOLDS)
 _EMPTY = (slice(0, 1),) * 3
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What the rules do to cases that they were not chosen on, in one region: Dice over cases.
+    """How rules change the Dice of one region in cases that they were not fitted to.
 
     Attributes:
-        before: mean, as nnU-Net predicts.
-        after: mean, with the rules chosen on the other folds.
-        p: of the two-sided Wilcoxon signed-rank test over cases.
+        before: mean Dice over cases as nnU-Net predicts them.
+        after: mean Dice over cases with the rules that were fitted to the other folds.
+        p: p value of the two-sided Wilcoxon signed-rank test over cases.
     """
 
     before: float
@@ -70,13 +72,13 @@ class _ValidationCase:
 
 @dataclass(frozen=True)
 class _LoadedCase:
-    """A case inside a box; what is outside has no label in any candidate.
+    """The part of a case inside a box, outside of which no candidate predicts a label.
 
     Attributes:
-        truth: true labels.
-        predicted: as nnU-Net predicted, for rules without regions.
-        probabilities: of each region by name, for rules with regions.
-        missed: (256,) voxels of each true label outside the box.
+        truth: true labels (Z, Y, X).
+        predicted: nnU-Net's prediction (Z, Y, X), for rules without regions.
+        probabilities: name of each region -> its probability (Z, Y, X), for rules with regions.
+        missed: (256,) number of voxels of each true label outside of the box.
     """
 
     truth: np.ndarray
@@ -85,7 +87,7 @@ class _LoadedCase:
     missed: np.ndarray
 
     def labels(self, rules: Rules) -> np.ndarray:
-        """Before the rules for components."""
+        """Return the label map before the rules for components are applied."""
         return paint_regions(self.probabilities, rules.regions) if self.predicted is None else self.predicted.copy()
 
 
@@ -96,27 +98,30 @@ def fit_rules(
 
     Args:
         model: nnU-Net's model folder. Region-based models need their validation probabilities (nnUNetv2_train --npz).
-        truths: folder of label maps; None looks for them as `nnunet-glims evaluate` does.
+        truths: folder of true label maps; None looks for them as `nnunet-glims evaluate` does.
+        workers: number of processes.
+        progress: shows how many cases are done.
 
     Returns:
-        Rules fitted on all cases, and region -> their effect as cross-validation sees it.
+        The rules fitted to all cases, and for each region the effect of the rules fitted to the other folds.
 
     Raises:
-        UsageError: fewer than two folds, or predictions, probabilities or label maps that are missing or do not fit.
+        UsageError: there are fewer than two folds, or predictions, probabilities or label maps are missing or do not
+            belong together.
     """
     folder = ModelFolder(model)
     if ignored_label(folder.dataset_json) is not None:
         raise UsageError(f"{model}: its data set has an ignore label: rules cannot be fitted to sparse label maps")
     heads = Heads.of_dataset(folder.dataset_json)
-    regions = of_dataset(folder.dataset_json)
+    regions = regions_of(folder.dataset_json)
     start = starting_rules(folder.dataset_json["labels"], heads)
-    cases = _cases(of_model(model, truths).files, bool(start.regions), model)
+    cases = _cases(cases_of_model(model, truths).files, bool(start.regions), model)
     folds = sorted({case.fold for case in cases})
     if len(folds) < 2:
         raise UsageError(
             f"{model}: only fold {folds[0]} has validation predictions: rules are chosen on the other folds"
         )
-    held_out: list[int | None] = [*folds, None]  # the last choice is on all cases
+    held_out: list[int | None] = [*folds, None]  # None: all cases are used to choose
     chosen = [start] * len(held_out)
     in_fold = np.array([case.fold for case in cases])
     with processes(min(workers, len(cases))) as parallel_map:
@@ -160,9 +165,14 @@ def fit_rules(
 
 
 def starting_rules(labels: Mapping[str, object], heads: Heads) -> Rules:
-    """Rules that change nothing yet: nnU-Net's painting, and each label's components to what would lie around them.
+    """Return rules that change nothing yet, with sizes 0.
 
-    That is what was painted last before, of the regions that enclose the label's; for labels without regions, background.
+    Regions are painted as nnU-Net does. The components of a label get the label of the smallest region that encloses
+    the label's own region; without regions, or without an enclosing one, they become background.
+
+    Args:
+        labels: the labels of dataset.json.
+        heads: what the channels of the probabilities are.
     """
     if heads.exclusive:
         return Rules(components=[ComponentRule(label=label, smaller_than=0) for label in heads.painted if label])
@@ -231,8 +241,8 @@ def _check_shape(file: Path, shape: Sequence[int], expected: Sequence[int], trut
 
 
 def _dice_of(confusion: np.ndarray, regions: Regions) -> list[float]:
-    """Of each region."""
-    return [Overlap.of_region(confusion, labels).measures(1.0)["dice"] for labels in regions.values()]
+    """Return the Dice of each region from a confusion matrix."""
+    return [DICE.of_voxels(VoxelCounts.of_region(confusion, labels)) for labels in regions.values()]
 
 
 def _confusion(loaded: _LoadedCase, labels: np.ndarray, regions: Regions) -> np.ndarray:
@@ -244,7 +254,7 @@ def _confusion(loaded: _LoadedCase, labels: np.ndarray, regions: Regions) -> np.
 
 
 def _threshold_scores(heads: Heads, regions: Regions, rules: Rules, case: _ValidationCase) -> np.ndarray:
-    """(regions, thresholds) Dice of each region by itself."""
+    """Return the Dice of each region with each threshold, (regions, thresholds)."""
     loaded = _load_case(case, heads, rules)
     scores = np.empty((len(rules.regions), len(THRESHOLDS)))
     for row, region in enumerate(rules.regions):
@@ -255,16 +265,16 @@ def _threshold_scores(heads: Heads, regions: Regions, rules: Rules, case: _Valid
             predicted = values > threshold
             tp = int(np.count_nonzero(predicted & true))
             fp, fn = int(predicted.sum()) - tp, int(true.sum()) - tp + missed
-            scores[row, column] = Overlap(tp, fp, fn, 0).measures(1.0)["dice"]
+            scores[row, column] = DICE.of_voxels(VoxelCounts(tp, fp, fn, 0))
     return scores
 
 
 def _size_scores(
     heads: Heads, regions: Regions, candidates: Sequence[Rules], step: int, case: _ValidationCase
 ) -> np.ndarray:
-    """(candidates, sizes) mean Dice over regions, with the size of one rule changed and the earlier rules applied."""
+    """Return the mean Dice over regions for each size of one rule, (candidates, sizes), with the earlier rules applied."""
     loaded = _load_case(case, heads, candidates[0])
-    known: dict[str, np.ndarray] = {}  # most choices are the same on the cases of any folds
+    known: dict[str, np.ndarray] = {}  # most folds choose the same rules
     for rules in candidates:
         if rules.model_dump_json() not in known:
             known[rules.model_dump_json()] = _dice_by_size(loaded, rules, step, regions)
@@ -299,7 +309,7 @@ def _dice_by_size(loaded: _LoadedCase, rules: Rules, step: int, regions: Regions
 def _before_and_after(
     heads: Heads, regions: Regions, start: Rules, of_fold: Mapping[int, Rules], case: _ValidationCase
 ) -> np.ndarray:
-    """(2, regions) Dice of the case as it was predicted, and by its fold's rules."""
+    """Return the Dice of each region as nnU-Net predicted the case, and with the rules of its fold, (2, regions)."""
     loaded = _load_case(case, heads, start)
     found = []
     for rules in (start, of_fold[case.fold]):

@@ -1,4 +1,4 @@
-"""Folders of predictions to a folder of post-processed label maps."""
+"""Post-process folders of predictions: find the cases, check that they belong together, write the label maps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.files import new_folder, read_json, write_json
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import read_label_map, write_image
-from nnunet_glims.nnunet.folders import ENDINGS
+from nnunet_glims.nnunet.folders import ENDINGS, label_maps
 from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_map
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
 from nnunet_glims.postprocessing.rules import Rules, rules_to_json
@@ -23,17 +23,17 @@ from nnunet_glims.processes import Progress, processes, quietly
 
 RECORD = "postprocessing.json"
 _KNOWN_READERS = ("SimpleITKIO", "NibabelIO")
-"""Of nnU-Net's readers, those whose axes are the file's (z, y, x)."""
+"""Readers of nnU-Net that return the axes in the order of the file (z, y, x)."""
 
 
 @dataclass(frozen=True)
 class PredictedCase:
-    """A case's files.
+    """The files of a predicted case.
 
     Attributes:
-        name: of the case.
-        label_map: as nnU-Net wrote it; its geometry is that of the result.
-        probabilities: a file a model; empty where label maps suffice.
+        name: name of the case.
+        label_map: nnU-Net's label map. The post-processed label map gets its geometry.
+        probabilities: one file per model; empty where the rules need label maps only.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PredictedCase:
 
 
 def dataset_json_of(folder: Path) -> Mapping[str, Any] | None:
-    """Of a folder of predictions, or of a model's fold_K/validation; None where there is none."""
+    """Return the dataset.json of a folder of predictions, or of a model's fold_K/validation; None where there is none."""
     for place in _places(folder):
         if (place / "dataset.json").exists():
             return read_json(place / "dataset.json")
@@ -50,21 +50,24 @@ def dataset_json_of(folder: Path) -> Mapping[str, Any] | None:
 
 
 def _places(folder: Path) -> list[Path]:
-    """Where nnU-Net leaves dataset.json and plans.json."""
+    """Return the folders in which nnU-Net may have written dataset.json and plans.json."""
     return [folder, *([folder.resolve().parent.parent] if folder.resolve().name == "validation" else [])]
 
 
 def find_predicted_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[PredictedCase], Heads | None]:
-    """The cases, sorted by name, and what the channels of their probabilities are (None: label maps suffice).
+    """Return the cases, sorted by name, and what the channels of their probabilities are.
+
+    The latter is None where the rules need label maps only.
 
     Raises:
-        UsageError: a folder or file is missing, damaged, or does not belong to the others; all of these in one message.
+        UsageError: a folder or file is missing or does not belong to the others. One message lists all problems.
+        ProcessingError: files are damaged, and nothing else is wrong.
     """
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
     if not rules.needs_probabilities and len(folders) == 1:
-        files = _label_maps(folders[0])
+        files = label_maps(folders[0])
         if not files:
             raise UsageError(f"{folders[0]}: there are no label maps ({', '.join(ENDINGS)})")
         return [PredictedCase(name, file) for name, file in files.items()], None
@@ -74,7 +77,8 @@ def find_predicted_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[Pr
     cases = _with_probabilities(folders)
     problems = [problem for case in cases for problem in _problems(case, heads)]
     if problems:
-        raise UsageError(_listed(problems))
+        damaged_only = all(isinstance(problem, ProcessingError) for problem in problems)
+        raise (ProcessingError if damaged_only else UsageError)(_listed([str(problem) for problem in problems]))
     return cases, heads
 
 
@@ -106,7 +110,7 @@ def _heads(folders: Sequence[Path]) -> Heads:
 
 def _with_probabilities(folders: Sequence[Path]) -> list[PredictedCase]:
     found = [{file.stem: file for file in folder.glob("*.npz") if not file.name.startswith(".")} for folder in folders]
-    maps = _label_maps(folders[0])
+    maps = label_maps(folders[0])
     if not any(found):
         raise UsageError(f"{folders[0]}: has no probabilities (*.npz): predict with --save_probabilities")
     problems = []
@@ -131,28 +135,32 @@ def _listed(problems: Sequence[str]) -> str:
     return f"the predictions have {len(problems)} problems; nothing was written:\n{lines}"
 
 
-def _problems(case: PredictedCase, heads: Heads) -> list[str]:
-    """From the files' headers."""
+def _problems(case: PredictedCase, heads: Heads) -> list[UserError]:
+    """Return what is wrong with the files of a case, from their headers."""
     try:
         size = Geometry.of_file(case.label_map).size
     except RuntimeError:
-        return [f"{case.label_map}: cannot be read: predict this case again"]
-    problems = []
+        return [ProcessingError(f"{case.label_map}: cannot be read: predict this case again")]
+    problems: list[UserError] = []
     for file in case.probabilities:
         try:
             channels, *shape = shape_of(file)
-        except UsageError as error:
-            problems.append(str(error))
+        except UserError as error:
+            problems.append(error)
             continue
         if channels != len(heads.labels):
-            problems.append(f"{file}: has {channels} channels; dataset.json has {len(heads.labels)} regions or labels")
+            problems.append(
+                UsageError(f"{file}: has {channels} channels; dataset.json has {len(heads.labels)} regions or labels")
+            )
         if tuple(shape[::-1]) != size:
-            problems.append(f"{file}: has {times(shape[::-1])} voxels, not {times(size)} as {case.label_map}")
+            problems.append(
+                UsageError(f"{file}: has {times(shape[::-1])} voxels, not {times(size)} as {case.label_map}")
+            )
     return problems
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:
-    """Case -> file."""
+    """Return the label maps of a folder by the names of their cases."""
     found = {}
     for file in sorted(folder.iterdir()):
         ending = next((ending for ending in ENDINGS if file.name.endswith(ending)), None)
@@ -164,21 +172,21 @@ def _label_maps(folder: Path) -> dict[str, Path]:
 def postprocess(
     folders: Sequence[Path], rules: Rules, out: Path, workers: int = 1, progress: Progress = quietly
 ) -> dict[str, int]:
-    """Apply rules to all cases of one or several models' predictions.
+    """Apply rules to all predicted cases of one or several models.
 
     Args:
-        folders: of nnU-Net's predictions of the same cases, one a model.
-        rules: what to do.
-        out: folder to make, with label maps of the same names and geometry. It is complete or not there.
-        workers: processes.
-        progress: wraps the results of long work.
+        folders: folders of nnU-Net's predictions of the same cases, one per model.
+        rules: the rules to apply.
+        out: folder to make, with label maps of the same names and geometry. It appears when all cases are done.
+        workers: number of processes.
+        progress: shows how many cases are done.
 
     Returns:
-        Case -> voxels whose label is another one than in the label map of the first folder.
+        Name of each case -> number of voxels whose label differs from the label map of the first folder.
 
     Raises:
-        UsageError: `out` is taken, or see `find_predicted_cases`.
-        ProcessingError: the result cannot be written.
+        UsageError: `out` exists, or see `find_predicted_cases`.
+        ProcessingError: predictions are damaged, or the result cannot be written.
     """
     if out.exists():
         raise UsageError(f"{out}: is there already: choose another folder, or delete it")

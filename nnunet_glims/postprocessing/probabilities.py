@@ -1,4 +1,4 @@
-"""What nnU-Net saves with --save_probabilities, and the mean of several models."""
+"""Read the probabilities that nnU-Net saves with --save_probabilities, and average those of several models."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 
 _KEY = "probabilities"
 _LIMIT = 1e-7
-"""Closer to 1 single precision saturates. So logits beyond ±16 count as ±16."""
+"""Float32 cannot hold probabilities closer to 1 than this. So logits beyond ±16 count as ±16."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,10 @@ class Heads:
     """What the channels of the probabilities are.
 
     Attributes:
-        labels: of each channel. With `exclusive` these are single labels, background first.
-        painted: label that nnU-Net gives where a channel's probability is above 0.5, or the highest if `exclusive`.
-        exclusive: probabilities of labels that add up to 1 (softmax), not of regions (sigmoid).
+        labels: the labels that each channel stands for. With `exclusive` these are single labels, background first.
+        painted: the label that nnU-Net assigns where a channel's probability is above 0.5, or the highest if
+            `exclusive`.
+        exclusive: whether channels are labels whose probabilities sum to 1 (softmax), not regions (sigmoid).
     """
 
     labels: tuple[tuple[int, ...], ...]
@@ -36,7 +37,7 @@ class Heads:
 
     @classmethod
     def of_dataset(cls, dataset_json: Mapping[str, Any]) -> Heads:
-        """As nnU-Net's own label manager understands dataset.json."""
+        """Return the channels that nnU-Net's label manager derives from dataset.json."""
         from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
         order = dataset_json.get("regions_class_order", ())
@@ -50,7 +51,11 @@ class Heads:
         return cls(tuple((label,) for label in labels), labels, True)
 
     def channels(self, region: Collection[int]) -> list[int]:
-        """Channels whose probabilities add up to the region's; raises `UsageError` where there are none."""
+        """Return the channels whose probabilities sum to that of a region, given by its labels.
+
+        Raises:
+            UsageError: no channels do.
+        """
         if self.exclusive:
             found = [channel for channel, (label,) in enumerate(self.labels) if label in region]
             complete = len(found) == len(set(region))
@@ -66,13 +71,13 @@ class Heads:
         return found
 
     def probability(self, probabilities: np.ndarray, region: Collection[int]) -> np.ndarray:
-        """(C, ...) probabilities to the region's (...)."""
+        """Return the probability (...) of a region, given by its labels, from the probabilities (C, ...) of all channels."""
         channels = self.channels(region)
         return probabilities[channels[0]] if len(channels) == 1 else probabilities[channels].sum(0)
 
 
 def shape_of(file: Path) -> tuple[int, ...]:
-    """(C, Z, Y, X) of a .npz, read off its header; raises `UsageError` as `read_probabilities`."""
+    """Return the shape (C, Z, Y, X) that the header of a .npz states; raises what `read_probabilities` raises."""
     with _open_array(file) as member:
         major, _ = np.lib.format.read_magic(member)
         read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
@@ -82,10 +87,13 @@ def shape_of(file: Path) -> tuple[int, ...]:
 
 
 def read_probabilities(file: Path) -> np.ndarray:
-    """(C, Z, Y, X) float16 or float32, the axes as SimpleITK gives the label map beside it.
+    """Return the probabilities (C, Z, Y, X) of a .npz, float16 or float32.
+
+    The order of the axes is that of SimpleITK's array of the label map beside the file.
 
     Raises:
-        UsageError: no such file, damaged, or not nnU-Net's.
+        UsageError: there is no such file, or nnU-Net did not write it.
+        ProcessingError: the file is damaged.
     """
     with _open_array(file) as member:
         values = np.lib.format.read_array(member, allow_pickle=False)
@@ -102,7 +110,7 @@ def _check(file: Path, shape: Sequence[int], dtype: np.dtype) -> None:
 
 @contextmanager
 def _open_array(file: Path) -> Iterator[IO[bytes]]:
-    """The array inside of the .npz."""
+    """Open the array inside of a .npz."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{_KEY}.npy") as member:
             yield member
@@ -111,13 +119,16 @@ def _open_array(file: Path) -> Iterator[IO[bytes]]:
     except KeyError:
         raise UsageError(f"{file}: has no {_KEY!r}: this was not written by nnU-Net's --save_probabilities") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        raise UsageError(f"{file}: damaged ({error}): predict this case again") from None
+        raise ProcessingError(f"{file}: damaged ({error}): predict this case again") from None
 
 
 def mean_probabilities(models: Sequence[np.ndarray], exclusive: bool) -> np.ndarray:
-    """Mean of several models' logits, as probabilities again; (C, ...) each.
+    """Return the probabilities (C, ...) that belong to the mean of several models' logits.
 
-    With `exclusive`, logits are the logarithms of the probabilities, and the means are scaled to add up to 1.
+    Args:
+        models: probabilities (C, ...) of each model.
+        exclusive: whether channels sum to 1. Logits are the logarithms of the probabilities then, and the result is
+            scaled to sum to 1.
     """
     if len(models) == 1:
         return models[0]

@@ -1,4 +1,4 @@
-"""Post-processing rules as data: built in, from a JSON file, or fitted by cross-validation."""
+"""Post-processing rules as data: presets, JSON files, and the result of a fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ class _StrictModel(BaseModel):
 
 
 class RegionRule(_StrictModel):
-    """Where a region's probability is above the threshold, the label `paint` is painted."""
+    """A rule that paints a region.
+
+    Attributes:
+        name: name of the region, unique among the rules.
+        labels: the labels that the region consists of.
+        threshold: the region is painted where its probability is above this.
+        paint: the label that is painted.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     labels: Annotated[list[Foreground], Field(min_length=1)]
@@ -33,14 +40,15 @@ class RegionRule(_StrictModel):
 
 
 class ComponentRule(_StrictModel):
-    """26-connected components of one label that have fewer voxels become another label.
+    """A rule that gives small 26-connected components of a label another label.
 
     Attributes:
-        label: whose components.
-        smaller_than: voxels.
-        becomes: the label they get; 0 is the background.
-        region: if given, only components in which this region's mean probability is
-        mean_probability_below: this.
+        label: the label whose components are looked at.
+        smaller_than: components with fewer voxels than this are changed.
+        becomes: the label that they get; 0 is the background.
+        region: name of a region. If it is given, only components are changed in which the mean probability of this
+            region is below `mean_probability_below`.
+        mean_probability_below: see `region`; both are given, or none.
     """
 
     label: Foreground
@@ -57,14 +65,26 @@ class ComponentRule(_StrictModel):
 
 
 class HoleRule(_StrictModel):
-    """What a label encloses, in the sense of 6 neighbours, becomes another label."""
+    """A rule that fills holes: voxels that a label encloses (6 neighbours) get another label.
+
+    Attributes:
+        label: the label with holes.
+        becomes: the label that the holes get.
+    """
 
     label: Foreground
     becomes: Foreground
 
 
 class Fitted(_StrictModel):
-    """How rules were fitted; see `nnunet_glims.postprocessing.fit`."""
+    """How rules were fitted, see `postprocessing.fit`.
+
+    Attributes:
+        model: name of the model's folder.
+        cases: number of cases.
+        folds: number of folds.
+        dice: region -> "before", "after" and "p" of `postprocessing.fit.Effect`.
+    """
 
     model: str
     cases: Count
@@ -73,13 +93,15 @@ class Fitted(_StrictModel):
 
 
 class Rules(_StrictModel):
-    """What is done, in this order.
+    """All rules, in the order in which they are applied.
 
     Attributes:
-        regions: painted one over the other. Empty: the label map stays as nnU-Net made it (of several models: the mean's).
-        components: one after the other; a later rule sees what an earlier one changed.
-        holes: likewise, at last.
-        fitted: where the numbers come from, if they were fitted.
+        description: what the rules are for, in words.
+        regions: painted in this order, later ones over earlier ones. Where there are none, the label map is that of
+            nnU-Net, or with several models that of their mean.
+        components: applied in this order; a rule sees what the rules before it changed.
+        holes: applied last, in this order.
+        fitted: how the rules were fitted; None where they were not.
     """
 
     description: str = ""
@@ -107,7 +129,7 @@ class Rules(_StrictModel):
 
     @property
     def needs_probabilities(self) -> bool:
-        """Can they not be applied to label maps?"""
+        """Whether the rules need probabilities, and label maps do not suffice."""
         return bool(self.regions)
 
 
@@ -136,7 +158,11 @@ PRESETS: Mapping[str, Rules] = {
 
 
 def load_rules(name: str) -> Rules:
-    """A preset by name, or a JSON file by a path ending in .json; raises `UsageError` saying what is wrong."""
+    """Return a preset by its name, or the rules of a JSON file by its path.
+
+    Raises:
+        UsageError: there is no such preset or file, or the file is not valid. The message names what is wrong.
+    """
     if name in PRESETS:
         return PRESETS[name]
     if not name.endswith(".json"):
@@ -147,5 +173,5 @@ def load_rules(name: str) -> Rules:
 
 
 def rules_to_json(rules: Rules) -> dict[str, Any]:
-    """As in a rules file."""
+    """Return rules as the content of a JSON file."""
     return rules.model_dump(exclude_none=True)

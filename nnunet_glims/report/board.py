@@ -1,23 +1,29 @@
-"""The leaderboard as data: entries on the same cases, their statistics, comparisons and ranks."""
+"""The leaderboard as data: entries on the same cases, their statistics, tests and ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.protocol import METRICS, Metric, metric_named
-from nnunet_glims.evaluation.ranking import Comparison, Ranking, compare, rank, wide
+from nnunet_glims.evaluation.averages import case_means, patient_means, values_by_entry
+from nnunet_glims.evaluation.metrics import METRICS, metric_named
+from nnunet_glims.evaluation.metrics.metric import Metric
+from nnunet_glims.evaluation.ranking import PairedTest, Ranking, paired_tests, rank
+from nnunet_glims.evaluation.results import changed_file
 from nnunet_glims.evaluation.statistics import describe
 from nnunet_glims.report.costs import Costs, costs_of
-from nnunet_glims.report.entries import Entry
+from nnunet_glims.report.entries import LeaderboardEntry, Run
+from nnunet_glims.report.patients import Patients, patients_of
 
 SIGNIFICANT = 0.05
 RANKED = (("lesion_dice", "dice"), ("lesion_hd95", "hd95"))
-"""Metrics that entries are ranked by: of each pair the first one that was measured."""
+"""Metrics that entries are ranked by: of each tuple the first one that was measured."""
 SHOWN = ("dice", "hd95", "nsd")
 
 
@@ -26,27 +32,33 @@ class Board:
     """All that the pages and tables show.
 
     Attributes:
-        title: heading.
-        entries: in the order given.
+        title: heading of the page.
+        entries: the entries, in the order given.
         cases: names of the cases that all entries have.
-        regions: in the order of the evaluation.
-        metrics: the ones shown.
-        table: entry, case, fold, region and all metrics, of these cases.
-        statistics: (metric, region) -> entry -> what `describe` gives.
-        comparisons: metric -> all pairs of entries in all regions.
-        ranking: by `ranked_by`; None for one entry.
-        costs: entry -> parameters, time, ...
+        patients: the patients of these cases.
+        regions: names of the regions, in the order of the evaluation.
+        metrics: the metrics that are shown.
+        by_case: a row for each entry, case and region: all metrics, means over seeds.
+        by_patient: a row for each entry, patient and region: all metrics, means over seeds, then over cases.
+        statistics: (metric, region) -> entry -> what `describe` gives of the values by patient, and besides "case_mean",
+            the mean over cases; "seeds", their number; "seed_sd", the standard deviation (n - 1) of the seeds' means, None
+            for one seed.
+        tests: metric -> the paired tests of all pairs of entries in all regions.
+        ranking: ranks by the metrics `ranked_by`; None for one entry.
+        costs: entry -> parameters, time and so on.
         left_out: entry -> its cases that others do not have.
     """
 
     title: str
-    entries: Sequence[Entry]
+    entries: Sequence[LeaderboardEntry]
     cases: Sequence[str]
+    patients: Patients
     regions: Sequence[str]
     metrics: Sequence[Metric]
-    table: pd.DataFrame
-    statistics: Mapping[tuple[str, str], Mapping[str, Mapping]]
-    comparisons: Mapping[str, Sequence[Comparison]]
+    by_case: pd.DataFrame
+    by_patient: pd.DataFrame
+    statistics: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]
+    tests: Mapping[str, Sequence[PairedTest]]
     ranking: Ranking | None
     ranked_by: Sequence[Metric]
     costs: Mapping[str, Costs]
@@ -54,7 +66,7 @@ class Board:
 
     @property
     def names(self) -> list[str]:
-        """Of the entries."""
+        """Names of the entries, in the order given."""
         return [entry.name for entry in self.entries]
 
     @property
@@ -62,8 +74,18 @@ class Board:
         """Names of the entries, the best first."""
         return list(self.ranking.mean.index) if self.ranking is not None else self.names
 
+    @property
+    def unit(self) -> str:
+        """What the statistics are over: "patient" where a patient has several cases, else "case"."""
+        return "patient" if self.patients.have_several_cases else "case"
+
+    @property
+    def most_seeds(self) -> int:
+        """The largest number of seeds of an entry."""
+        return max(len(entry.runs) for entry in self.entries)
+
     def mean(self, metric: Metric, region: str, entry: str) -> float:
-        """NaN where it is not defined."""
+        """The mean over patients; NaN where it is not defined."""
         value = self.statistics[metric.name, region][entry]["mean"]
         return float("nan") if value is None else value
 
@@ -87,81 +109,149 @@ class Board:
         """Whether the best entry is better by more than chance (Wilcoxon, Holm)."""
         best = self.best(metric, region)
         return any(
-            comparison.p_holm < SIGNIFICANT
-            for comparison in self.comparisons[metric.name]
-            if comparison.region == region and {comparison.first, comparison.second} == {best, entry}
+            test.p_holm < SIGNIFICANT
+            for test in self.tests[metric.name]
+            if test.region == region and {test.first, test.second} == {best, entry}
         )
 
     def case_means(self, metric: str, entry: str) -> pd.Series:
-        """Case -> mean over the regions, the lowest first."""
-        values = [wide(self.table, region, metric)[entry] for region in self.regions]
+        """Case -> mean of a metric over the regions, the lowest first."""
+        values = [values_by_entry(self.by_case, region, metric, "case")[entry] for region in self.regions]
         return pd.concat(values, axis=1).mean(axis=1).sort_values(kind="stable")
 
 
-def make_board(title: str, entries: Sequence[Entry], metrics: Sequence[str] = (), intersection: bool = False) -> Board:
+def make_board(
+    title: str,
+    entries: Sequence[LeaderboardEntry],
+    metrics: Sequence[str] = (),
+    intersection: bool = False,
+    patients: Path | None = None,
+) -> Board:
     """Compare entries.
 
     Args:
-        title: heading.
-        entries: evaluated by the same settings.
-        metrics: names of those to show; empty for Dice, HD95, NSD and, where measured, lesion-wise Dice and HD95.
-        intersection: whether to compare on the cases that all entries have, where some miss cases.
+        title: heading of the page.
+        entries: results that were evaluated with the same settings.
+        metrics: names of the metrics to show; empty for Dice, HD95, NSD and, where measured, lesion-wise Dice and HD95.
+        intersection: whether to compare on the cases that all entries have, where some entries miss cases.
+        patients: CSV file with the columns case and patient; None looks for the data set's conversion report.
 
     Raises:
-        UsageError: settings or cases differ, a case could not be evaluated, or a metric is unknown or was not measured.
+        UsageError: settings or cases differ, a case could not be evaluated, a metric is unknown or was not measured, or the
+            CSV file does not name the patients.
     """
-    _check_settings(entries)
+    _check_runs(entries)
     cases, left_out = _common_cases(entries, intersection)
-    table = pd.concat([entry.results.table.assign(entry=entry.name) for entry in entries], ignore_index=True)
+    table = pd.concat(
+        [
+            run.results.table.assign(entry=entry.name, seed=seed)
+            for entry in entries
+            for seed, run in enumerate(entry.runs)
+        ],
+        ignore_index=True,
+    )
     table = table[table["case"].isin(cases)]
     _check_truths(table)
-    regions = list(entries[0].results.summary["regions"])
+    found_patients = patients_of(cases, entries, patients)
+    by_case = case_means(table)
+    by_patient = patient_means(by_case, found_patients.of_case)
+    regions = list(entries[0].runs[0].results.summary["regions"])
     measured = [metric for metric in METRICS if metric.name in table.columns]
     shown = _shown(metrics, measured)
     ranked = [next(metric for name in names for metric in measured if metric.name == name) for names in RANKED]
-    statistics = {
-        (metric.name, region): {
-            name: describe(values.to_numpy(float)) for name, values in wide(table, region, metric.name).items()
-        }
-        for metric in shown
-        for region in regions
-    }
     return Board(
         title,
         entries,
         cases,
+        found_patients,
         regions,
         shown,
-        table,
-        statistics,
-        {metric.name: compare(table, metric.name) for metric in shown},
-        rank(table, ranked) if len(entries) > 1 else None,
+        by_case,
+        by_patient,
+        _statistics(table, by_case, by_patient, found_patients, regions, shown),
+        {metric.name: paired_tests(by_patient, metric.name) for metric in shown},
+        rank(by_patient, ranked) if len(entries) > 1 else None,
         ranked,
         {entry.name: costs_of(entry) for entry in entries},
         left_out,
     )
 
 
-def _check_settings(entries: Sequence[Entry]) -> None:
-    first = entries[0]
-    for entry in entries:
+def _statistics(
+    table: pd.DataFrame,
+    by_case: pd.DataFrame,
+    by_patient: pd.DataFrame,
+    patients: Patients,
+    regions: Sequence[str],
+    metrics: Sequence[Metric],
+) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """What `Board.statistics` holds; `table` has a row for each seed."""
+    by_seed = [patient_means(case_means(rows), patients.of_case) for _, rows in table.groupby("seed", sort=True)]
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for metric in metrics:
+        for region in regions:
+            of_cases = values_by_entry(by_case, region, metric.name, "case").mean()
+            of_seeds = [values_by_entry(seed, region, metric.name).mean() for seed in by_seed]
+            found[metric.name, region] = {}
+            for name, values in values_by_entry(by_patient, region, metric.name).items():
+                seeds = [means[name] for means in of_seeds if name in means]
+                case_mean = float(of_cases[name])
+                found[metric.name, region][str(name)] = {
+                    **describe(values.to_numpy(float)),
+                    "case_mean": case_mean if np.isfinite(case_mean) else None,
+                    "seeds": len(seeds),
+                    "seed_sd": float(np.std(seeds, ddof=1)) if len(seeds) > 1 and np.isfinite(seeds).all() else None,
+                }
+    return found
+
+
+def _check_runs(entries: Sequence[LeaderboardEntry]) -> None:
+    """Raise `UsageError` where results cannot be compared: other settings or version, failed cases, changed files."""
+    runs = [(_title(entry, run), run) for entry in entries for run in entry.runs]
+    first_name, first = runs[0]
+    for name, run in runs:
+        ours, its = first.results.method_version, run.results.method_version
+        if ours != its:
+            older = first_name if ours < its else name
+            raise UsageError(
+                f"{first_name} was evaluated with version {ours} of the metrics, {name} with version {its}: their numbers may "
+                f"differ for the same files. Run nnunet-glims evaluate again for {older}"
+            )
         for key, what in (("regions", "regions"), ("protocol", "settings"), ("ignored_label", "label to ignore")):
-            ours, its = first.results.summary[key], entry.results.summary[key]
-            if ours != its:
+            wanted, found = first.results.summary[key], run.results.summary[key]
+            if wanted != found:
                 raise UsageError(
-                    f"{first.name} and {entry.name} were evaluated with different {what}: {ours} and {its}. Evaluate them "
-                    "the same way"
+                    f"{first_name} and {name} were evaluated with different {what}: {wanted} and {found}. Evaluate them the "
+                    "same way"
                 )
-        failed = entry.results.summary["failed"]
+        failed = run.results.summary["failed"]
         if failed:
             raise UsageError(
-                f"{entry.name}: {len(failed)} cases could not be evaluated, such as {next(iter(failed.items()))}: mend them "
-                "and run nnunet-glims evaluate again"
+                f"{name}: {len(failed)} cases could not be evaluated, such as {next(iter(failed.items()))}: correct them and "
+                "run nnunet-glims evaluate again"
+            )
+        changed = changed_file(run.results)
+        if changed is not None:
+            raise UsageError(
+                f"{name}: {changed[1]} of case {changed[0]} has changed since it was evaluated: run nnunet-glims evaluate again"
             )
 
 
-def _common_cases(entries: Sequence[Entry], intersection: bool) -> tuple[list[str], dict[str, list[str]]]:
-    cases_of = {entry.name: {line["case"] for line in entry.results.cases} for entry in entries}
+def _title(entry: LeaderboardEntry, run: Run) -> str:
+    return entry.name if len(entry.runs) == 1 else f"{entry.name} ({run.folder})"
+
+
+def _common_cases(entries: Sequence[LeaderboardEntry], intersection: bool) -> tuple[list[str], dict[str, list[str]]]:
+    cases_of = {}
+    for entry in entries:
+        first, *others = [{line["case"] for line in run.results.cases} for run in entry.runs]
+        for run, cases in zip(entry.runs[1:], others, strict=True):
+            if cases != first:
+                raise UsageError(
+                    f"{entry.name}: the seeds {entry.runs[0].folder} and {run.folder} were not evaluated on the same cases: "
+                    f"only one of them has {_some(cases ^ first)}"
+                )
+        cases_of[entry.name] = first
     common = set.intersection(*cases_of.values())
     union = set.union(*cases_of.values())
     if common != union and not intersection:
@@ -185,11 +275,12 @@ def _common_cases(entries: Sequence[Entry], intersection: bool) -> tuple[list[st
 def _check_truths(table: pd.DataFrame) -> None:
     """Raise `UsageError` where a true region has another volume in one entry than in another."""
     for region in dict.fromkeys(table["region"]):
-        volumes = wide(table, region, "truth_ml")
+        rows = table[table["region"] == region]
+        volumes = rows.pivot_table("truth_ml", "case", ["entry", "seed"], "mean", sort=False)
         differ = volumes.max(axis=1) - volumes.min(axis=1) > 1e-6 * volumes.max(axis=1)
         if differ.any():
             case = differ.idxmax()
-            shown = ", ".join(f"{entry} {volume:.4g} ml" for entry, volume in volumes.loc[case].items())
+            shown = ", ".join(f"{entry} {volume:.4g} ml" for (entry, _), volume in volumes.loc[case].items())
             raise UsageError(
                 f"case {case}: the entries were evaluated against different label maps: the true {region} has {shown}"
             )

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from statistics import median
+from dataclasses import dataclass, replace
+from statistics import mean, median
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UserError
 from nnunet_glims.nnunet.training_log import TrainingLog, read_training_log
-from nnunet_glims.report.entries import Entry
+from nnunet_glims.report.entries import LeaderboardEntry
 
 
 @dataclass(frozen=True)
 class Costs:
-    """None where it is not known.
+    """The costs of an entry; None where one is not known.
 
     Attributes:
-        parameters: of the network.
+        parameters: number of parameters of the network.
         gmac: 10⁹ multiply-accumulates for one patch of the plan.
         patch_size: voxels along each axis.
-        training_hours: of all folds together.
-        device: that it was trained on: "cpu", "cuda", ...
-        peak_gib: peak memory of a training.
-        seconds_a_case: of inference.
-        logs: fold -> its training.
-        unknown: why the network could not be looked at.
+        training_hours: hours of all folds together; with several seeds, their mean.
+        device: the kind of device it was trained on, such as "cpu" or "cuda".
+        peak_gib: peak memory of a training in GiB.
+        seconds_a_case: seconds of inference for a case.
+        logs: the training of each fold of each seed.
+        unknown: why something about the model is not known.
     """
 
     parameters: int | None = None
@@ -34,31 +34,45 @@ class Costs:
     device: str | None = None
     peak_gib: float | None = None
     seconds_a_case: float | None = None
-    logs: dict[int, TrainingLog] = field(default_factory=dict)
+    logs: Sequence[TrainingLog] = ()
     unknown: str | None = None
 
 
-def costs_of(entry: Entry) -> Costs:
-    """From its model folder; without one nothing is known but what the entry says itself."""
-    if entry.model is None:
-        return Costs(seconds_a_case=entry.seconds_a_case)
-    logs = {fold: read_training_log(folder) for fold, folder in entry.model.folds.items()}
-    hours = [log.hours for log in logs.values() if log.hours is not None]
-    seconds = [log.case_seconds for log in logs.values() if log.case_seconds is not None]
-    devices = {log.device.split(":")[0] for log in logs.values() if log.device is not None}
-    costs = Costs(
-        training_hours=sum(hours) if hours else None,
+def costs_of(entry: LeaderboardEntry) -> Costs:
+    """The costs that the models of an entry tell. A model that cannot be read or built leaves them unknown, with the reason."""
+    first = entry.runs[0]
+    costs = Costs(seconds_a_case=entry.seconds_a_case, unknown=first.unknown)
+    try:
+        by_seed = [
+            [read_training_log(folder) for folder in run.model.folds.values()]
+            for run in entry.runs
+            if run.model is not None
+        ]
+        costs = _of_training(costs, by_seed)
+        if first.model is None:
+            return costs
+        network, channels, patch_size = first.model.network()
+
+        from nnunet_glims.architectures.complexity import count_gmac, count_parameters
+
+        parameters = count_parameters(network)
+        gmac = count_gmac(network, channels, patch_size)
+    except Exception as error:  # whatever a model folder or a trainer of others raises must not cost the other entries
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return replace(costs, unknown=f"the model could not be read or built: {kind}{error}")
+    return replace(costs, parameters=parameters, gmac=gmac, patch_size=patch_size)
+
+
+def _of_training(costs: Costs, by_seed: Sequence[Sequence[TrainingLog]]) -> Costs:
+    logs = [log for seed in by_seed for log in seed]
+    hours = [sum(known) for seed in by_seed if (known := [log.hours for log in seed if log.hours is not None])]
+    seconds = [log.case_seconds for log in logs if log.case_seconds is not None]
+    devices = {log.device.split(":")[0] for log in logs if log.device is not None}
+    return replace(
+        costs,
+        training_hours=mean(hours) if hours else None,
         device=devices.pop() if len(devices) == 1 else None,
-        peak_gib=max((log.peak_gib for log in logs.values() if log.peak_gib is not None), default=None),
-        seconds_a_case=entry.seconds_a_case or (median(seconds) if seconds else None),
+        peak_gib=max((log.peak_gib for log in logs if log.peak_gib is not None), default=None),
+        seconds_a_case=costs.seconds_a_case or (median(seconds) if seconds else None),
         logs=logs,
     )
-    try:
-        network, channels, patch_size = entry.model.network()
-    except (UsageError, ImportError) as error:
-        return replace(costs, unknown=str(error))
-
-    from nnunet_glims.architectures.complexity import count_gmac, count_parameters
-
-    parameters = count_parameters(network)
-    return replace(costs, parameters=parameters, gmac=count_gmac(network, channels, patch_size), patch_size=patch_size)

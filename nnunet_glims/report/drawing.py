@@ -1,4 +1,4 @@
-"""What the pages' pictures have in common: colours, grey values, figures inside of HTML."""
+"""What the pictures of all pages have in common: colours, grey values, figures inside HTML."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ ENTRY_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7F7F7F")
 LABEL_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#999999", "#F5C6AA", "#B3E2CD")
 MARKERS = ("o", "s", "^", "D", "v")
 
-_PLAIN: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "nnunet-glims", "text.parse_math": False}
+PLAIN_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "nnunet-glims", "text.parse_math": False}
+"""Text stays text, the same figure gives the same bytes, and names with $ are not read as formulas."""
 _COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 THEMES = {"light": "#1b1f24", "dark": "#e6e9ec"}
 """Colour of lines and text where the reader's system is set to light or dark."""
 
 
 def entry_colour(index: int) -> str:
-    """Of the entry with that number."""
+    """The colour of the entry with that number."""
     return ENTRY_COLOURS[index % len(ENTRY_COLOURS)]
 
 
 def entry_marker(index: int) -> str:
-    """Of the entry with that number: tells those apart that share a colour."""
+    """The marker of the entry with that number, which distinguishes entries of one colour."""
     return MARKERS[index // len(ENTRY_COLOURS) % len(MARKERS)]
 
 
 def label_colour(label: int) -> str:
-    """Of a label from 1."""
+    """The colour of a label from 1."""
     return LABEL_COLOURS[(label - 1) % len(LABEL_COLOURS)]
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """The values scaled to 0..1, the brightest 0.5 % of those that are not zero cut off."""
+    """The values scaled to 0 to 1; the brightest 0.5 % of those that are not zero become 1."""
     top = np.percentile(image[image != 0], 99.5) if image.any() else 1
     return np.clip(image / top, 0, 1)
 
@@ -51,7 +52,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """For the src of a picture; `kind` is its media type."""
+    """A data URI for the src of a picture; `kind` is its media type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -60,7 +61,7 @@ def svg(draw: Callable[[Figure], None], size: tuple[float, float], alt: str) -> 
     pictures = {}
     for theme, colour in THEMES.items():
         style: dict[Any, Any] = dict.fromkeys(_COLOURED, colour)
-        with matplotlib.rc_context({**style, **_PLAIN}):
+        with matplotlib.rc_context({**style, **PLAIN_STYLE}):
             figure = Figure(figsize=size, layout="constrained")
             draw(figure)
             content = io.BytesIO()

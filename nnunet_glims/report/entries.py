@@ -1,35 +1,53 @@
-"""What a leaderboard compares: evaluated folders, each with a name."""
+"""What a leaderboard compares: entries with a name, each an evaluated folder or one for each of its seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.results import Results, is_evaluation, read_results
+from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER
+from nnunet_glims.nnunet.folders import RAW
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.validation import validate
 
 
 class EntryFile(BaseModel):
-    """One entry of a YAML file.
+    """One entry of a leaderboard's YAML file.
 
     Attributes:
+        name: name of the entry.
         path: an evaluated model folder or prediction folder, or the folder that `nnunet-glims evaluate -o` wrote.
-        model: model folder, for parameters, time and learning curves; the path itself where that is one.
-        seconds_a_case: of inference, where it was measured; else the training log's, of the validation cases.
+        paths: in place of `path`, a list of such folders, one for each seed of the entry.
+        model: model folder for parameters, time and learning curves; None takes the one that was evaluated. With several
+            seeds it is that of the first one.
+        seconds_a_case: of inference, where it was measured; None takes that of the training log, of the validation cases.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1)
-    path: Path
+    path: Path | None = None
+    paths: list[Path] = Field(default_factory=list)
     model: Path | None = None
     seconds_a_case: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check_paths(self) -> EntryFile:
+        if (self.path is None) == (not self.paths):
+            raise ValueError(f"{self.name}: give either path, or paths with a folder for each seed")
+        return self
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folder of each seed."""
+        return list(self.paths) if self.path is None else [self.path]
 
 
 class BoardFile(BaseModel):
@@ -42,38 +60,106 @@ class BoardFile(BaseModel):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One entry with its results."""
+class Run:
+    """An evaluated folder: the results of one seed of an entry.
 
-    name: str
+    Attributes:
+        folder: the folder that was given.
+        results: its evaluation.
+        model: the model that predicted; None where it is not known.
+        unknown: why the model is not known, where there is more to say than that no model was evaluated.
+    """
+
+    folder: Path
     results: Results
     model: ModelFolder | None
+    unknown: str | None = None
+
+
+@dataclass(frozen=True)
+class LeaderboardEntry:
+    """A row of the leaderboard.
+
+    Attributes:
+        name: name of the entry.
+        runs: the results of each seed; one for an entry that was trained once.
+        seconds_a_case: of inference, where the user measured it.
+    """
+
+    name: str
+    runs: Sequence[Run]
     seconds_a_case: float | None = None
 
+    @property
+    def lines(self) -> list[Mapping[str, Any]]:
+        """The lines of cases.jsonl of all seeds."""
+        return [line for run in self.runs for line in run.results.cases]
 
-def read_entries(arguments: Sequence[str]) -> tuple[str, list[Entry]]:
-    """Title and entries, from `NAME=PATH` arguments or from one YAML file, whose paths are relative to it.
+    @property
+    def dataset_folders(self) -> list[Path]:
+        """Folders in which the raw data set may be: the model's in nnUNet_raw, and those around the true label maps."""
+        found = []
+        for run in self.runs[:1]:
+            names = [] if run.model is None else [run.model.dataset]
+            for line in run.results.cases[:1]:
+                around = Path(line["truth"]).parent.parent
+                found.append(around)
+                names.append(around.name)
+            found = [folder for name in names if (folder := RAW.find(name)) is not None] + found
+        return found
+
+
+Entries = Mapping[str, str | Path | Sequence[str | Path]]
+"""Name -> an evaluated folder, or the folders of several seeds."""
+
+
+def board_file(entries: Entries | str | Path) -> BoardFile:
+    """The content of a leaderboard's file from a mapping, or from a YAML file, whose paths are relative to it.
 
     Raises:
-        UsageError: the YAML is wrong, a folder is not there or not evaluated, or two entries have one name.
+        UsageError: the YAML is wrong, two entries have one name, or there is no entry.
     """
-    if len(arguments) == 1 and Path(arguments[0]).suffix in (".yaml", ".yml"):
-        board = _from_yaml(Path(arguments[0]))
+    if isinstance(entries, str | Path):
+        board = _from_yaml(Path(entries))
     else:
-        entries = []
-        for text in arguments:
-            name, equals, path = text.partition("=")
-            if not equals or not name or not path:
-                raise UsageError(f"{text!r} is no entry: give NAME=PATH, or one YAML file")
-            entries.append(EntryFile(name=name, path=Path(path)))
         if not entries:
-            raise UsageError("give at least one entry, NAME=PATH")
-        board = BoardFile(entries=entries)
+            raise UsageError("give at least one entry, NAME=FOLDER")
+        folders = {name: [given] if isinstance(given, str | Path) else list(given) for name, given in entries.items()}
+        content = {"entries": [{"name": name, "paths": paths} for name, paths in folders.items()]}
+        board = validate(BoardFile, content, "entries")
     names = [entry.name for entry in board.entries]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"there are several entries named {twice!r}: give each its own name")
-    return board.title, [_entry(given) for given in board.entries]
+        raise UsageError(
+            f"there are several entries named {twice!r}: give each its own name, or one entry the paths of its seeds"
+        )
+    return board
+
+
+def board_file_of_arguments(arguments: Sequence[str]) -> BoardFile:
+    """The same from `NAME=FOLDER` arguments, of which those of one name are its seeds, or from one YAML file.
+
+    Raises:
+        UsageError: an argument is neither, or see `board_file`.
+    """
+    if len(arguments) == 1 and Path(arguments[0]).suffix in (".yaml", ".yml"):
+        return board_file(arguments[0])
+    entries: dict[str, list[str | Path]] = {}
+    for text in arguments:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise UsageError(f"{text!r} is no entry: give NAME=FOLDER, or one YAML file")
+        entries.setdefault(name, []).append(path)
+    return board_file(entries)
+
+
+def read_entries(board: BoardFile) -> list[LeaderboardEntry]:
+    """Read the results of all entries.
+
+    Raises:
+        UsageError: a folder does not exist or is not evaluated, or two seeds of an entry are one folder.
+    """
+    return [_entry(given) for given in board.entries]
 
 
 def _from_yaml(path: Path) -> BoardFile:
@@ -85,23 +171,39 @@ def _from_yaml(path: Path) -> BoardFile:
         raise UsageError(f"{path}: this is not YAML: {error}") from None
     board = validate(BoardFile, content, str(path))
     for entry in board.entries:
-        entry.path = path.parent / entry.path
+        entry.path = None if entry.path is None else path.parent / entry.path
+        entry.paths = [path.parent / given for given in entry.paths]
         entry.model = None if entry.model is None else path.parent / entry.model
     return board
 
 
-def _entry(given: EntryFile) -> Entry:
-    if not given.path.is_dir():
-        raise UsageError(f"{given.name}: {given.path}: there is no such folder")
-    inside = given.path / "evaluation"
-    folder = inside if is_evaluation(inside) else given.path
-    if not is_evaluation(folder):
-        how = f"--model {given.path}" if any(given.path.glob("fold_*")) else f"TRUTH {given.path}"
-        raise UsageError(f"{given.name}: {given.path} is not evaluated to its end: run nnunet-glims evaluate {how}")
-    results = read_results(folder)
-    model = given.model or _existing(results.summary.get("model"))
-    return Entry(given.name, results, None if model is None else ModelFolder(model), given.seconds_a_case)
+def _entry(given: EntryFile) -> LeaderboardEntry:
+    resolved = [folder.resolve() for folder in given.folders]
+    twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{given.name}: {twice} is given twice: each seed has a folder of its own")
+    models = [given.model, *[None] * (len(resolved) - 1)]
+    runs = [_run(given.name, folder, model) for folder, model in zip(given.folders, models, strict=True)]
+    return LeaderboardEntry(given.name, runs, given.seconds_a_case)
 
 
-def _existing(path: str | None) -> Path | None:
-    return Path(path) if path is not None and Path(path).is_dir() else None
+def _run(name: str, folder: Path, model: Path | None) -> Run:
+    if not folder.is_dir():
+        raise UsageError(f"{name}: {folder}: there is no such folder")
+    inside = folder / RESULTS_FOLDER
+    evaluated = inside if is_evaluation(inside) else folder
+    if not is_evaluation(evaluated):
+        how = f"--model {folder}" if any(folder.glob("fold_*")) else f"TRUTH {folder}"
+        raise UsageError(f"{name}: {folder} has no completed evaluation: run nnunet-glims evaluate {how}")
+    results = read_results(evaluated)
+    if model is not None:
+        return Run(folder, results, ModelFolder(model))
+    remembered = results.summary.get("model")
+    if remembered is None or not Path(remembered).is_dir():
+        return Run(folder, results, None)
+    try:
+        found = ModelFolder(Path(remembered))
+        _ = found.dataset, found.dataset_json  # which later steps need
+    except UsageError as error:
+        return Run(folder, results, None, str(error))
+    return Run(folder, results, found)

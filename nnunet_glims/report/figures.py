@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from nnunet_glims.evaluation.averages import values_by_entry
 from nnunet_glims.evaluation.confusion import counts_of, label_names, row_normalised
-from nnunet_glims.evaluation.protocol import Metric
-from nnunet_glims.evaluation.ranking import wide
+from nnunet_glims.evaluation.metrics.metric import Metric
 from nnunet_glims.evaluation.regions import short
 from nnunet_glims.report import matrices
 from nnunet_glims.report.board import Board
@@ -21,8 +21,11 @@ MOST_POINTS = 100
 """Cases up to which a box plot shows each of them."""
 
 
-def boxes(board: Board, metric: Metric) -> str:
-    """A box an entry and region: quartiles, whiskers to 1.5 quartile distances, and the cases."""
+def box_plots(board: Board, metric: Metric) -> str:
+    """A box for each entry and region: quartiles, whiskers to 1.5 interquartile ranges, and a point for each case.
+
+    Of an entry with several seeds, a case's value is the mean over the seeds.
+    """
     entries = board.names
     width = 0.8 / len(entries)
 
@@ -33,7 +36,8 @@ def boxes(board: Board, metric: Metric) -> str:
         for index, entry in enumerate(entries):
             places = np.arange(len(board.regions)) + (index - (len(entries) - 1) / 2) * width
             values = [
-                wide(board.table, region, metric.name)[entry].dropna().to_numpy(float) for region in board.regions
+                values_by_entry(board.by_case, region, metric.name, "case")[entry].dropna().to_numpy(float)
+                for region in board.regions
             ]
             colour = entry_colour(index)
             parts = axes.boxplot(values, positions=places, widths=0.8 * width, manage_ticks=False, showfliers=False)
@@ -52,9 +56,9 @@ def boxes(board: Board, metric: Metric) -> str:
         _plain(axes)
         axes.legend(handles, entries, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
 
-    wide_inches = min(11.0, 3 + 0.5 * len(entries) * len(board.regions))
+    inches = min(11.0, 3 + 0.5 * len(entries) * len(board.regions))
     alt = f"{metric.title} of each case by region, as boxes for {listed(entries)}"
-    return svg(draw, (max(6.0, wide_inches), 3.6), alt)
+    return svg(draw, (max(6.0, inches), 3.6), alt)
 
 
 def accuracy_against_cost(board: Board) -> str | None:
@@ -87,7 +91,7 @@ def accuracy_against_cost(board: Board) -> str | None:
 
 
 def learning_curves(board: Board) -> str | None:
-    """Loss and pseudo Dice of every fold; None where no training log was found."""
+    """Loss and pseudo Dice of every fold of every seed; None where no training log was found."""
     logged = [name for name in board.names if board.costs[name].logs]
     if not logged:
         return None
@@ -99,7 +103,7 @@ def learning_curves(board: Board) -> str | None:
             index = board.names.index(name)
             style = {"color": entry_colour(index), "linewidth": 1.1, "alpha": 0.9}
             handles += loss.plot([], [], **style)
-            for log in board.costs[name].logs.values():
+            for log in board.costs[name].logs:
                 epochs = range(1, 1 + len(log.curves["pseudo Dice"]))
                 loss.plot(epochs, log.curves["training loss"], **style)
                 loss.plot(epochs, log.curves["validation loss"], linestyle="--", **style)
@@ -121,7 +125,7 @@ def critical_difference(board: Board) -> str | None:
     ranking = board.ranking
     if ranking is None or len(board.entries) < 3 or ranking.critical_difference is None:
         return None
-    mean, width = ranking.placed.mean().sort_values(kind="stable"), ranking.critical_difference
+    mean, width = ranking.places.mean().sort_values(kind="stable"), ranking.critical_difference
     names = list(mean.index)
 
     def draw(figure: Figure) -> None:
@@ -166,13 +170,13 @@ def _cliques(means: Sequence[float], width: float) -> list[tuple[int, int]]:
 
 
 def confusion(board: Board) -> str:
-    """A matrix an entry: of all voxels with each true label, which part got which label."""
-    labels = label_names([entry.results for entry in board.entries])
+    """A matrix for each entry: of all voxels with each true label, which part got which label."""
+    labels = label_names([run.results for entry in board.entries for run in entry.runs])
     cases = set(board.cases)
     empty = np.zeros((len(labels), len(labels)))
     found = {
         entry.name: row_normalised(
-            sum((counts_of(line, len(labels)) for line in entry.results.cases if line["case"] in cases), empty)
+            sum((counts_of(line, len(labels)) for line in entry.lines if line["case"] in cases), empty)
         )
         for entry in board.entries
     }

@@ -22,13 +22,13 @@ from nnunet_glims.report.slices import ShownCase, stack
 def render(
     board: Board, cases: Sequence[ShownCase] = (), published: Sequence[str] = (), notes: Sequence[str] = ()
 ) -> str:
-    """The page.
+    """The page as HTML.
 
     Args:
-        board: what it shows.
-        cases: to look at slice by slice.
+        board: what the page shows.
+        cases: cases that readers can look at slice by slice.
         published: names of networks whose published figures are shown below the table, apart from the statistics.
-        notes: paragraphs below the heading.
+        notes: further paragraphs below the heading.
     """
     folder = files("nnunet_glims.report")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -58,6 +58,7 @@ def render(
         figures=_figures(board),
         significant=SIGNIFICANT,
         protocol=_protocol(board),
+        averages=tables.averages(board),
     )
 
 
@@ -73,7 +74,11 @@ def _row(board: Board, entry: str) -> dict[str, Any]:
                 "mean": tables.number(described["mean"], spec),
                 "sd": tables.number(described["sd"], spec),
                 "interval": interval,
-                "few": tables.few(described),
+                "further": [
+                    text.strip()
+                    for text in (tables.few(board, described), *tables.further_means(board, metric, described))
+                    if text
+                ],
                 "best": board.is_best(metric, region, entry),
                 "worse": board.worse_than_best(metric, region, entry),
             }
@@ -97,7 +102,7 @@ def _figures(board: Board) -> dict[str, Any]:
         return None if drawn is None else Markup(drawn)
 
     return {
-        "boxes": [(metric.title, picture(figures.boxes(board, metric))) for metric in board.metrics],
+        "boxes": [(metric.title, picture(figures.box_plots(board, metric))) for metric in board.metrics],
         "costs": picture(figures.accuracy_against_cost(board)),
         "curves": picture(figures.learning_curves(board)),
         "ranks": picture(figures.critical_difference(board)),
@@ -106,26 +111,23 @@ def _figures(board: Board) -> dict[str, Any]:
 
 
 def _legend(board: Board) -> list[dict[str, str]]:
-    regions = board.entries[0].results.summary["regions"]
-    labels = sorted({label for of in regions.values() for label in of})
+    regions = board.entries[0].runs[0].results.summary["regions"]
+    labels = sorted({label for region in regions.values() for label in region})
     return [
         {
             "colour": label_colour(label),
-            "text": ", ".join(short(region) for region, of in regions.items() if label in of),
+            "text": ", ".join(short(name) for name, region in regions.items() if label in region),
         }
         for label in labels
     ]
 
 
 def _protocol(board: Board) -> str:
-    protocol = board.entries[0].results.summary["protocol"]
+    protocol = board.entries[0].runs[0].results.summary["protocol"]
     text = f"surfaces: {protocol['surface']}; penalty: {protocol['penalty']}; NSD at {protocol['tolerance_mm']:g} mm"
     lesions = protocol["lesions"]
     if lesions is not None:
-        text += (
-            f"; lesion-wise: dilation {lesions['dilation']}, lesions to {lesions['ignored_mm3']:g} mm³ ignored, penalty "
-            f"{lesions['penalty_mm']:g} mm"
-        )
+        text += f"; lesion-wise: dilation {lesions['dilation']}, lesions up to {lesions['ignored_mm3']:g} mm³ ignored"
     return text
 
 

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.geometry import bounding_box
 from nnunet_glims.report.drawing import data_uri, grey, label_colour
 
 MOST_SLICES = 36
@@ -25,14 +26,14 @@ CT_WINDOW = (-160.0, 240.0)
 
 @dataclass(frozen=True)
 class ShownCase:
-    """Files of a case to show.
+    """The files of a case that is shown.
 
     Attributes:
-        name: of the case.
-        why: what it was chosen for.
+        name: name of the case.
+        why: why it was chosen.
         truth: true label map.
-        predictions: entry -> label map, None where there is none.
-        image: to lay them over; None leaves the ground black.
+        predictions: entry -> predicted label map, None where there is none.
+        image: the image under the labels; None leaves the ground black.
         is_ct: whether the image's values are Hounsfield units.
     """
 
@@ -45,12 +46,12 @@ class ShownCase:
 
 
 def stack(case: ShownCase) -> dict[str, Any]:
-    """What the page's viewer needs of a case, as JSON.
+    """The pictures of a case for the page's viewer, as JSON.
 
     Slices are axial, seen from below as radiologists do, cropped to the labels and some of what is around them.
 
     Raises:
-        UsageError: a file is missing or the files are not on one grid.
+        UsageError: a file cannot be read, or the files are not on one grid.
     """
     truth, spacing = oriented(case.truth)
     predictions = {name: None if path is None else oriented(path)[0] for name, path in case.predictions.items()}
@@ -86,7 +87,14 @@ def stack(case: ShownCase) -> dict[str, Any]:
 
 
 def oriented(path: Path) -> tuple[np.ndarray, Sequence[float]]:
-    """(Z, Y, X) voxels, rows from front to back, columns from the patient's right to left; spacing in mm as x, y, z."""
+    """Read an image with its axes turned to the patient's.
+
+    Returns:
+        (Z, Y, X) voxels, rows from front to back, columns from the patient's right to left; and the spacing in mm as x, y, z.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
     try:
         image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
     except RuntimeError:
@@ -95,19 +103,29 @@ def oriented(path: Path) -> tuple[np.ndarray, Sequence[float]]:
 
 
 def shown_part(foreground: np.ndarray) -> tuple[np.ndarray, slice, slice]:
-    """Slices with labels, at most so many; rows and columns around them."""
-    if not foreground.any():
+    """Choose the part of a case that is shown.
+
+    Args:
+        foreground: (Z, Y, X) whether a voxel has a label.
+
+    Returns:
+        At most `MOST_SLICES` slices that have labels, and the rows and columns around all labels.
+    """
+    box = bounding_box(foreground)
+    if box is None:
         foreground = np.ones_like(foreground)
+        box = tuple(slice(0, size) for size in foreground.shape)
     where = np.flatnonzero(foreground.any((1, 2)))
     if len(where) > MOST_SLICES:
         where = where[np.linspace(0, len(where) - 1, MOST_SLICES).round().astype(int)]
-    sides = []
-    for other in (2, 1):
-        places = np.flatnonzero(foreground.any((0, other)))
-        size = foreground.shape[3 - other]
-        margin = max(12, (places[-1] - places[0]) // 2)
-        sides.append(slice(max(places[0] - margin, 0), min(places[-1] + 1 + margin, size)))
-    return where, sides[0], sides[1]
+    rows, columns = (_widened(side, size) for side, size in zip(box[1:], foreground.shape[1:], strict=True))
+    return where, rows, columns
+
+
+def _widened(side: slice, size: int) -> slice:
+    """A side of the box around the labels, with half of its length on each end, at least 12 voxels."""
+    margin = max(12, (side.stop - 1 - side.start) // 2)
+    return slice(max(side.start - margin, 0), min(side.stop + margin, size))
 
 
 def _grey(image: np.ndarray, part, is_ct: bool) -> np.ndarray:
@@ -118,12 +136,12 @@ def _grey(image: np.ndarray, part, is_ct: bool) -> np.ndarray:
 
 
 def _columns(slices: int) -> int:
-    """How many slices lie beside each other in an atlas, so that no side gets too long for a browser."""
+    """How many slices lie beside each other in a picture of all slices, so that no side gets too long for a browser."""
     return max(1, round(slices**0.5))
 
 
 def _atlas(stacked: np.ndarray, across: int) -> np.ndarray:
-    """(n, H, W) slices as one picture, row by row."""
+    """Arrange (n, H, W) slices in one picture, row by row."""
     count, height, width = stacked.shape
     rows = -(-count // across)
     padded = np.zeros((rows * across, height, width), np.uint8)
@@ -146,17 +164,17 @@ def _outlines(labels: np.ndarray) -> np.ndarray:
 
 
 def _label_png(labels: np.ndarray) -> str:
-    """In the labels' colours."""
+    """A picture of labels in their colours."""
     return _png(labels, [label_colour(label) for label in range(1, 256)])
 
 
 def _outline_png(outlines: np.ndarray) -> str:
-    """In white."""
+    """A picture of outlines in white."""
     return _png(outlines, ["white"])
 
 
 def _png(values: np.ndarray, colours: Sequence[str]) -> str:
-    """Values from 1 in these colours, 0 transparent."""
+    """A picture with values from 1 in these colours and 0 transparent."""
     picture = Image.fromarray(values.astype(np.uint8)).convert("P")
     picture.putpalette([round(255 * part) for colour in ("black", *colours) for part in to_rgb(colour)])
     content = io.BytesIO()

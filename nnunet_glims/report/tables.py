@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_glims.evaluation.protocol import Metric
+from nnunet_glims.evaluation.metrics.metric import Metric
 from nnunet_glims.evaluation.regions import short
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.costs import Costs
@@ -16,23 +16,23 @@ from nnunet_glims.report.costs import Costs
 MISSING = "–"
 COSTS = ("Parameters [M]", "GMAC", "Training [h]", "Memory [GiB]", "Inference [s/case]")
 LEGEND = (
-    "Mean ± standard deviation over cases, with the 95 % bootstrap interval of the mean in brackets. Bold: the best mean. "
-    "An asterisk: worse than the best by more than chance (Wilcoxon signed-rank test, Holm's correction, 0.05)."
+    "Mean ± standard deviation over {unit}s, with the 95 % bootstrap interval of the mean in brackets. Bold: the best mean. "
+    "An asterisk: worse than the best by more than chance (Wilcoxon signed-rank test over {unit}s, Holm's correction, 0.05)."
 )
 
 
 def digits(metric: Metric) -> int:
-    """After the decimal point."""
+    """Number of digits after the decimal point."""
     return 1 if metric.unit else 3
 
 
 def number(value: float | None, spec: str) -> str:
-    """Formatted, or a dash where there is none."""
+    """The value in this format, or a dash where there is none."""
     return MISSING if value is None or not math.isfinite(value) else format(value, spec)
 
 
 def cost_cells(costs: Costs) -> list[str]:
-    """In the order of `COSTS`."""
+    """The texts of the costs, in the order of `COSTS`."""
     device = f" ({costs.device.upper()})" if costs.device else ""
     return [
         number(None if costs.parameters is None else costs.parameters / 1e6, ".2f"),
@@ -49,12 +49,12 @@ def headings(board: Board) -> list[tuple[Metric, str]]:
 
 
 def heading(metric: Metric, region: str) -> str:
-    """Of a column."""
+    """The heading of a column."""
     return f"{metric.title} {short(region)}" + (f" [{metric.unit}]" if metric.unit else "")
 
 
 def value(board: Board, metric: Metric, region: str, entry: str, interval: bool = True) -> str:
-    """Mean ± sd [interval] of a cell."""
+    """The text of a cell: mean ± standard deviation [interval], and what the mean over patients leaves out."""
     described = board.statistics[metric.name, region][entry]
     spec = f".{digits(metric)}f"
     text = number(described["mean"], spec)
@@ -63,12 +63,52 @@ def value(board: Board, metric: Metric, region: str, entry: str, interval: bool 
     if interval and described["ci95"] is not None:
         low, high = described["ci95"]
         text += f" [{number(low, spec)}, {number(high, spec)}]"
-    return text + few(described)
+    text += few(board, described)
+    return "; ".join([text, *further_means(board, metric, described)]) if interval else text
 
 
-def few(described: Mapping[str, Any]) -> str:
-    """How many cases a mean is of, where not all have a value."""
-    return f" ({described['n']} of {described['n'] + described['undefined']} cases)" if described["undefined"] else ""
+def few(board: Board, described: Mapping[str, Any]) -> str:
+    """How many cases or patients a mean is over, where some have no value; else an empty text."""
+    if not described["undefined"]:
+        return ""
+    return f" ({described['n']} of {described['n'] + described['undefined']} {board.unit}s)"
+
+
+def further_means(board: Board, metric: Metric, described: Mapping[str, Any]) -> list[str]:
+    """The mean over cases, where patients have several, and the standard deviation between seeds, where there are several."""
+    spec = f".{digits(metric)}f"
+    texts = []
+    if board.patients.have_several_cases:
+        texts.append(f"over cases {number(described['case_mean'], spec)}")
+    if described["seed_sd"] is not None:
+        texts.append(f"{described['seeds']} seeds ± {number(described['seed_sd'], spec)}")
+    return texts
+
+
+def averages(board: Board) -> list[str]:
+    """Sentences that say what the numbers are means over, and how the patients are known."""
+    patients = board.patients
+    found = []
+    if board.most_seeds > 1:
+        found.append(
+            "Entries with several seeds: each case counts with its mean over the seeds. “seeds ±” is the standard deviation "
+            "between the means of the seeds."
+        )
+    if patients.source is None:
+        found.append("The patients of the cases are not known: each case counts as a patient of its own.")
+        return found
+    known = f"The patients of the cases are known from {patients.source.name}."
+    if patients.have_several_cases:
+        found.append(
+            f"{known} The {len(board.cases)} cases are of {patients.count} patients: each patient counts with the mean over "
+            "his or her cases. Means, standard deviations, tests and ranks are over patients, and intervals resample patients; "
+            "“over cases” is the mean over all cases."
+        )
+    else:
+        found.append(f"{known} Each case is of another patient.")
+    if patients.unknown:
+        found.append(f"It does not name {len(patients.unknown)} cases, which count as patients of their own.")
+    return found
 
 
 def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
@@ -92,12 +132,12 @@ def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
 
 
 def markdown(board: Board) -> str:
-    """Table, legend, and the paired comparisons."""
+    """The leaderboard in Markdown: table, legend, and the paired tests."""
     head, rows = _rows(board)
     lines = [f"# {board.title}", "", _markdown_row(head), _markdown_row(["---"] * len(head))]
     for cells in rows:
         lines.append(_markdown_row([(f"**{text}**" if best else text) + ("*" * worse) for text, best, worse in cells]))
-    lines += ["", f"{len(board.cases)} cases. {LEGEND}"]
+    lines += ["", f"{len(board.cases)} cases. {LEGEND.format(unit=board.unit)} {' '.join(averages(board))}"]
     if board.ranking is not None:
         lines += ["", "## Pairs", "", *_pairs(board)]
     return "\n".join(lines) + "\n"
@@ -110,11 +150,13 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def _pairs(board: Board) -> list[str]:
     lines = [
-        _markdown_row(["Metric", "Region", "Entries", "Difference", "p (Holm)", "Effect", "Cases"]),
+        _markdown_row(
+            ["Metric", "Region", "Entries", "Difference", "p (Holm)", "Effect", f"{board.unit}s".capitalize()]
+        ),
         _markdown_row(["---"] * 7),
     ]
     for metric in board.metrics:
-        for pair in board.comparisons[metric.name]:
+        for pair in board.tests[metric.name]:
             lines.append(
                 _markdown_row(
                     [
@@ -124,7 +166,7 @@ def _pairs(board: Board) -> list[str]:
                         number(pair.difference, f"+.{digits(metric) + 1}f"),
                         f"{pair.p_holm:.2g}",
                         f"{pair.effect:+.2f}",
-                        str(pair.cases),
+                        str(pair.patients),
                     ]
                 )
             )
@@ -139,11 +181,12 @@ _LATEX = {
 
 
 def latex(board: Board) -> str:
-    """A booktabs table: means and standard deviations, no intervals, since a page is not that wide."""
+    """A booktabs table of means and standard deviations over patients; intervals would make it wider than a page."""
     columns = headings(board)
     with_rank = board.ranking is not None
     lines = [
         "% needs \\usepackage{booktabs}",
+        f"% mean ± standard deviation over {board.unit}s; {' '.join(averages(board))}",
         f"\\begin{{tabular}}{{l{'r' * (len(columns) + with_rank + 2)}}}",
         "\\toprule",
         " & ".join(
@@ -186,18 +229,28 @@ def _escaped(text: str) -> str:
 
 
 def statistics_table(board: Board) -> pd.DataFrame:
-    """A row for each entry, region and metric: all statistics, unrounded."""
+    """A row for each entry, region and metric: all statistics over patients, the mean over cases and the seeds, unrounded."""
     rows = []
     for (metric, region), by_entry in board.statistics.items():
         for entry, described in by_entry.items():
             low, high = described["ci95"] or (None, None)
             plain = {key: described[key] for key in ("n", "undefined", "mean", "sd", "median", "q1", "q3")}
             rows.append(
-                {"entry": entry, "region": region, "metric": metric, **plain, "ci95_low": low, "ci95_high": high}
+                {
+                    "entry": entry,
+                    "region": region,
+                    "metric": metric,
+                    **plain,
+                    "ci95_low": low,
+                    "ci95_high": high,
+                    "mean_over_cases": described["case_mean"],
+                    "seeds": described["seeds"],
+                    "sd_between_seeds": described["seed_sd"],
+                }
             )
     return pd.DataFrame(rows)
 
 
-def comparisons_table(board: Board) -> pd.DataFrame:
-    """A row for each pair of entries, region and metric, unrounded."""
-    return pd.DataFrame([vars(pair) for pairs in board.comparisons.values() for pair in pairs])
+def tests_table(board: Board) -> pd.DataFrame:
+    """A row for each paired test: pair of entries, region and metric, unrounded."""
+    return pd.DataFrame([vars(test) for tests in board.tests.values() for test in tests])

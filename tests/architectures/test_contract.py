@@ -12,7 +12,7 @@ from nnunet_glims.errors import UsageError
 SMALL = {
     "GLIMS": (GLIMS, {"patch_size": [32, 32, 32], "feature_size": 12, "depths": [2, 2, 2, 2, 2]}),
     "LATUPNet": (LATUPNet, {"patch_size": [32, 32, 32]}),
-    "SwinUNETR": (SwinUNETR, {"patch_size": [64, 64, 64], "feature_size": 12}),
+    "SwinUNETR": (SwinUNETR, {"patch_size": [32, 32, 32], "feature_size": 12}),
 }
 HEADS = {"GLIMS": 4, "LATUPNet": 3, "SwinUNETR": 1}
 
@@ -113,9 +113,11 @@ def test_logits_leave_in_float32_under_autocast_and_precision_overrules_the_call
     assert torch.equal(overruled, full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GLIMS", "LATUPNet"])
 def test_it_compiles_without_a_graph_break(name):
-    network = build(name, deep_supervision=False).eval()
+    depths = {"depths": [2, 1, 1, 1, 1]} if name == "GLIMS" else {}  # two blocks, of which one shifts its windows
+    network = build(name, deep_supervision=False, **depths).eval()
     x = image(name)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     with torch.no_grad():
@@ -124,6 +126,13 @@ def test_it_compiles_without_a_graph_break(name):
 
 PLANNED = [
     ((40, 56, 40), None),
+    ((16, 64, 64), (7.7, 1.25, 1.25)),
+    ((20, 160, 128), (5.0, 0.7, 0.7)),
+    ((96, 64, 48), None),
+    ((64, 96, 64), None),
+]
+"""Of each of the patches below one that is smaller and has the same strides."""
+PLANNED_ON_A_GPU = [
     ((32, 224, 256), (7.7, 1.25, 1.25)),
     ((20, 320, 256), (5.0, 0.7, 0.7)),
     ((160, 128, 112), None),
@@ -131,8 +140,11 @@ PLANNED = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("patch", "spacing"), PLANNED, ids=lambda value: "x".join(map(str, value or ())))
+@pytest.mark.parametrize(
+    ("patch", "spacing"),
+    PLANNED + [pytest.param(*planned, marks=[pytest.mark.slow, pytest.mark.long]) for planned in PLANNED_ON_A_GPU],
+    ids=lambda value: "x".join(map(str, value or ())),
+)
 @pytest.mark.parametrize("name", ["GLIMS", "LATUPNet"])
 def test_any_patch_nnunet_plans_runs_forward_and_backward(name, patch, spacing):
     from nnunet_glims.topology import stage_strides

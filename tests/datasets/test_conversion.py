@@ -7,21 +7,39 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from nnunetv2.experiment_planning import verify_dataset_integrity
 
 from nnunet_glims.cli import main
 from nnunet_glims.datasets import conversion, splits
 from tests.datasets import releases
+from tests.test_files import largest_file
 
 
 def convert(kind, source, *options, code=0):
     assert main(["convert", kind, str(source), "-d", "137", "--workers", "1", *options]) == code
+
+
+class Threads:
+    """nnU-Net's pool in this process: starting another one takes six seconds."""
+
+    @staticmethod
+    def get_context(_):
+        return SimpleNamespace(Pool=ThreadPool)
+
+
+def nnunet_accepts(folder):
+    """Raise what nnU-Net raises about a data set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify_dataset_integrity, "multiprocessing", Threads)
+        verify_dataset_integrity.verify_dataset_integrity(str(folder), num_processes=1)
 
 
 def dataset_json(folder):
@@ -46,7 +64,7 @@ def test_a_brats_release_becomes_a_data_set_that_nnunet_accepts(release, raw, tm
     convert("brats", source)
     assert f"BraTS {release}: 7 cases, 6 of them with a segmentation" in capsys.readouterr().out
     folder = raw / "Dataset137_BraTS"
-    verify_dataset_integrity(str(folder), num_processes=1)
+    nnunet_accepts(folder)
     names = releases.brats_names(release)
     assert sorted(path.name for path in (folder / "labelsTr").iterdir()) == [f"{name}.nii.gz" for name in names[:-1]]
     assert sorted(path.name for path in (folder / "imagesTs").iterdir()) == [
@@ -117,7 +135,7 @@ def test_uncompressed_releases_stay_uncompressed(raw, tmp_path):
     convert("brats", releases.write_brats(tmp_path / "release", "2020", ending=".nii"))
     folder = raw / "Dataset137_BraTS"
     assert dataset_json(folder)["file_ending"] == ".nii"
-    verify_dataset_integrity(str(folder), num_processes=1)
+    nnunet_accepts(folder)
 
 
 def test_links_point_to_the_release(raw, tmp_path):
@@ -226,6 +244,51 @@ def test_an_interrupted_conversion_resumes_to_the_same_folder(raw, tmp_path, mon
     assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
 
 
+CHANGES = {
+    "channels": lambda source, tmp_path: ("--channels", "t1,t2"),
+    "transfer": lambda source, tmp_path: ("--link",),
+    "splits": lambda source, tmp_path: ("--split", str(own_split(tmp_path))),
+    "source": lambda source, tmp_path: (
+        releases.write(sorted(source.rglob("*_t1.nii.gz"))[0], releases.image(77)) and ()
+    ),
+}
+
+
+def own_split(folder):
+    path = folder / "own.json"
+    path.write_text(json.dumps([{"train": ["BraTS2021_00000"], "val": ["BraTS2021_00001"]}]))
+    return path
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_what_was_converted_otherwise_is_not_resumed(changed, raw, tmp_path, monkeypatch, capsys):
+    source = releases.write_brats(tmp_path / "release", "2021")
+    with monkeypatch.context() as interrupted:
+        interrupt_after(1, interrupted)
+        convert("brats", source, code=130)
+    convert("brats", source, *CHANGES[changed](source, tmp_path), "--resume", code=2)
+    message = " ".join(capsys.readouterr().err.split())
+    assert f" {changed} is " in message.split("another conversion")[1]
+    if changed == "transfer":
+        assert 'transfer is "symlink", and was "copy"' in message
+
+
+def test_a_disk_that_fills_up_ends_with_1_and_the_conversion_goes_on_later(raw, tmp_path, capsys):
+    source = releases.write_brats(tmp_path / "release", "2021")
+    large = sorted(source.rglob("*_flair.nii.gz"))[3]
+    releases.write(large, np.random.default_rng(0).random(releases.SHAPE))
+    size = large.stat().st_size
+    assert size == max(path.stat().st_size for path in source.rglob("*.gz"))
+    with largest_file(size - 1):
+        convert("brats", source, code=1)
+    message = " ".join(capsys.readouterr().err.split())
+    assert "BraTS2021_00003_0003.nii.gz: cannot be written: File too large" in message and "bytes" in message
+    assert not list(raw.rglob("BraTS2021_00003_0003*"))
+    convert("brats", source, "--resume")
+    assert (raw / "Dataset137_BraTS/imagesTr/BraTS2021_00003_0003.nii.gz").read_bytes() == large.read_bytes()
+    assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
+
+
 @pytest.mark.slow
 def test_a_killed_conversion_leaves_no_half_file_and_resumes(raw, tmp_path):
     source = releases.write_brats(tmp_path / "release", "2021")
@@ -242,7 +305,7 @@ def test_a_killed_conversion_leaves_no_half_file_and_resumes(raw, tmp_path):
     for path in raw.glob(".Dataset137_BraTS.unfinished/dataset/*/*.nii.gz"):
         voxels(path)
     if process.returncode:
-        subprocess.run([*command, "--resume"], check=True, timeout=200)
+        convert("brats", archive, "--resume")
     interrupted = contents(raw / "Dataset137_BraTS")
     shutil.rmtree(raw / "Dataset137_BraTS")
     convert("brats", source)
@@ -259,6 +322,8 @@ def test_cases_of_a_patient_stay_in_one_fold(raw, tmp_path):
     for fold in folds:
         assert sorted(fold["train"] + fold["val"]) == releases.brats_names("2023")[:-1]
         assert not {case[:15] for case in fold["train"]} & {case[:15] for case in fold["val"]}
+    patients = json.loads((raw / "Dataset137_BraTS/conversion_report.json").read_text())["patients"]
+    assert patients == {case: case[:15] for case in releases.brats_names("2023")}
 
 
 def test_enough_patients_make_five_folds():
@@ -272,7 +337,7 @@ def test_enough_patients_make_five_folds():
 def test_btcv_has_thirteen_organs(layout, raw, tmp_path):
     convert("btcv", releases.write_btcv(tmp_path / "release", layout=layout))
     folder = raw / "Dataset137_BTCV"
-    verify_dataset_integrity(str(folder), num_processes=1)
+    nnunet_accepts(folder)
     described = dataset_json(folder)
     assert (len(described["labels"]), described["labels"]["liver"], described["labels"]["left_adrenal_gland"]) == (
         14,
@@ -362,7 +427,7 @@ def test_a_full_disk_is_noticed_before(raw, tmp_path, monkeypatch, capsys):
 def test_the_real_cases_of_brats_2018(raw, real_cases):
     convert("brats", real_cases / "brats2018")
     folder = raw / "Dataset137_BraTS"
-    verify_dataset_integrity(str(folder), num_processes=1)
+    nnunet_accepts(folder)
     assert dataset_json(folder)["numTraining"] == 6
     name = "Brats18_TCIA01_201_1"
     published = voxels(real_cases / f"brats2018/{name}/{name}_seg.nii.gz")

@@ -11,6 +11,7 @@ import pytest
 
 from nnunet_glims.cli import main
 from tests.datasets import releases
+from tests.test_files import largest_file
 
 GEOMETRY = ("srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "quatern_d", "pixdim", "qform_code", "sform_code")
 
@@ -183,6 +184,15 @@ def test_an_archive_that_is_there_stays(dataset, prediction, tmp_path, capsys):
     submit(prediction.parent, tmp_path / "out.zip", "--challenge", "brats2021", "--dataset", dataset, code=2)
     assert "is there already" in capsys.readouterr().err
     assert (tmp_path / "out.zip").read_text() == "mine"
+
+
+def test_a_full_disk_ends_with_1_and_leaves_no_zip(dataset, prediction, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    with largest_file(100):
+        submit(prediction.parent, tmp_path / "out.zip", "--challenge", "brats2021", "--dataset", dataset, code=1)
+    message = capsys.readouterr().err
+    assert f"{tmp_path / 'out.zip'}: cannot be written: File too large" in message
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.realdata

@@ -2,18 +2,21 @@
 
 import json
 from dataclasses import replace
-from math import isnan, sqrt
+from math import inf, isfinite, isnan, nan, sqrt
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nnunet_glims.evaluation import METRICS, PRESETS, LesionRules, Protocol, measure_case
-from nnunet_glims.evaluation.regions import NAMED
+from nnunet_glims.evaluation import METRICS, PRESETS, LesionRules, Metric, Protocol, measure_case
+from nnunet_glims.evaluation.metrics.metric import PENALTY
+from nnunet_glims.evaluation.regions import NAMED_REGIONS
 from nnunet_glims.images import read_label_map
+from tests.evaluation.shapes import REGIONS, random_case
 from tests.golden.corrupt import corrupt
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/lesionwise.json").read_text())
+FIRST_RELEASE = json.loads((Path(__file__).parents[1] / "golden/metrics.json").read_text())
 ONE = {"lesion": (1,)}
 
 
@@ -97,7 +100,7 @@ def test_the_confusion_matrix_has_every_voxel():
     np.testing.assert_array_equal(confusion, [[8000 - 6 * 6 * 8, 0, 72], [72, 0, 144], [0, 0, 0]])
 
 
-RULES = replace(PRESETS["default"], lesions=LesionRules(dilation=1, ignored_mm3=2))
+RULES = replace(PRESETS["default"], penalty="brats2023", lesions=LesionRules(dilation=1, ignored_mm3=2))
 
 
 def test_a_missed_lesion_and_a_false_one():
@@ -140,7 +143,7 @@ def test_lesionwise_as_the_published_script(real_cases, key):
     truth = read_label_map(file).labels.transpose().copy()
     truth[truth == 4] = 3
     protocol = PRESETS[challenge.lower().replace("brats", "brats2023")]
-    measured = measure_case(truth, corrupt(truth, int(seed)), (1, 1, 1), NAMED["brats"], protocol).regions
+    measured = measure_case(truth, corrupt(truth, int(seed)), (1, 1, 1), NAMED_REGIONS["brats"], protocol).regions
     names = {
         "lesion_dice": "LesionWise_Score_Dice",
         "lesion_hd95": "LesionWise_Score_HD95",
@@ -163,3 +166,50 @@ def test_every_metric_of_a_protocol_is_measured():
     protocol = PRESETS["brats2023-gli"]
     assert protocol.metrics == METRICS
     assert set(measure(volume(((2, 2, 2), 5)), volume(((3, 2, 2), 5)), protocol)) == {metric.name for metric in METRICS}
+
+
+def test_what_a_metric_declares_is_what_it_gives():
+    """A perfect prediction has the best value, one without any overlap the worst, and the direction lies between them."""
+    truth = volume(((2, 2, 2), 5))
+    perfect, apart = (measure(truth, other, RULES) for other in (truth, volume(((12, 12, 12), 5))))
+    for metric in METRICS:
+        if metric.best is not None:
+            assert perfect[metric.name] == metric.best, metric.name
+        if metric.worst is not None and isfinite(metric.worst) and metric.name != "specificity":
+            assert apart[metric.name] == metric.worst, metric.name
+        if metric.higher_is_better is not None:
+            assert (perfect[metric.name] > apart[metric.name]) == metric.higher_is_better, metric.name
+
+
+def test_a_metric_is_one_class_and_one_line(monkeypatch):
+    class Surplus(Metric):
+        name, title, unit = "surplus", "Surplus", "voxels"
+        best, worst = 0.0, inf
+        needs = "voxels"
+        one_empty = PENALTY
+
+        def compute(self, masks):
+            return float(masks.voxels.fp)
+
+    monkeypatch.setattr("nnunet_glims.evaluation.protocol.METRICS", (*METRICS, Surplus()))
+    assert measure(volume(((2, 2, 2), 4)), volume(((2, 2, 4), 4)))["surplus"] == 32
+    assert measure(volume(), volume(((2, 2, 2), 5)), Protocol(penalty="brats2023"))["surplus"] == 374
+
+
+@pytest.mark.parametrize("key", FIRST_RELEASE)
+def test_numbers_are_those_of_the_first_release(key):
+    """Where a number changes on purpose, raise METHOD_VERSION and renew tests/golden/metrics.json."""
+    seed, preset, surface = key.split("|")
+    truth, prediction = random_case(int(seed))
+    protocol = replace(PRESETS[preset], surface=surface)
+    measured = measure_case(truth, prediction, (0.7, 0.9, 5.0), REGIONS, protocol).regions
+    for region, expected in FIRST_RELEASE[key].items():
+        assert list(measured[region]) == list(expected)
+        for name, value in expected.items():
+            assert measured[region][name] == pytest.approx(nan if value is None else value, rel=1e-9, nan_ok=True), name
+
+
+def test_one_penalty_for_regions_and_lesions():
+    protocol = replace(RULES, penalty="diagonal")
+    measured = measure(volume(((2, 2, 2), 5)), volume(), protocol)
+    assert measured["lesion_hd95"] == measured["hd95"] == pytest.approx(sqrt(1200))

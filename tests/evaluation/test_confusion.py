@@ -73,7 +73,7 @@ def test_cases_without_the_region_are_left_out(name, evaluations, tmp_path):
 
 
 def test_labels_without_any_voxel_have_no_row():
-    found = over_cases([{"confusion": [[3, 1], [0, 0]]}], 3)
+    found = over_cases([{"case": "a", "confusion": [[3, 1], [0, 0]]}], 3)
     np.testing.assert_allclose(found.mean, [[0.75, 0.25, 0], [np.nan] * 3, [np.nan] * 3])
     assert np.isnan(found.sd).all()
     assert found.cases.tolist() == [1, 0, 0]
@@ -103,4 +103,4 @@ def test_no_case_with_the_region(tmp_path, capsys):
 
 def test_what_is_not_evaluated(tmp_path, capsys):
     confusion(f"x={tmp_path}", "-o", tmp_path / "out", code=2)
-    assert "is not evaluated to its end: run nnunet-glims evaluate" in capsys.readouterr().err
+    assert "has no completed evaluation: run nnunet-glims evaluate" in capsys.readouterr().err

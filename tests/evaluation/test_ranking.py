@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nnunet_glims.evaluation.protocol import metric_named
-from nnunet_glims.evaluation.ranking import compare, holm, permutation_p, rank
+from nnunet_glims.evaluation.metrics import metric_named
+from nnunet_glims.evaluation.ranking import holm, paired_tests, permutation_p, rank
 from nnunet_glims.evaluation.statistics import describe
 
 DICE, HD95 = metric_named("dice"), metric_named("hd95")
@@ -15,7 +15,7 @@ DICE, HD95 = metric_named("dice"), metric_named("hd95")
 def table(region="a", **entries):
     """A table of Dice, and of HD95 that says the same: 100 · (1 - Dice)."""
     rows = [
-        {"entry": name, "case": f"case_{number}", "region": region, "dice": value, "hd95": 100 * (1 - value)}
+        {"entry": name, "patient": f"patient_{number}", "region": region, "dice": value, "hd95": 100 * (1 - value)}
         for name, values in entries.items()
         for number, value in enumerate(values)
     ]
@@ -53,26 +53,26 @@ def test_pairs_by_wilcoxon():
     rng = np.random.default_rng(0)
     first = rng.uniform(0.7, 0.9, 20)
     second = first + rng.normal(0.03, 0.02, 20)
-    (pair,) = compare(table(first=first, second=second), "dice")
+    (pair,) = paired_tests(table(first=first, second=second), "dice")
     assert pair.p == pytest.approx(stats.wilcoxon(first, second).pvalue)
     assert pair.difference == pytest.approx((first - second).mean())
     ranks = stats.rankdata(abs(first - second))
     assert pair.effect == pytest.approx((ranks[first > second].sum() - ranks[first < second].sum()) / ranks.sum())
-    assert pair.cases == 20
+    assert pair.patients == 20
 
 
 def test_pairs_without_a_difference_or_without_a_value():
-    (pair,) = compare(table(first=[0.5, 0.6, 0.7], second=[0.5, 0.6, 0.7]), "dice")
+    (pair,) = paired_tests(table(first=[0.5, 0.6, 0.7], second=[0.5, 0.6, 0.7]), "dice")
     assert (pair.p, pair.effect) == (1, 0)
-    (pair,) = compare(table(first=[0.5, 0.6, float("nan")], second=[0.4, 0.5, 0.6]), "dice")
-    assert (pair.cases, pair.effect) == (2, 1)
+    (pair,) = paired_tests(table(first=[0.5, 0.6, float("nan")], second=[0.4, 0.5, 0.6]), "dice")
+    assert (pair.patients, pair.effect) == (2, 1)
 
 
 def test_holm_counts_all_pairs_and_regions():
     rng = np.random.default_rng(0)
     entries = {name: rng.uniform(0.7, 0.9, 12) for name in "xyz"}
     both = pd.concat([table("a", **entries), table("b", **entries)])
-    pairs = compare(both, "dice")
+    pairs = paired_tests(both, "dice")
     assert len(pairs) == 6
     assert [pair.p_holm for pair in pairs] == pytest.approx(holm([pair.p for pair in pairs]))
 
@@ -100,7 +100,11 @@ def test_permutation_p_of_many_cases_is_near_that_of_scipy():
     differences = rng.normal(0.2, 1, (40, 3))
     for ours, column in zip(permutation_p(differences), differences.T):
         test = stats.permutation_test(
-            (column, np.zeros(40)), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=9999, rng=rng
+            (column, np.zeros(40)),
+            lambda a, b: np.mean(a - b),
+            permutation_type="samples",
+            n_resamples=9999,
+            random_state=rng,
         )
         assert ours == pytest.approx(test.pvalue, abs=0.015)
 
@@ -116,10 +120,3 @@ def test_friedman_and_the_critical_difference():
     ranking = rank(table(**entries), [DICE])
     assert ranking.critical_difference == pytest.approx(1.25, abs=0.005)
     assert ranking.friedman_p == pytest.approx(stats.friedmanchisquare(*entries.values()).pvalue)
-
-
-def test_the_same_case_of_two_folds_counts_once():
-    twice = pd.concat([table(one=[0.4, 0.9], two=[0.3, 0.8]), table(one=[0.6], two=[0.3])])
-    (pair,) = compare(twice, "dice")
-    assert pair.cases == 2
-    assert pair.difference == pytest.approx((0.2 + 0.1) / 2)

@@ -9,8 +9,10 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_glims.cli import main
+from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation import results
-from nnunet_glims.nnunet.folders import of_folders
+from nnunet_glims.evaluation.protocol import Protocol
+from nnunet_glims.nnunet.evaluation import cases_of_folders, evaluate_folders
 
 DATASET = {
     "channel_names": {"0": "T2"},
@@ -213,10 +215,10 @@ def test_interrupted_it_goes_on(folders, monkeypatch):
                 raise KeyboardInterrupt
             yield result
 
-    cases = of_folders(truth, predicted)
-    settings = results.Settings({"organ": (1,), "vessel": (2,)}, results.Protocol())
+    cases = cases_of_folders(truth, predicted)
+    settings = results.Settings({"organ": (1,), "vessel": (2,)}, Protocol())
     with pytest.raises(KeyboardInterrupt):
-        results.evaluate(cases.files, settings, predicted / "evaluation", progress=stop)
+        results.evaluate_cases(cases.files, settings, predicted / "evaluation", progress=stop)
     record = predicted / "evaluation/cases.jsonl"
     assert len(record.read_text().splitlines()) == 2
     assert not (predicted / "evaluation/summary.json").exists()
@@ -238,16 +240,99 @@ def counting(function, counted):
     return wrapped
 
 
-def test_only_what_changed_is_computed_again(folders, monkeypatch):
+def test_a_torn_last_line_costs_no_other_line(folders, monkeypatch):
+    """Killed in the middle of a line, continued, and killed again after one more case."""
     truth, predicted = folders
+    assert evaluate(truth, predicted) == 0
+    record = predicted / "evaluation/cases.jsonl"
+    first, second, *_ = record.read_text().splitlines()
+    record.write_text(first + "\n" + second[: len(second) // 2])
+
+    def stop_after_one(found, what, count):
+        yield next(iter(found))
+        raise KeyboardInterrupt
+
+    settings = results.Settings({"organ": (1,), "vessel": (2,)}, Protocol())
+    with pytest.raises(KeyboardInterrupt):
+        results.evaluate_cases(
+            cases_of_folders(truth, predicted).files, settings, predicted / "evaluation", progress=stop_after_one
+        )
+    counted = []
+    monkeypatch.setattr(results, "measure_case", counting(results.measure_case, counted))
+    assert evaluate(truth, predicted) == 0
+    assert len(counted) == 2, "the first case and the one that followed the torn line are kept"
+    assert len(rows(predicted)) == 8
+
+
+def a_prediction(folders):
+    write(folders[1] / "case_1.nii.gz", labels())
+
+
+def a_truth(folders):
+    write(folders[0] / "case_1.nii.gz", labels(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "again"),
+    [
+        (None, [], 0),
+        (a_prediction, [], 1),
+        (a_truth, [], 1),
+        (None, ["--tolerance", "3"], 4),
+        (None, ["--surface", "voxels"], 4),
+        (None, ["--penalty", "nan"], 4),
+        (None, ["--preset", "brats2021"], 4),
+        (None, ["--regions", "organ.json"], 4),
+        ("version", [], 4),
+    ],
+)
+def test_only_what_changed_is_computed_again(folders, monkeypatch, change, more, again):
+    truth, predicted = folders
+    monkeypatch.chdir(truth.parent)
+    (truth.parent / "organ.json").write_text('{"all": [1, 2]}')
     assert evaluate(truth, predicted) == 0
     counted = []
     monkeypatch.setattr(results, "measure_case", counting(results.measure_case, counted))
-    assert evaluate(truth, predicted) == 0 and len(counted) == 0
-    write(predicted / "case_1.nii.gz", labels())
-    assert evaluate(truth, predicted) == 0 and len(counted) == 1
-    assert float(rows(predicted)["case_1", "organ"]["dice"]) == 1
-    assert evaluate(truth, predicted, "--tolerance", "3") == 0 and len(counted) == 5
+    if change == "version":
+        monkeypatch.setattr(results, "METHOD_VERSION", results.METHOD_VERSION + 1)
+    elif change is not None:
+        change(folders)
+    assert evaluate(truth, predicted, *more) == 0
+    assert len(counted) == again
+    assert summary(predicted)["method_version"] == results.METHOD_VERSION
+    if change is a_prediction:
+        assert float(rows(predicted)["case_1", "organ"]["dice"]) == 1
+
+
+def test_a_penalty_beside_a_challenges_preset_is_refused(folders, capsys):
+    assert evaluate(*folders, "--preset", "brats2023-gli", "--penalty", "diagonal") == 2
+    message = capsys.readouterr().err
+    assert "brats2023-gli has the penalty of its challenge, brats2023 (374.0 mm)" in message
+
+
+def test_from_python(folders, tmp_path):
+    truth, predicted = folders
+    assert evaluate(truth, predicted, "--surface", "voxels", "--tolerance", "vessel=0.5") == 0
+    found = evaluate_folders(
+        str(truth), predicted, surface="voxels", region_tolerances={"vessel": 0.5}, out=tmp_path / "out"
+    )
+    assert (tmp_path / "out/metrics.csv").read_text() == (predicted / "evaluation/metrics.csv").read_text()
+    assert found.summary["cases"] == 4 and found.method_version == results.METHOD_VERSION
+    organs = evaluate_folders(truth, predicted, regions={"organ": [1, 2]}, out=tmp_path / "organs", only_predicted=True)
+    assert organs.table["region"].unique().tolist() == ["organ"]
+    with pytest.raises(UsageError, match="did you mean 'vessel'"):
+        evaluate_folders(truth, predicted, region_tolerances={"vesel": 1})
+
+
+def test_label_maps_may_have_different_endings_without_dataset_json(folders):
+    truth, predicted = folders
+    (predicted / "dataset.json").unlink()
+    for file in sorted(predicted.iterdir()):
+        sitk.WriteImage(sitk.ReadImage(str(file)), str(predicted / f"{file.name.split('.')[0]}.nrrd"))
+        file.unlink()
+    assert (
+        evaluate_folders(truth, predicted, regions={"organ": [1], "vessel": [2]}).summary["missing_predictions"] == []
+    )
 
 
 @pytest.fixture

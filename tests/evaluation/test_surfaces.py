@@ -96,7 +96,7 @@ def test_one_voxel_is_an_octahedron():
     # eight equilateral triangles between the middles of the edges, which are √2 mm long
     assert surface.weights.sum() == pytest.approx(8 * np.sqrt(3) / 4 * 2)
     corners = {tuple(np.add(corner, 1)) for corner in np.ndindex(2, 2, 2)}
-    assert {tuple(cell) for cell in surface.cells} == corners
+    assert {tuple(point) for point in surface.points} == corners
 
 
 def test_areas_do_not_depend_on_which_side_is_inside():

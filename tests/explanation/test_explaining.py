@@ -12,7 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_glims.cli import main
 from nnunet_glims.explanation import sanity
-from nnunet_glims.explanation.explaining import Explainer, ExplanationRequest
+from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest
 from nnunet_glims.explanation.volumes import ImagePipeline
 from nnunet_glims.nnunet.models import ModelFolder
 from tests.export import PLAIN, head, write_case, write_model_folder
@@ -157,7 +157,7 @@ def test_our_networks_regions_and_gates(network, gates, spatial, tmp_path):
     assert main(["explain", str(folder), str(tmp_path / "images"), *options]) == 0
     table = pd.read_csv(tmp_path / "out" / "channel_gates.csv")
     assert table["gate"].nunique() == gates
-    assert table["mean"].between(0, 1).all()
+    assert 0 < table["mean"].min() < table["mean"].max() < 1
     assert (tmp_path / "out" / "channel_gates.png").exists()
     case = tmp_path / "out" / "case"
     maps = {path.name: read(path) for path in case.glob("*.nii.gz")}

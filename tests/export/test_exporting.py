@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import pickle
@@ -11,10 +12,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from onnx import numpy_helper
 
 from nnunet_glims.cli import main
 from nnunet_glims.export import exporting, parity
+from nnunet_glims.export.description import GAUSSIAN_SIGMA_SCALE, GAUSSIAN_VALUE_SCALING, STEP
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.exporting import ExportRequest, export
 from nnunet_glims.export.parity import ParityError
@@ -98,6 +101,14 @@ def test_channel_files_of_one_case_and_going_on(exported, images, tmp_path, caps
     assert capsys.readouterr().out == ""
 
 
+def test_the_settings_that_nnunet_has_in_its_code_are_its_own():
+    step = inspect.signature(nnUNetPredictor.__init__).parameters["tile_step_size"].default
+    sigma = inspect.signature(compute_gaussian).parameters["sigma_scale"].default
+    assert (step, sigma) == (STEP, GAUSSIAN_SIGMA_SCALE)
+    scaling = f"value_scaling_factor={GAUSSIAN_VALUE_SCALING:g}"
+    assert scaling in inspect.getsource(nnUNetPredictor._internal_predict_sliding_window_return_logits)
+
+
 def test_model_json_says_what_a_runner_needs(exported):
     content = json.loads((exported / "model.json").read_text())
     assert content["channels"] == ["a", "b"]
@@ -126,7 +137,7 @@ class Forbid:
         if name.split(".")[0] in FORBIDDEN:
             raise ImportError(f"{name} is forbidden here")
 
-FORBIDDEN = {"torch", "nnunetv2", "rich", "pydantic", "pandas", "monai", "nibabel", "batchgenerators", "acvl_utils"}
+FORBIDDEN = {"torch", "nnunetv2", "rich", "pandas", "monai", "nibabel", "batchgenerators", "acvl_utils"}
 sys.meta_path.insert(0, Forbid())
 from nnunet_glims.cli import main
 code = main(sys.argv[1:])
@@ -162,7 +173,7 @@ def test_our_networks_survive(network, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "part"), [("fp16", 0.6), ("int8", 0.4)])
 def test_smaller_files(trained, exported, tmp_path, monkeypatch, precision, part):
-    monkeypatch.setattr(exporting.conversion, "WORTHWHILE", 10)  # these networks are tiny
+    monkeypatch.setattr(exporting.conversion, "SMALLEST_COMPRESSED", 10)  # these networks are tiny
     monkeypatch.setitem(parity.TOLERANCES, "int8", parity.Tolerance(agreement=0.9))  # and the patch is noise
     monkeypatch.setitem(parity.TOLERANCES, "fp16", parity.Tolerance(relative_error=0.02, agreement=0.99))
     out = tmp_path / "out"
@@ -293,13 +304,20 @@ def test_damaged_exports_are_refused(copied, images, tmp_path, capsys):
     with (copied / "fold_1.onnx").open("r+b") as file:
         file.seek(2000)
         file.write(b"?")
-    assert "fold_1.onnx: this is not the file that was exported" in refused(capsys, copied, images, "-o", out)
+    message = refused(capsys, copied, images, "-o", out, code=1)
+    assert "fold_1.onnx: this is not the file that was exported" in message
     (copied / "fold_1.onnx").unlink()
     assert "fold_1.onnx: this file of the export is missing" in refused(capsys, copied, images, "-o", out)
     content = json.loads((copied / "model.json").read_text())
-    del content["channels"]
-    (copied / "model.json").write_text(json.dumps(content))
-    assert "the keys channels are missing" in refused(capsys, copied, images, "-o", out)
+    model_json = copied / "model.json"
+    for wrong, message in (
+        ({key: value for key, value in content.items() if key != "channels"}, "channels: this key is required"),
+        (content | {"patch_size": ["a", 16, 16]}, "patch_size.0: "),
+        (content | {"patch_sise": [16]}, "patch_sise: unknown key; did you mean 'patch_size'?"),
+        (content | {"normalization": [{"scheme": "Mine", "use_mask": False}] * 2}, "normalization.0.scheme: "),
+    ):
+        model_json.write_text(json.dumps(wrong))
+        assert f"model.json: {message}" in refused(capsys, copied, images, "-o", out)
     (copied / "model.json").write_text("[]")
     assert "version None is not 1" in refused(capsys, copied, images, "-o", out)
     assert "there is no model.json" in refused(capsys, images, images, "-o", out)

@@ -32,7 +32,7 @@ def test_it_is_nnunets(spacing, new_spacing, force, order):
     size = new_size(image.shape[1:], spacing, new_spacing)
     assert size == tuple(compute_new_shape(image.shape[1:], spacing, new_spacing))
     expected_axis = determine_do_sep_z_and_axis(force, spacing, new_spacing)[1]
-    axis = coarse_axis(Resampling(order, force, 3), spacing, new_spacing)
+    axis = coarse_axis(Resampling(order=order, force_separate_z=force, anisotropy_threshold=3), spacing, new_spacing)
     assert axis == expected_axis
     expected = resample_data_or_seg_to_shape(
         image, size, spacing, new_spacing, order=order, order_z=0, force_separate_z=force

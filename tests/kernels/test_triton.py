@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 
 
 @needs_triton
+@pytest.mark.slow
 def test_the_interpreted_kernels_compute_the_formulas():
     """In a process of its own: Triton looks for the interpreter's variable when it is imported."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "NNUNET_GLIMS_KERNELS": "triton", "PYTEST_ADDOPTS": ""}

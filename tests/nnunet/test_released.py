@@ -14,6 +14,7 @@ from nnunet_glims.cli import main
 from nnunet_glims.nnunet.models import ModelFolder
 from tests import golden
 from tests.stock import child_environment
+from tests.test_files import largest_file
 
 HEADS = {"tumor_core": 0, "whole_tumor": 1, "enhancing_tumor": 2}
 """The authors' order."""
@@ -159,6 +160,13 @@ def test_wrong_files_are_named_and_nothing_is_written(wrong, parameters, tmp_pat
     run(tmp_path / "weights.pt", tmp_path / "model", code=2)
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+def test_a_full_disk_leaves_no_half_model(checkpoint, tmp_path, capsys):
+    with largest_file(10_000):
+        run(checkpoint, tmp_path / "model", code=1)
+    assert "cannot be written: File too large" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_file(tmp_path, capsys):

@@ -6,11 +6,13 @@ import re
 import shutil
 from html import escape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from nnunet_glims.cli import main
 from nnunet_glims.evaluation import results
+from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.training_log import read_training_log
 from nnunet_glims.report.figures import _cliques
 
@@ -186,7 +188,88 @@ def test_an_evaluation_that_was_interrupted_is_refused(evaluated, tmp_path, monk
     monkeypatch.setattr(results, "measure_case", lambda *arguments: stop())
     assert main(["evaluate", str(evaluated / "labelsTs"), str(folder), "--tolerance", "5", "--workers", "1"]) == 130
     assert main(["leaderboard", f"a={evaluated / 'fair'}", f"b={folder}", "-o", str(tmp_path / "out")]) == 2
-    assert "is not evaluated to its end" in capsys.readouterr().err
+    assert "has no completed evaluation" in capsys.readouterr().err
+
+
+def test_a_prediction_that_changed_after_the_evaluation_is_refused(evaluated, tmp_path, capsys):
+    shutil.copytree(evaluated / "good", tmp_path / "good")
+    shutil.rmtree(tmp_path / "good/evaluation")
+    assert main(["evaluate", str(evaluated / "labelsTs"), str(tmp_path / "good"), "--workers", "1"]) == 0
+    shutil.copyfile(evaluated / "poor/case_3.nii.gz", tmp_path / "good/case_3.nii.gz")
+    command = ["leaderboard", f"a={evaluated / 'fair'}", f"b={tmp_path / 'good'}", "-o", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "case_3.nii.gz of case case_3 has changed since it was evaluated" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+FIRST_RELEASE = Path(__file__).parents[1] / "golden/evaluation_0.1.0"
+"""An evaluation of three cases that the first release wrote."""
+
+
+def test_an_evaluation_of_the_first_release_is_read(tmp_path):
+    command = ["leaderboard", f"old={FIRST_RELEASE}", f"again={shutil.copytree(FIRST_RELEASE, tmp_path / 'again')}"]
+    assert main([*command, "-o", str(tmp_path / "out"), "--cases", "0"]) == 0
+    summary = json.loads((FIRST_RELEASE / "summary.json").read_text())
+    with (tmp_path / "out/leaderboard.csv").open() as file:
+        for row in csv.DictReader(file):
+            described = summary["statistics"][row["region"]][row["metric"]]
+            assert float(row["mean"]) == pytest.approx(described["mean"])
+            assert [float(row["ci95_low"]), float(row["ci95_high"])] == pytest.approx(described["ci95"])
+    assert main(["confusion", f"old={FIRST_RELEASE}", "-o", str(tmp_path / "matrices")]) == 0
+
+
+def test_versions_of_the_metrics_are_not_mixed(evaluated, tmp_path, capsys):
+    command = ["leaderboard", f"new={evaluated / 'fair'}", f"old={FIRST_RELEASE}", "-o", str(tmp_path / "out")]
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert f"new was evaluated with version {results.METHOD_VERSION} of the metrics, old with version 0" in message
+    assert "Run nnunet-glims evaluate again for old" in message
+
+
+def model_folder(evaluated, folder, trainer, fold):
+    """The evaluated predictions of "good" as those of a model of a trainer that this machine may not have."""
+    model = folder / f"{trainer}__nnUNetPlans__3d_fullres"
+    (model / "fold_0").mkdir(parents=True)
+    plans = {"dataset_name": "Dataset001_Toy", "plans_name": "nnUNetPlans", "configurations": {"3d_fullres": {}}}
+    (model / "plans.json").write_text(json.dumps(plans))
+    (model / "dataset.json").write_text((evaluated / "good/dataset.json").read_text())
+    (model / "fold_0/training_log_2026_1_9_10_00_00.txt").write_text(fold)
+    shutil.copytree(evaluated / "good/evaluation", model / "evaluation")
+    summary = json.loads((model / "evaluation/summary.json").read_text())
+    (model / "evaluation/summary.json").write_text(json.dumps({**summary, "model": str(model)}))
+    return model
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("unexpected keyword"), KeyError("architecture"), RuntimeError("no memory")]
+)
+def test_a_model_that_no_longer_builds_does_not_end_the_leaderboard(evaluated, tmp_path, monkeypatch, error):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(ModelFolder, "network", fail)
+    model = model_folder(evaluated, tmp_path, "nnUNetTrainerGone", LOG)
+    assert (
+        main(
+            ["leaderboard", f"fair={evaluated / 'fair'}", f"gone={model}", "-o", str(tmp_path / "out"), "--cases", "0"]
+        )
+        == 0
+    )
+    text = (tmp_path / "out/leaderboard.html").read_text()
+    assert f"gone: the model could not be read or built: {type(error).__name__}: " in text
+    assert "Learning curves" in text and "0.50</td>" in text, "what its log tells is shown all the same"
+
+
+def test_a_damaged_model_folder_does_not_end_the_leaderboard(evaluated, tmp_path):
+    model = model_folder(evaluated, tmp_path, "nnUNetTrainerGone", LOG)
+    (model / "plans.json").write_text('{"cut off')
+    assert (
+        main(
+            ["leaderboard", f"fair={evaluated / 'fair'}", f"gone={model}", "-o", str(tmp_path / "out"), "--cases", "0"]
+        )
+        == 0
+    )
+    assert "plans.json: this is not JSON" in (tmp_path / "out/leaderboard.html").read_text()
 
 
 def stop():
@@ -216,14 +299,16 @@ def test_folders_may_be_given_relative_to_any_place(evaluated, tmp_path, monkeyp
     assert len(stacks(tmp_path / "out")) == 2
 
 
-@pytest.mark.parametrize("name", ["$\\foo$", "x[/b]y [red]", "_hidden", "nothing", "</script><b>", 'a"b & c'])
-def test_any_name_is_shown_as_it_is(evaluated, tmp_path, capsys, name):
-    entries = [f"{name}={evaluated / 'good'}", f"plain={evaluated / 'fair'}"]
+def test_any_name_is_shown_as_it_is(evaluated, tmp_path, capsys):
+    names = ["$\\foo$", "x[/b]y [red]", "_hidden", "nothing", "</script><b>", 'a"b & c']
+    entries = [f"{name}={evaluated / 'good'}" for name in names]
     assert main(["leaderboard", *entries, "-o", str(tmp_path), "--cases", "1"]) == 0
-    assert f"{name}: Dice" in capsys.readouterr().out
+    out = capsys.readouterr().out
     text = (tmp_path / "leaderboard.html").read_text()
-    assert escape(name, quote=False) in text.replace("&#34;", '"').replace("&#39;", "'")
-    assert [entry["name"] for entry in stacks(tmp_path)[0]["entries"]] == [name, "plain"]
+    for name in names:
+        assert f"{name}: Dice" in out
+        assert escape(name, quote=False) in text.replace("&#34;", '"').replace("&#39;", "'")
+    assert [entry["name"] for entry in stacks(tmp_path)[0]["entries"]] == names
 
 
 def test_other_settings_cannot_be_compared(evaluated, tmp_path, capsys):
@@ -237,16 +322,17 @@ def test_other_settings_cannot_be_compared(evaluated, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["good"], "give NAME=PATH"),
-        (["a=good", "a=fair"], "several entries named 'a'"),
+        (["good"], "give NAME=FOLDER"),
+        (["a=good", "a=good"], "is given twice: each seed has a folder of its own"),
         (["a=nowhere"], "there is no such folder"),
-        (["a=labelsTs"], "is not evaluated to its end: run nnunet-glims evaluate"),
+        (["a=labelsTs"], "has no completed evaluation: run nnunet-glims evaluate"),
         (["a=good", "--metrics", "dise"], "did you mean 'dice'"),
         (["a=good", "--metrics", "lesion_dice"], "was not measured"),
         (["a=good", "--published", "GLIM"], "did you mean 'GLIMS'"),
         (["a=good", "--channel", "T1c"], "did you mean 'T1'"),
         (["a=good", "--images", "nowhere"], "there is no such folder"),
         (["board.yml"], "there is no such file"),
+        (["a=good", "--patients", "nowhere.csv"], "nowhere.csv: there is no such file"),
     ],
 )
 def test_wrong_use_is_explained_and_writes_nothing(evaluated, tmp_path, monkeypatch, capsys, arguments, message):
@@ -293,7 +379,7 @@ def test_training_logs_of_an_interrupted_training(tmp_path):
     log = read_training_log(tmp_path)
     assert log.curves["training loss"] == [0.5, 0.2]
     assert log.curves["validation loss"] == [0.4, 0.1]
-    assert log.curves["pseudo Dice"][0] == 0.5
+    assert log.curves["pseudo Dice"] == [0.5, 0.8]  # a class without a value is left out of the mean
     assert log.hours == 0.75
     assert log.case_seconds == 5
     assert log.peak_gib == 7.25

@@ -77,7 +77,8 @@ def test_killed_with_its_worker_in_the_middle_of_a_checkpoint(write, tmp_path, m
     job = experiment.jobs["train_D901_GLIMS_fold0"]
     told = []
     assert run_local(experiment, told.append, chosen={"prepare_D901", job.name}) == []
-    assert Path((tmp_path / "trainers/torn").read_text()).name == "checkpoint_latest.pth.tmp"
+    torn = Path((tmp_path / "trainers/torn").read_text())
+    assert torn.name == "checkpoint_latest.pth" and torn.parent.name.startswith(".checkpoint_latest.pth.")
     assert f"{job.name}: was interrupted, goes on" in told
     fold = job.fold_folder
     log = "".join(path.read_text() for path in sorted(fold.glob("training_log*")))

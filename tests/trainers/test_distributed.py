@@ -28,12 +28,14 @@ def _train(rank, network):
     from nnunet_glims.networks import network_named
     from nnunet_glims.trainers.stop_signals import STOP_SIGNALS
 
-    plans = make_plans(network, NETWORKS[network], epochs=1)
+    plans = make_plans(network, NETWORKS[network], epochs=1, loss="glims")
+    plans["configurations"]["3d_fullres"]["batch_dice"] = True
     trainer_class = getattr(trainers, network_named(network).trainer)
     trainer = trainer_class(plans, "3d_fullres", 0, dataset_json(), torch.device("cpu"))
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
     assert trainer.is_ddp
     trainer.initialize()
+    assert trainer._plain_loss().dc.ddp
     trainer.on_train_start()
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()

@@ -186,7 +186,7 @@ def test_a_training_that_continues_stays_in_fp32(make_trainer, monkeypatch, vari
         monkeypatch.setenv("NNUNET_GLIMS_PRECISION", variable)
     trainer = make_trainer(precision="bf16")
     trainer.initialize()
-    trainer.use_precision("fp32")
+    trainer.set_precision("fp32")
     trainer.record_fp32()
     trainer.save_checkpoint(str(checkpoint(trainer, LATEST)))
     for _ in range(2):  # also when it is continued once more
@@ -249,13 +249,11 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_is_named(make_trainer, full_d
     trainer.save_checkpoint(str(latest))
     before = latest.read_bytes()
     fill()
-    with pytest.raises(
-        ProcessingError, match=r"checkpoint_latest.pth.*could not be written.*its disk has \d+ MiB free"
-    ):
+    with pytest.raises(ProcessingError, match=r"checkpoint_latest.pth: cannot be written.*The disk /.* free.*With --c"):
         trainer.save_checkpoint(str(latest))
     make_room()
     assert latest.read_bytes() == before
-    assert sorted(path.name for path in latest.parent.glob("checkpoint*")) == [LATEST]
+    assert sorted(path.name for path in latest.parent.iterdir() if "checkpoint" in path.name) == [LATEST]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped byte", "empty"])
@@ -337,7 +335,7 @@ def test_a_disk_that_is_full_after_a_signal_is_a_failure_and_the_old_checkpoint_
     trainer = make_trainer(epochs=3, iterations_per_epoch=2, checkpoint_interval=1)
     trainer.initialize()
     at_step(monkeypatch, trainer, 4, lambda: (send(signal.SIGTERM)(), fill()))  # in epoch 1
-    with pytest.raises(ProcessingError, match=r"checkpoint_latest.pth.*could not be written.*its disk has"):
+    with pytest.raises(ProcessingError, match=r"checkpoint_latest.pth: cannot be written.*The disk /.* free.*With --c"):
         trainer.run_training()
     make_room()
     assert "Stopped by" not in log_of(trainer)
@@ -462,7 +460,7 @@ def test_nnunets_own_network_computes_in_the_precision_that_is_set(make_unet):
     seen = []
     trainer.bare_network.register_forward_hook(lambda network, inputs, outputs: seen.append(outputs[0].dtype))
     for setting in ("fp32", "bf16"):
-        trainer.use_precision(setting)
+        trainer.set_precision(setting)
         trainer.train_step(batch)
     assert seen == [torch.float32, torch.bfloat16]
 

@@ -8,8 +8,10 @@ import torch
 
 from nnunet_glims.architectures import LATUPNet
 from nnunet_glims.errors import UsageError
+from nnunet_glims.nnunet.plans.memory import in_half_precision
 from nnunet_glims.training import precision
 from nnunet_glims.training.precision import VARIABLE, chosen, describe, resolve
+from nnunet_glims.training.recipes import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,14 @@ def test_the_variable_wins_over_the_plans(monkeypatch):
     assert describe(chosen("fp32"), "cpu") == "bf16 on cpu (NNUNET_GLIMS_PRECISION=bf16)"
 
 
+def test_the_memory_count_asks_the_same_rule(monkeypatch):
+    assert in_half_precision(Recipe(), "cuda") and not in_half_precision(Recipe(), "cpu")
+    monkeypatch.setenv(VARIABLE, "bf16")
+    assert in_half_precision(Recipe(precision="fp32"), "cpu")
+    monkeypatch.setenv(VARIABLE, "fp32")
+    assert not in_half_precision(Recipe(), "cuda")
+
+
 def test_unknown_settings_are_refused_with_the_choices(network, monkeypatch):
     with pytest.raises(UsageError, match="precision 'half' is unknown: choose auto, fp32, bf16 or fp16"):
         logits(network, torch.zeros(1, 1, 16, 16, 16), "half")
@@ -90,7 +100,7 @@ for name in ("is_available", "is_initialized", "device_count", "is_bf16_supporte
     setattr(torch.cuda, name, refuse)
 torch._C._cuda_getDeviceCount = refuse
 
-import nnunet_glims.architectures, nnunet_glims.nnunet.plans.memory
+import nnunet_glims.nnunet.plans.memory, nnunet_glims.trainers
 from nnunet_glims.architectures import LATUPNet, SwinUNETR
 network = LATUPNet(1, 2, features=(16, 16, 16)).eval()
 network.precision = "auto"
@@ -98,5 +108,6 @@ network(torch.zeros(1, 1, 16, 16, 16))
 """
 
 
+@pytest.mark.slow
 def test_cuda_is_not_asked_by_imports_or_by_a_prediction_on_the_cpu():
     subprocess.run([sys.executable, "-c", WITHOUT_CUDA], check=True)

@@ -1,4 +1,4 @@
-"""nnU-Net's default trainer, ended after about 20 minutes of two CPU cores on Hippocampus."""
+"""nnU-Net's default trainer with fewer steps: about 20 minutes on Hippocampus with two CPU cores."""
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer

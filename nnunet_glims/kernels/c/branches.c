@@ -4,34 +4,35 @@
 #define DILATIONS 3
 #define TAPS 27
 
-/* The values k before and k behind those at `at`. */
+/* The vector at some place of a row, and those k values before and after it. */
 typedef struct {
     lanes before, here, after;
-} Three;
+} Neighbours;
 
-INLINE Three three(const int k, const float *at) {
-#ifdef SHIFTED /* two shuffles cost less than loads that straddle two lines of the cache */
+INLINE Neighbours neighbours(const int k, const float *at) {
+#ifdef SHIFTED /* two shuffles cost less than loads that cross a cache line */
     const lanes left = *(const lanes *)(at - LANES), here = *(const lanes *)at, right = *(const lanes *)(at + LANES);
     switch (k) {
-    case 1: return (Three){SHIFTED(left, here, 15), here, SHIFTED(here, right, 1)};
-    case 2: return (Three){SHIFTED(left, here, 14), here, SHIFTED(here, right, 2)};
-    default: return (Three){SHIFTED(left, here, 13), here, SHIFTED(here, right, 3)};
+    case 1: return (Neighbours){SHIFTED(left, here, 15), here, SHIFTED(here, right, 1)};
+    case 2: return (Neighbours){SHIFTED(left, here, 14), here, SHIFTED(here, right, 2)};
+    default: return (Neighbours){SHIFTED(left, here, 13), here, SHIFTED(here, right, 3)};
     }
 #else
-    return (Three){*(const lanes *)(at - k), *(const lanes *)at, *(const lanes *)(at + k)};
+    return (Neighbours){*(const lanes *)(at - k), *(const lanes *)at, *(const lanes *)(at + k)};
 #endif
 }
 
-/* Rows that are convolved together, k apart, because they read the same rows. */
+/* Rows, k apart, that are convolved together because their kernels overlap. */
 #ifdef __AVX512F__
 #define TOGETHER 4
-#define ACROSS 2 /* vectors of a row that use the same weights while those are in registers */
+#define ACROSS 2 /* vectors of a row that are computed together, while the weights are in registers */
 #else
 #define TOGETHER 2
 #define ACROSS 1
 #endif
 
-/* lines (rows, across vectors) = bias + what 3x3x3 weights make of three planes; `above`: in each the row before, `apart`. */
+/* lines (rows, across vectors) = bias + 3x3x3 cross-correlation. above: in each of the neighbours planes the row before the first
+ * one; rows lie `apart` values apart. */
 INLINE void convolve_tile(const int rows, const int across, const int k, const float *const *above, int64_t apart,
                           const float *weight, float bias, float *lines, int64_t line) {
     lanes sums[TOGETHER][ACROSS];
@@ -48,7 +49,7 @@ INLINE void convolve_tile(const int rows, const int across, const int k, const f
         for (int y = 0; y < rows + 2; y++)
 #pragma GCC unroll 2
             for (int v = 0; v < across; v++) {
-                const Three t = three(k, above[i] + y * apart + v * LANES);
+                const Neighbours t = neighbours(k, above[i] + y * apart + v * LANES);
 #pragma GCC unroll 4
                 for (int r = 0; r < rows; r++) {
                     if (y < r || y > r + 2) continue;
@@ -64,7 +65,7 @@ INLINE void convolve_tile(const int rows, const int across, const int k, const f
         for (int v = 0; v < across; v++) *(lanes *)(lines + r * line + v * LANES) = sums[r][v];
 }
 
-/* lines (rows, rounded) = bias + 3x3x3 cross-correlation around row r of plane z and the rows k, 2k, ... below it. */
+/* lines (rows, rounded) = bias + 3x3x3 cross-correlation with dilation k at row r of plane z and the rows k, 2k, ... after. */
 INLINE void convolve(const int rows, const int k, float *volume, const Padded *p, int64_t z, int64_t r, const float *weight,
                      float bias, float *lines) {
     const float *above[3];
@@ -77,7 +78,7 @@ INLINE void convolve(const int rows, const int k, float *volume, const Padded *p
     if (x < p->rounded) convolve_tile(rows, 1, k, above, k * p->row, weight, bias, lines + x, p->rounded);
 }
 
-/* Convolves row r of plane z and, where they exist, those k apart below it; how many. */
+/* Convolve row r of plane z, and TOGETHER - 1 more rows, k apart, where they exist; return the number of rows. */
 static int convolve_rows(
     float *volume, const Padded *p, int64_t z, int64_t r, int64_t k, const float *weight, float bias, float *lines) {
     if (r + (TOGETHER - 1) * k < p->h) {
@@ -92,34 +93,36 @@ static int convolve_rows(
     return 1;
 }
 
-/* The row to go on with after `done` from r on: first all that are k apart, then those between. p->h ends. */
+/* The row to continue with after `done` rows from r on: rows that are k apart come first, then those between them. p->h where
+ * no row is left. */
 static int64_t following_row(const Padded *p, int64_t r, int64_t k, int64_t done) {
     const int64_t below = r + done * k, between = r % k + 1;
     return below < p->h ? below : between < k && between < p->h ? between : p->h;
 }
 
-/* raw = plane z of the depthwise convolution with dilation k, added to the moments. */
+/* raw = plane z of the depthwise convolution with dilation k; its values are added to the moments. */
 static void branch_plane(float *volume, const Padded *p, int64_t z, int64_t k, const float *weight, float bias, float *lines,
-                         stored *raw, const int past, Moments *m) {
+                         stored *raw, const int bypass, Moments *m) {
     Part part = {0};
     for (int64_t r = 0, rows; r < p->h; r = following_row(p, r, k, rows)) {
         rows = convolve_rows(volume, p, z, r, k, weight, bias, lines);
         for (int64_t i = 0; i < rows; i++) {
             const float *line = lines + i * p->rounded;
             add_values(&part, line, p->w);
-            put(past, line, raw + (z * p->h + r + i * k) * p->w, p->w);
+            write_values(bypass, line, raw + (z * p->h + r + i * k) * p->w, p->w);
         }
     }
     add_part(m, &part);
 }
 
-/* weight: (3, C, 27), bias, gain, shift: (3, C), slope: (3). y: (N, 3C, D, H, W), with norms (N, 3C) what they are still to
- * be applied to, else the result. Seven planes of a channel are at hand at a time, which the second cache holds. */
+/* Neighbours depthwise convolutions with dilation 1, 2 and 3, instance norm and PReLU. weight: (3, C, 27); bias, gain, shift:
+ * (3, C); slope: (3). y: (N, 3C, D, H, W). Where norms (N, 3C) are given, they are returned there and not applied to y. Memory
+ * holds seven padded planes of a channel at a time, which fit into the second-level cache. */
 int branches_forward(const Shape *s, const stored *x, const float *weight, const float *bias, const float *gain,
                      const float *shift, const float *slope, stored *y, Norm *norms) {
     const Padded p = padded_shape(s, 2 * HALO + 1);
     const int64_t voxels = s->d * s->h * s->w;
-    const int past = s->n * DILATIONS * s->c * voxels * sizeof(stored) > LARGE;
+    const int bypass = s->n * DILATIONS * s->c * voxels * sizeof(stored) > LARGE;
     int failed = 0;
 #pragma omp parallel num_threads(s->threads) reduction(| : failed)
     {
@@ -136,7 +139,7 @@ int branches_forward(const Shape *s, const stored *x, const float *weight, const
                 for (int64_t k = 0; k < DILATIONS; k++) {
                     const int64_t channel = k * s->c + c;
                     stored *raw = y + (n * DILATIONS * s->c + channel) * voxels;
-                    branch_plane(volume, &p, z, k + 1, weight + channel * TAPS, bias[channel], lines, raw, past, m + k);
+                    branch_plane(volume, &p, z, k + 1, weight + channel * TAPS, bias[channel], lines, raw, bypass, m + k);
                 }
             }
             for (int64_t k = 0; k < DILATIONS; k++) {
@@ -153,7 +156,7 @@ int branches_forward(const Shape *s, const stored *x, const float *weight, const
 }
 
 #ifndef BFLOAT16
-/* sums[tap] += gradient * x shifted by the tap, over one plane. */
+/* sums[tap] += sum over one plane of gradient * x shifted by the tap. */
 INLINE void add_weight_gradient(const int k, double *sums, float *volume, float *gradient, const Padded *p, int64_t z) {
     lanes total[TAPS] = {{0}};
     for (int64_t r = 0; r < p->h; r++) {
@@ -162,7 +165,7 @@ INLINE void add_weight_gradient(const int k, double *sums, float *volume, float 
             const lanes here = *(const lanes *)(g + x);
 #pragma GCC unroll 9
             for (int i = 0; i < 9; i++) {
-                const Three t = three(k, centre + (i / 3 - 1) * k * p->plane + (i % 3 - 1) * k * p->row + x);
+                const Neighbours t = neighbours(k, centre + (i / 3 - 1) * k * p->plane + (i % 3 - 1) * k * p->row + x);
                 total[3 * i] += here * t.before;
                 total[3 * i + 1] += here * t.here;
                 total[3 * i + 2] += here * t.after;
@@ -172,12 +175,13 @@ INLINE void add_weight_gradient(const int k, double *sums, float *volume, float 
     for (int i = 0; i < TAPS; i++) sums[i] += sum_lanes(total[i]);
 }
 
-/* Gradients of branches_forward. gy: (N, 3C, D, H, W). gx like x; gweight (N, 3, C, 27); ggain, gshift, gslope (N, 3, C): the
- * caller sums over N, and the slope's over C. The norm takes a constant away again, so the bias has no gradient. */
+/* Gradients of branches_forward. gy: gradient of y, (N, 3C, D, H, W); gx: like x; gweight: (N, 3, C, 27); ggain, gshift,
+ * gslope: (N, 3, C). The caller sums over N, and the last over C. The norm removes constants, so the gradient of the bias is
+ * 0. */
 int branches_backward(const Shape *s, const float *x, const float *weight, const float *bias, const float *gain,
                       const float *shift, const float *slope, const float *gy, float *gx, float *gweight, float *ggain,
                       float *gshift, float *gslope) {
-    const Padded p = whole(s);
+    const Padded p = whole_volume(s);
     const int64_t voxels = s->d * s->h * s->w, area = s->h * s->w;
     int failed = 0;
 #pragma omp parallel num_threads(s->threads) reduction(| : failed)

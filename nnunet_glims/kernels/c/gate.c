@@ -1,23 +1,23 @@
 #include "padded.h"
 
-/* 7x7x7 convolution of several maps to a single one, zero-padded.
+/* The 7x7x7 convolution of a spatial gate, from several maps to one, zero-padded.
  *
- * A task is a plane; the volumes, (N, maps) or (N) of them, were padded by `pad_volumes`, `padded_floats` each. */
+ * A task is a plane. The volumes come from pad_volumes, which writes padded_floats values for each map. */
 #define KERNEL 7
-#define ACROSS 4 /* vectors of a row whose sums stay in registers together */
+#define ACROSS 4 /* vectors of a row that are computed together, with their sums in registers */
 
-int64_t padded_floats(const Shape *s) { return whole(s).total; }
+int64_t padded_floats(const Shape *s) { return whole_volume(s).total; }
 
-/* volumes: zero before. */
+/* volumes: (N, C, padded_floats), zero before. */
 int pad_volumes(const Shape *s, const stored *x, float *volumes) {
-    const Padded p = whole(s);
+    const Padded p = whole_volume(s);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
     for (int64_t task = 0; task < s->n * s->c; task++)
         pad(x + task * s->d * s->h * s->w, volumes + task * p.total, &p);
     return 0;
 }
 
-/* sums += the cross-correlation with one map's kernel around `centre`, for `across` vectors of a row. */
+/* sums += cross-correlation with the kernel of one map around `centre`, for `across` vectors of a row. */
 INLINE void convolve_tile(const int across, const float *centre, const Padded *p, const float *weight, lanes *sums) {
     for (int z = 0; z < KERNEL; z++)
         for (int y = 0; y < KERNEL; y++) {
@@ -28,9 +28,9 @@ INLINE void convolve_tile(const int across, const float *centre, const Padded *p
         }
 }
 
-/* weight: (C, 343). y: (N, D, H, W). */
+/* volumes: (N, C, padded_floats); weight: (C, 343); y: (N, D, H, W). */
 int gate_convolution_forward(const Shape *s, float *volumes, const float *weight, stored *y) {
-    const Padded p = whole(s);
+    const Padded p = whole_volume(s);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
     for (int64_t task = 0; task < s->n * s->d; task++)
         for (int64_t r = 0; r < s->h; r++)
@@ -51,9 +51,10 @@ int gate_convolution_forward(const Shape *s, float *volumes, const float *weight
 }
 
 #ifndef BFLOAT16
-/* gradients: of y, padded. gweight: (N, D, C, 343), a plane's part of each tap's sum. */
+/* volumes: (N, C, padded_floats); gradients: of y, padded, (N, padded_floats); gweight: (N, D, C, 343), the sum of each tap
+ * over one plane, which the caller sums over N and D. */
 int gate_convolution_weight_gradient(const Shape *s, float *volumes, float *gradients, float *gweight) {
-    const Padded p = whole(s);
+    const Padded p = whole_volume(s);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
     for (int64_t task = 0; task < s->n * s->d; task++)
         for (int64_t i = 0; i < s->c * KERNEL * KERNEL; i++) {

@@ -1,8 +1,8 @@
-/* What all kernels here share: vectors, and values as tensors store them.
+/* Shared by all kernels: vectors, and conversion between tensors and float32.
  *
- * Tensors are contiguous (N, C, D, H, W) of float32 or, where BFLOAT16 is defined, of bfloat16; everything is computed in
- * float32. Threads (OpenMP's, those that torch computes with) take tasks until none is left, and no task reads what another
- * writes, so that results do not depend on their number. Every function returns 0, or 1 where memory ran out.
+ * Tensors are contiguous (N, C, D, H, W) in float32 or, where BFLOAT16 is defined, in bfloat16; arithmetic is float32. The
+ * work is divided into tasks, which the threads of torch's OpenMP library take one by one. No task reads what another one
+ * writes, so results do not depend on the number of threads. Every function returns 0, or 1 where memory ran out.
  */
 #ifndef LANES_H
 #define LANES_H
@@ -15,7 +15,7 @@
 #include <immintrin.h>
 #endif
 
-/* Values that one instruction computes: compilers are bad at longer vectors. */
+/* Number of values that one instruction computes. Compilers do not handle longer vectors well. */
 #if defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
@@ -23,7 +23,7 @@
 #else
 #define LANES 4
 #endif
-#define LINE 512 /* values that are computed with together; a multiple of LANES */
+#define LINE 512 /* values of a buffer on the stack; a multiple of LANES */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -46,7 +46,7 @@ INLINE lanes load(const stored *from) {
 
 INLINE void store(stored *to, lanes v) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)v)); }
 
-/* Converts `count` values. */
+/* Convert `count` values between the tensors' precision and float32. */
 INLINE void to_floats(const stored *from, float *to, int64_t count) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) *(lanes *)(to + i) = load(from + i);
@@ -75,13 +75,13 @@ INLINE void to_floats(const stored *from, float *to, int64_t count) { memcpy(to,
 INLINE void from_floats(const float *from, stored *to, int64_t count) { memcpy(to, from, count * sizeof(float)); }
 #endif
 
-/* What is larger than the caches is not written to them, which would first read what was there. */
+/* Bytes of a result from which it is written bypass the caches, which would first read the old content of memory. */
 #define LARGE (1 << 24)
 
-/* As from_floats, with `past` past the caches; wait_for_writes() then has other threads see it. */
-INLINE void put(const int past, const float *from, stored *to, int64_t count) {
+/* Like from_floats; with `bypass` bypass the caches. wait_for_writes() then makes the values visible to other threads. */
+INLINE void write_values(const int bypass, const float *from, stored *to, int64_t count) {
 #ifdef __AVX512F__
-    if (past && (uintptr_t)to % (LANES * sizeof(stored)) == 0 && count % LANES == 0) {
+    if (bypass && (uintptr_t)to % (LANES * sizeof(stored)) == 0 && count % LANES == 0) {
         for (int64_t i = 0; i < count; i += LANES)
 #ifdef BFLOAT16
             _mm256_stream_si256((__m256i *)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
@@ -100,12 +100,12 @@ INLINE void wait_for_writes(void) {
 #endif
 }
 
-/* Asks for values that are read soon, where a processor does not foresee it: it stops at the end of a page. */
-INLINE void ask_for(const stored *from, int64_t count) {
+/* Prefetch values that are read soon. The processor's own prefetching stops at the end of a page. */
+INLINE void prefetch(const stored *from, int64_t count) {
     for (int64_t i = 0; i < count; i += 64 / sizeof(stored)) __builtin_prefetch(from + i);
 }
 
-/* Zeros, at the start of a line of the cache; NULL where memory ran out. */
+/* Allocate zeros, aligned to a cache line; NULL where memory ran out. */
 static inline float *zeros(int64_t count) {
     const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
     float *memory = aligned_alloc(64, bytes);

@@ -1,34 +1,34 @@
 #include "norms.h"
 
-/* Convolutions whose kernel is their stride (1x1x1 among them), and their transposes.
+/* Convolutions whose kernel size equals their stride (1x1x1 among them), and their transposes.
  *
- * Matrix products of few rows with very many voxels of the coarser side. A row is a channel, or on the finer side a channel
- * at one place of the cells, in the order of torch's weights. Channels lie a power of two times an odd number of pages
- * apart, so that their same voxels compete for the same places of the caches: a chunk of all rows is copied side by side
- * first, and ROW keeps the copies out of step. */
+ * These are products of a small matrix with a matrix that has one column per voxel of the coarser side. A row of the latter is a
+ * channel; on the finer side, it is a channel at one position inside the kernel, in the order of torch's weights. The addresses
+ * of one voxel in all channels differ by multiples of a large power of two, so that they compete for the same sets of the
+ * caches. Therefore a chunk of all rows is first copied into a buffer, whose rows are ROW apart to avoid the same conflict. */
 #define CHUNK 1024
 #define ROW (CHUNK + LANES)
 #ifdef __AVX512F__
-#define ACROSS 4 /* vectors of voxels times rows that stay in registers together */
+#define ACROSS 4 /* vectors of voxels, times DOWN rows, whose sums are in registers together */
 #define DOWN 6
 #else
 #define ACROSS 2
 #define DOWN 4
 #endif
 #define BLOCK (ACROSS * LANES)
-#define SLICE 64
-#define AHEAD 2 /* rows */
-#define CACHE (1 << 19) /* bytes of a chunk that stay near */
+#define SLICE 64        /* products that are summed before they are added to the result, for less rounding */
+#define AHEAD 2         /* rows that are prefetched */
+#define CACHE (1 << 19) /* bytes of a chunk that fit into the second-level cache */
 
 typedef struct {
-    int64_t n, in, out, d, h, w; /* channels, and size of the coarser side */
-    int64_t sd, sh, sw, transposed; /* size of the kernel */
-    int64_t parts;               /* that the voxels of a case are shared out in */
+    int64_t n, in, out, d, h, w;    /* cases, channels of x and y, size of the coarser side */
+    int64_t sd, sh, sw, transposed; /* kernel size, and whether the finer side is that of y */
+    int64_t parts;                  /* into which the voxels of a case are divided */
     int64_t threads;
     float eps;
 } Convolution;
 
-/* One side of the convolution: channels of cells. */
+/* One side of the convolution: channels, kernel size on this side (1 on the coarser), and rows. */
 typedef struct {
     int64_t channels, sd, sh, sw, rows;
 } Side;
@@ -37,8 +37,10 @@ static Side side(const Convolution *s, int64_t channels, int64_t fine) {
     return fine ? (Side){channels, s->sd, s->sh, s->sw, channels * s->sd * s->sh * s->sw} : (Side){channels, 1, 1, 1, channels};
 }
 
-/* Rows of voxel `first` and the next ones, where cells have several voxels: each row of the finer side goes through `line`. */
-INLINE void copy_footprints(const int to_chunk, const Convolution *s, const Side *f, stored *x, int64_t first, int64_t count, float *chunk) {
+/* Copy between a tensor of the finer side and a chunk, for `count` kernel positions from `first` on. Each row of the tensor is
+ * copied through `line`. */
+INLINE void copy_footprints(const int to_chunk, const Convolution *s, const Side *f, stored *x, int64_t first, int64_t count,
+                            float *chunk) {
     const int64_t height = s->h * f->sh, width = s->w * f->sw, voxels = s->d * f->sd * height * width;
     float line[LINE];
     const int64_t most = LINE / f->sw;
@@ -68,7 +70,7 @@ INLINE void copy_footprints(const int to_chunk, const Convolution *s, const Side
     }
 }
 
-/* What a product reads of x: a voxel of WIDTH rows side by side. Its weights lie in the same way. */
+/* The products read words of x: the values of one voxel in WIDTH consecutive rows. Weights are stored alike. */
 #ifdef BFLOAT16
 #define WIDTH 2
 typedef uint32_t Word;
@@ -77,7 +79,7 @@ INLINE lanes add_product(lanes sum, Word weight, const Word *x) {
     return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(x), (__m512bh)_mm512_set1_epi32(weight));
 }
 
-/* The values of two rows in turn. */
+/* Interleave the values of two rows. */
 INLINE void interleave(const float *rows, int64_t apart, Word *words, int64_t count) {
     const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
                                            4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -95,15 +97,17 @@ INLINE lanes add_product(lanes sum, Word weight, const Word *x) { return sum + w
 
 static int64_t words(int64_t rows) { return (rows + WIDTH - 1) / WIDTH; }
 
-/* norms: of the channels, applied with their PReLU, or NULL. chunk: room for all rows, holds words(rows) of them in the end. */
-static void gather(const Convolution *s, const Side *f, const stored *x, const Norm *norms, int64_t first, int64_t count, float *chunk) {
+/* Copy `count` columns from `first` on into a chunk, as words. norms: of the channels, applied with their PReLU, or NULL.
+ * chunk: room for all rows; words(rows) rows of it are used in the end. */
+static void gather(const Convolution *s, const Side *f, const stored *x, const Norm *norms, int64_t first, int64_t count,
+                   float *chunk) {
     const int64_t voxels = s->d * s->h * s->w, rounded = (count + BLOCK - 1) / BLOCK * BLOCK;
     const int fine = f->rows != f->channels;
     if (fine) copy_footprints(1, s, f, (stored *)x, first, count, chunk);
     for (int64_t r = 0; r < f->rows; r++) {
         float *row = chunk + r * ROW;
         if (!fine) {
-            if (r + AHEAD < f->rows) ask_for(x + (r + AHEAD) * voxels + first, count);
+            if (r + AHEAD < f->rows) prefetch(x + (r + AHEAD) * voxels + first, count);
             to_floats(x + r * voxels + first, row, count);
         }
         if (norms) apply(norms + r / (f->rows / f->channels), row, row, count);
@@ -115,15 +119,15 @@ static void gather(const Convolution *s, const Side *f, const stored *x, const N
     }
 }
 
+/* Copy `count` columns of a chunk into y. */
 static void scatter(const Convolution *s, const Side *f, float *chunk, int64_t first, int64_t count, stored *y) {
     const int64_t voxels = s->d * s->h * s->w;
-    const int past = s->n * f->rows * voxels * sizeof(stored) > LARGE;
+    const int bypass = s->n * f->rows * voxels * sizeof(stored) > LARGE;
     if (f->rows != f->channels) copy_footprints(0, s, f, y, first, count, chunk);
     else
-        for (int64_t c = 0; c < f->channels; c++) put(past, chunk + c * ROW, y + c * voxels + first, count);
+        for (int64_t c = 0; c < f->channels; c++) write_values(bypass, chunk + c * ROW, y + c * voxels + first, count);
 }
 
-/* Sums of SLICE products are added up, not single ones: less rounding. */
 INLINE void product_tile(const int down, const Word *x, int64_t in, const Word *weight, const float *bias, float *y) {
     for (int64_t first = 0; first < in; first += SLICE) {
         const int64_t last = first + SLICE < in ? first + SLICE : in;
@@ -139,7 +143,7 @@ INLINE void product_tile(const int down, const Word *x, int64_t in, const Word *
     }
 }
 
-/* y (out, ROW) = weight (out, in) times x (in, ROW), plus bias (out) or nothing. in: words. */
+/* y (out, ROW) = weight (out, in) times x (in, ROW), plus bias (out) where it is given. in: number of words. */
 static void product(const Word *x, int64_t in, const Word *weight, const float *bias, int64_t out, int64_t count, float *y) {
     for (int64_t v = 0; v < count; v += BLOCK) {
         int64_t o = 0;
@@ -175,7 +179,7 @@ static void outer(const float *g, const float *x, int64_t out, int64_t in, int64
     }
 }
 
-/* Voxels first to last-1 of a case, in chunks of `length`. */
+/* The voxels first to last - 1 of a case, in chunks of `length`. */
 typedef struct {
     int64_t first, last, length;
 } Range;
@@ -188,10 +192,10 @@ static Range range(const Convolution *s, int64_t index, int64_t rows) {
     return (Range){index * blocks / s->parts * BLOCK, last < voxels ? last : voxels, length};
 }
 
-/* weight: (rows of y, words of the rows of x), bias: (rows of y). norms: (N, channels of x), applied to x with their PReLU, or NULL.
- * moments: (N, parts, channels of y), zero before, of the result, or NULL. */
-int nonoverlapping_forward(const Convolution *s, const stored *x, const Norm *norms, const Word *weight, const float *bias, stored *y,
-                  Moments *moments) {
+/* weight: (rows of y, words of the rows of x); bias: (rows of y). norms: (N, channels of x), applied to x with their PReLU, or
+ * NULL. moments: (N, parts, channels of y), zero before, receives the moments of y; or NULL. */
+int nonoverlapping_forward(const Convolution *s, const stored *x, const Norm *norms, const Word *weight, const float *bias,
+                           stored *y, Moments *moments) {
     const Side from = side(s, s->in, !s->transposed), to = side(s, s->out, s->transposed);
     const int64_t voxels = s->d * s->h * s->w;
     int failed = 0;
@@ -222,7 +226,7 @@ int nonoverlapping_forward(const Convolution *s, const stored *x, const Norm *no
     return failed;
 }
 
-/* norms (N, C) of the moments (N, parts, C) of its parts, without gain and shift; slope (1). */
+/* norms (N, C) from the moments (N, parts, C) of all parts, without gain and shift, and the slope (1) of the PReLU. */
 int norms_from_moments(const Convolution *s, const Moments *parts, const float *slope, Norm *norms) {
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
     for (int64_t task = 0; task < s->n * s->out; task++) {
@@ -234,10 +238,11 @@ int norms_from_moments(const Convolution *s, const Moments *parts, const float *
 }
 
 #ifndef BFLOAT16
-/* Gradients of nonoverlapping_forward. weight: (rows of x, rows of y). gx like x; gweight (N, parts, rows of y, rows of x) and
- * gbias (N, parts, rows of y) in double precision, zero before, which the caller sums over cases and parts. */
+/* Gradients of nonoverlapping_forward. weight: transposed, (rows of x, rows of y). gy: gradient of y; gx: like x; gweight:
+ * (N, parts, rows of y, rows of x) and gbias: (N, parts, rows of y) in double precision, zero before, which the caller sums over
+ * cases and parts. */
 int nonoverlapping_backward(const Convolution *s, const float *x, const float *weight, const float *gy, float *gx, double *gweight,
-                   double *gbias) {
+                            double *gbias) {
     const Side from = side(s, s->in, !s->transposed), to = side(s, s->out, s->transposed);
     const int64_t voxels = s->d * s->h * s->w;
     int failed = 0;

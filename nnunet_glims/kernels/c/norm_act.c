@@ -1,6 +1,6 @@
 #include "norms.h"
 
-/* Moments of a channel, a plane at a time. */
+/* Moments of a channel, one plane after the other. */
 static Moments moments(const stored *x, int64_t planes, int64_t area) {
     Moments m = {0, 0, 0};
     float line[LINE];
@@ -16,7 +16,7 @@ static Moments moments(const stored *x, int64_t planes, int64_t area) {
     return m;
 }
 
-/* Instance norm and PReLU of (N, C, voxels); gain and shift (C), slope (1). */
+/* y = PReLU(instance norm(x)). x, y: (N, C, D, H, W); gain, shift: (C); slope: (1). */
 int norm_act_forward(const Shape *s, const stored *x, const float *gain, const float *shift, const float *slope, stored *y) {
     const int64_t area = s->h * s->w, voxels = s->d * area;
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
@@ -28,7 +28,7 @@ int norm_act_forward(const Shape *s, const stored *x, const float *gain, const f
     return 0;
 }
 
-/* y = norms of y, with PReLU; norms: (N, C). */
+/* Apply norms (N, C) with their PReLU to y (N, C, D, H, W) in place. */
 int apply_forward(const Shape *s, stored *y, const Norm *norms) {
     const int64_t voxels = s->d * s->h * s->w;
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
@@ -37,7 +37,8 @@ int apply_forward(const Shape *s, stored *y, const Norm *norms) {
     return 0;
 }
 
-/* y = norm and PReLU (slope (1)) of the sum of x and the norms of y, with PReLU. */
+/* y = PReLU(instance norm(x + norms(y))) in place. x, y: (N, C, D, H, W); norms: (N, C), applied with their PReLU;
+ * slope: (1), of the last PReLU. */
 int residual_forward(const Shape *s, const stored *x, stored *y, const Norm *norms, const float *slope) {
     const int64_t area = s->h * s->w, voxels = s->d * area;
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic)
@@ -66,7 +67,8 @@ int residual_forward(const Shape *s, const stored *x, stored *y, const Norm *nor
 }
 
 #ifndef BFLOAT16
-/* Gradients of norm_act_forward. gx like x; ggain, gshift, gslope (N, C). */
+/* Gradients of norm_act_forward. gy: gradient of y; gx: like x; ggain, gshift, gslope: (N, C), which the caller sums over N,
+ * and the last over C. */
 int norm_act_backward(const Shape *s, const float *x, const float *gain, const float *shift, const float *slope,
                       const float *gy, float *gx, float *ggain, float *gshift, float *gslope) {
     const int64_t voxels = s->d * s->h * s->w, row = s->h * s->w;

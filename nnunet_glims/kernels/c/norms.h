@@ -1,48 +1,48 @@
-/* Instance norm and PReLU: statistics, values, gradients. */
+/* Instance norm and PReLU: statistics, results and gradients. */
 #ifndef NORMS_H
 #define NORMS_H
 
 #include "lanes.h"
 
-/* Mean and sum of squared deviations. Values are summed as differences from one of them, and parts are put together by
- * Chan's formula, so that no large sums cancel. */
+/* Count, mean and sum of squared deviations. Values are summed as differences from one of them, and parts are combined by
+ * Chan's formula, to avoid cancellation. */
 typedef struct {
     double count, mean, m2;
 } Moments;
 
 typedef struct {
-    double sum, square;
-    float about;
+    double sum, square;  /* of differences from `pivot` */
+    float pivot;
     int64_t count, pending;
-    lanes sums, squares; /* of `pending` values, LINE at most, so that single precision does */
+    lanes sums, squares; /* of the last `pending` values, which are not in sum and square yet; LINE at most */
 } Part;
 
-static inline void settle(Part *p) {
+static inline void flush_pending(Part *p) {
     p->sum += sum_lanes(p->sums);
     p->square += sum_lanes(p->squares);
     p->sums = p->squares = (lanes){0};
     p->pending = 0;
 }
 
-/* At most LINE values. */
+/* Add at most LINE values. */
 INLINE void add_row(Part *p, const float *row, int64_t w) {
     int64_t x = 0;
     if (!p->count) {
         lanes total = {0};
         for (; x + LANES <= w; x += LANES) total += *(const lanes *)(row + x);
-        p->about = x ? sum_lanes(total) / x : row[0];
+        p->pivot = x ? sum_lanes(total) / x : row[0];
     }
-    if (p->pending + w > LINE) settle(p);
+    if (p->pending + w > LINE) flush_pending(p);
     lanes sums = p->sums, squares = p->squares;
     for (x = 0; x + LANES <= w; x += LANES) {
-        const lanes difference = *(const lanes *)(row + x) - p->about;
+        const lanes difference = *(const lanes *)(row + x) - p->pivot;
         sums += difference;
         squares += difference * difference;
     }
     p->sums = sums;
     p->squares = squares;
     for (; x < w; x++) {
-        const float difference = row[x] - p->about;
+        const float difference = row[x] - p->pivot;
         p->sum += difference;
         p->square += difference * difference;
     }
@@ -63,13 +63,14 @@ static inline void add_moments(Moments *m, const Moments *other) {
 }
 
 static inline void add_part(Moments *m, Part *p) {
-    settle(p);
+    flush_pending(p);
     const double count = p->count;
-    const Moments of_part = {count, p->about + p->sum / count, p->square - p->sum * p->sum / count};
+    const Moments of_part = {count, p->pivot + p->sum / count, p->square - p->sum * p->sum / count};
     add_moments(m, &of_part);
 }
 
-/* act(z) = max(z, 0) + slope * min(z, 0) of z = scale * x + offset */
+/* Instance norm of one channel of one case, and the PReLU after it: max(z, 0) + slope * min(z, 0) of
+ * z = (x - mean) * rstd * gain + shift. */
 typedef struct {
     float mean, rstd, gain, shift, slope;
 } Norm;
@@ -87,7 +88,7 @@ INLINE void apply(const Norm *f, const float *x, float *y, int64_t count) {
     }
 }
 
-/* x and y may be the same. */
+/* x and y may be the same tensor. */
 static void apply_stored(const Norm *f, const stored *x, stored *y, int64_t count) {
     float line[LINE];
     for (int64_t i = 0, length; i < count; i += length) {
@@ -99,7 +100,8 @@ static void apply_stored(const Norm *f, const stored *x, stored *y, int64_t coun
 }
 
 #ifndef BFLOAT16
-/* Sums over a channel that its gradients need. g: gradient of the activation's output. */
+/* Sums over a channel that its gradients are computed from: of the gradient g behind the norm, of g times the normalised
+ * values, and of the gradient of the slope. */
 typedef struct {
     double gradient, projected, slope;
 } Sums;

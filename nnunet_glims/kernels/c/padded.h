@@ -3,10 +3,10 @@
 
 #include "lanes.h"
 
-#define HALO 3 /* the largest dilation, and half of the widest kernel */
+#define HALO 3 /* margin of zeros: the largest dilation, and half of a 7x7x7 kernel */
 
-/* Planes of a volume with zeros around them, `slots` at a time: plane z lies where plane z - slots was. Rows begin LANES
- * values after a multiple of LANES. */
+/* Layout of a volume with a margin of zeros. Memory holds `slots` planes: plane z takes the place of plane z - slots. A row
+ * is `w` values rounded up to `rounded`, with LANES values before and after it. */
 typedef struct {
     int64_t d, h, w, rounded, row, plane, slots, total;
 } Padded;
@@ -19,14 +19,14 @@ static inline Padded padded_shape(const Shape *s, int64_t slots) {
     return p;
 }
 
-/* All planes, so that neighbours lie side by side. */
-static inline Padded whole(const Shape *s) { return padded_shape(s, s->d + 2 * HALO); }
+/* Layout with a slot for every plane. */
+static inline Padded whole_volume(const Shape *s) { return padded_shape(s, s->d + 2 * HALO); }
 
 static inline float *row_at(float *volume, const Padded *p, int64_t z, int64_t y) {
     return volume + (z + HALO) % p->slots * p->plane + (y + HALO) * p->row + LANES;
 }
 
-/* Plane z of x, zero outside. */
+/* Copy plane z of x into its slot; zeros where there is no such plane. */
 static inline void pad_plane(const stored *x, float *volume, const Padded *p, int64_t z) {
     const int inside = z >= 0 && z < p->d;
     for (int64_t y = 0; y < p->h; y++)

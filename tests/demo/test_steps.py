@@ -1,0 +1,73 @@
+"""Steps of the demo are skipped only where they were made by the same command from the same inputs."""
+
+import sys
+
+import pytest
+from rich.console import Console
+
+from nnunet_glims.demo import pipeline
+from nnunet_glims.demo.pipeline import Steps, Workspace
+from nnunet_glims.errors import ProcessingError
+
+PROGRAM = """
+from pathlib import Path
+Path("made").mkdir(exist_ok=True)
+for file in ("made/result", "runs"):
+    with open(file, "a") as stream:
+        stream.write("x")
+"""
+INPUTS = {"plans": {"epochs": 2}, "files": {"image": [1, 2]}}
+
+
+@pytest.fixture
+def step(tmp_path):
+    """Runs a step that appends a character to its result; returns the result, and how often the command has run."""
+    steps = Steps(Workspace(tmp_path, tmp_path / "raw", "cpu"), Console(quiet=True))
+
+    def step(program=PROGRAM, inputs=INPUTS, speed=()):
+        made = tmp_path / "made"
+        steps.run("step", "A step", [sys.executable, "-c", program], inputs, [made / "result"], made, speed)
+        return (made / "result").read_text(), len((tmp_path / "runs").read_text())
+
+    return step
+
+
+def test_an_undisturbed_step_is_not_run_again_whatever_its_workers(step):
+    assert step() == step() == step(speed=["-np", "7"]) == ("x", 1)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"program": f"{PROGRAM}\n"},
+        {"inputs": {**INPUTS, "plans": {"epochs": 3}}},
+        {"inputs": {**INPUTS, "files": {"image": [1, 3]}}},
+    ],
+    ids=["command", "plans", "files"],
+)
+def test_another_ingredient_has_the_step_made_again(step, changed):
+    step()
+    assert step(**changed) == ("x", 2)
+    assert step(**changed) == ("x", 2)
+    assert step() == ("x", 3)
+
+
+def test_another_version_has_the_step_made_again(step, monkeypatch):
+    step()
+    monkeypatch.setattr(pipeline, "__version__", "99")
+    assert step() == ("x", 2)
+
+
+def test_what_failed_is_continued_and_what_is_missing_is_made_again(step, tmp_path):
+    fail = f"{PROGRAM}\nprint('why')\nraise SystemExit(3 if len(open('runs').read()) == 1 else 0)"
+    with pytest.raises(ProcessingError, match=r"(?s)exit code 3.*why"):
+        step(fail)
+    assert step(fail) == ("xx", 2)  # the folder was kept
+    (tmp_path / "made/result").unlink()
+    assert step(fail) == ("x", 3)
+
+
+def test_results_without_a_record_are_made_again(step, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/result").write_text("of an older demo")
+    assert step() == ("x", 1)
