@@ -15,7 +15,7 @@ def mount(*arguments):
 
 @pytest.fixture
 def small_disk(experiment):
-    """A function that makes a folder of the plan a disk of its own, of 256 KiB."""
+    """A function that makes a folder of nnU-Net's a disk of its own, of 256 KiB."""
     mounted = []
 
     def make(folder):

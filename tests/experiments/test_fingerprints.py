@@ -202,6 +202,16 @@ def test_a_training_under_way_with_other_settings_is_refused(done):
         done.run()
 
 
+def test_a_training_that_has_learned_nothing_is_not_refused(done):
+    for fold in (0, 1):
+        (done.folders / GLIMS / f"fold_{fold}/checkpoint_final.pth").unlink()
+    edited("epochs: 300", "epochs: 1000")(done, None)
+    with pytest.raises(UsageError) as error:
+        done.run()
+    assert "prepare_D007: override" in str(error.value) and "train_D007" not in str(error.value)
+    assert "train nnUNetTrainerGLIMS 1" in done.run(again=["prepare_D007"])
+
+
 def test_two_comparisons_share_a_model_and_keep_their_own_tables(machine):
     text = "datasets: [7]\nentries:\n  - {name: nnU-Net, trainer: nnUNetTrainer}\nfolds: [0]\ndevice: cpu\n"
     machine.write(text)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from nnunet_glims.cli import main
+from nnunet_glims.errors import UsageError
+from nnunet_glims.experiments.executors.in_process import InProcess
 from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.trainers.checkpoint_files import is_intact
 from tests.experiments.conftest import run_local
@@ -52,7 +54,7 @@ KILLED = """
 
 @pytest.fixture
 def write(fold_0, tmp_path, monkeypatch):
-    """A function that makes the plan of a comparison of some entries; nnU-Net's variables are set."""
+    """A function that makes a comparison of some entries; nnU-Net's variables are set."""
     for name, value in child_environment(fold_0).items():
         monkeypatch.setenv(name, value)
 
@@ -64,6 +66,7 @@ def write(fold_0, tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.long
 def test_killed_with_its_worker_in_the_middle_of_a_checkpoint(write, tmp_path, monkeypatch):
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers/killed.py").write_text(textwrap.dedent(KILLED))
@@ -87,13 +90,21 @@ def test_killed_with_its_worker_in_the_middle_of_a_checkpoint(write, tmp_path, m
     assert experiment.is_done(job)
 
 
-def test_an_ensemble_of_entries(five_folds, write):
+def test_an_ensemble_of_entries(five_folds, write, capsys):
     experiment = write(
         f"entries:\n  - {{name: GLIMS, trainer: nnUNetTrainerGLIMS, plans: {PLANS}}}\n"
         f"  - {{name: LATUP-Net, trainer: nnUNetTrainerLATUPNet, plans: {PLANS}}}\n"
         "ensembles: [[GLIMS, LATUP-Net]]\n"
     )
-    assert main(["compare", "run", str(experiment.layout.path)]) == 0
+    jobs = list(experiment.jobs.values())
+    with pytest.raises(UsageError, match="--adopt"):
+        experiment.check(jobs)
+    told = []
+    experiment.adopt(jobs, told.append)
+    assert len(told) == 4, "two folds of two entries, trained by hand"
+    assert InProcess(experiment).submit(jobs, told.append) == [], told
+    assert main(["compare", "status", str(experiment.layout.path)]) == 0
+    assert f"{len(jobs)} done" in capsys.readouterr().out
     job = experiment.jobs["ensemble_D901_GLIMS+LATUP-Net"]
     raw = Path(five_folds["nnUNet_raw"], DATASET)
     order = json.loads((raw / "dataset.json").read_text())["regions_class_order"]

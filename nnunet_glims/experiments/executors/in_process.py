@@ -54,9 +54,9 @@ class _InProcessStep(Step):
         attempt = Attempt(command=list(command), process=ProcessRecord.of(os.getpid()), began=time.time())
         record.attempts.append(attempt)
         folder.write(record)
-        with TextIOWrapper(open(folder.log, "ab")) as text, redirect_stdout(text), redirect_stderr(text):
-            with _variables(self.environment):
-                code = self._call(command)
+        printed = TextIOWrapper(open(folder.log, "ab"))  # noqa: SIM115
+        with printed, redirect_stdout(printed), redirect_stderr(printed), _variables(self.environment):
+            code = self._call(command)
         attempt.ended, attempt.code = time.time(), code
         folder.write(record)
         return code
@@ -85,6 +85,7 @@ class InProcess(Executor):
             if set(job.needs) & set(failed):
                 failed.append(job.name)
                 continue
+            job.folder.cancel_file.unlink(missing_ok=True)
             try:
                 _InProcessStep(job, self.call)()
                 tell(f"{job.name}: done")

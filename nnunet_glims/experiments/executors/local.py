@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import submitit
 
+from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.executors.base import Executor, Tell
 from nnunet_glims.experiments.executors.step import ATTEMPTS, Step, share_of, stop
 from nnunet_glims.experiments.experiment import Experiment
@@ -65,6 +66,8 @@ class Local(Executor):
 
     def submit(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
         """Bring all jobs to their end that can be; see `Executor.submit`. Ctrl-C and SIGTERM let trainings save."""
+        if not hasattr(os, "killpg"):
+            raise UsageError("comparisons run on Linux and macOS alone: on Windows use the Windows Subsystem for Linux")
         return _Run(self.experiment, jobs, tell, self.parallel).run()
 
     def states(self) -> dict[str, str]:

@@ -76,13 +76,11 @@ class Step:
                 try:
                     if held.enter_context(self.job.work(commands)):
                         self._run_all(record, folder, log)
-                except UserError as error:
+                except (UserError, OSError) as error:
                     if record.ending is None:
+                        with contextlib.suppress(OSError):  # the same disk may be full
+                            log.write(f"{error}\n".encode())
                         self._end(record, folder, "failed", str(error))
-                        log.write(f"{error}\n".encode())
-                    raise
-                except OSError as error:
-                    self._end(record, folder, "failed", str(error))
                     raise
             self.job.layout.listings.forget()
             record.ingredients = self.job.final_ingredients(record.ingredients, commands)

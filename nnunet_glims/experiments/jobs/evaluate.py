@@ -18,7 +18,7 @@ def evaluation_ingredients(preset: str) -> Ingredients:
     from nnunet_glims.evaluation import results
 
     protocol = asdict(preset_named(preset))
-    return {"preset": preset, "protocol": digest(protocol), "metrics version": getattr(results, "METHOD_VERSION", 1)}
+    return {"preset": preset, "protocol": digest(protocol), "metrics version": results.METHOD_VERSION}
 
 
 class Evaluate(TableJob):

@@ -101,11 +101,11 @@ class Train(Job):
     def _outcome(self, commands: Sequence[Sequence[str]] | None) -> Outcome:
         """Of these commands; of those that are asked for now without any."""
         fold = self.fold_folder
-        if not fold.exists():
+        if not any(fold.glob("checkpoint_*.pth")):  # nothing was learned that could be lost
             return MISSING
         record = TrainingRecord.read(fold)
         if record is None:
-            return Outcome("unrecorded") if any(fold.glob("checkpoint_*.pth")) else MISSING
+            return Outcome("unrecorded")
         change = change_of(record.ingredients, self.ingredients(self.commands() if commands is None else commands))
         if change is not None:
             return Outcome("refused", change)
