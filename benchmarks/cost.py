@@ -19,15 +19,15 @@ from typing import Any
 
 FOLDS = 5
 EPOCHS, ITERATIONS, VALIDATION_ITERATIONS = 1000, 250, 50
-"""nnU-Net's, and those of this package's recipes."""
+"""The length of nnU-Net's trainings, which is that of this package's recipes as well."""
 CASES = 1251
-"""Of BraTS 2021 with public labels; each is predicted once, in the validation of its fold."""
+"""The cases of BraTS 2021 with public labels. Each is predicted once, in the validation of its fold."""
 PATCHES, MIRRORED = 8, 8
-"""Windows of 128³ in a brain, and how often each is predicted."""
+"""How many windows of 128³ cover a brain, and how often each is predicted."""
 
 
 def read(path: Path) -> tuple[str, int, int, dict[str, tuple[float, float]]]:
-    """Device, patch, batch, and seconds of a training step and of a forward pass by network."""
+    """Return device, patch, batch, and for each network the seconds of a training step and of a forward pass."""
     content: dict[str, Any] = json.loads(path.read_text())
     if "training_step_seconds" in content:
         steps = content["training_step_seconds"]
@@ -40,7 +40,7 @@ def read(path: Path) -> tuple[str, int, int, dict[str, tuple[float, float]]]:
 
 
 def hours(step: float, forward: float, batch: int) -> float:
-    """Of five folds with their validation; the formula above."""
+    """Return the hours that five folds with their validation take, by the formula above."""
     training = FOLDS * EPOCHS * (ITERATIONS * step + VALIDATION_ITERATIONS * forward)
     return (training + CASES * PATCHES * MIRRORED * forward / batch) / 3600
 

@@ -142,6 +142,19 @@ def workers_or_default(workers: int | None) -> int:
     return workers
 
 
+def check_process_control(what: str) -> None:
+    """Raise `UsageError` on Windows, and on macOS before Python 3.13: they cannot stop a command together with its children.
+
+    Args:
+        what: the command that needs this, for the message.
+    """
+    if not hasattr(os, "killpg") or not hasattr(os, "waitid"):
+        raise UsageError(
+            f"{what}: this needs Linux, or macOS with Python 3.13, since it stops trainings by functions of the system that "
+            "are missing here. On Windows, use the Windows Subsystem for Linux"
+        )
+
+
 def find_program(name: str) -> str:
     """Path of a command such as nnUNetv2_train.
 

@@ -29,6 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "--parallel", type=int, help="jobs at once on this machine (default: one a GPU, or one)"
             )
+        if name == "run":
+            action.add_argument(
+                "--again", nargs="+", default=[], metavar="JOB", help="make these again; old trainings are moved aside"
+            )
+            action.add_argument(
+                "--adopt",
+                action="store_true",
+                help="take trainings of earlier releases, which say not what they were made from",
+            )
         if name == "plan":
             action.add_argument("--timing", action="store_true", help="time some steps of each entry, for hours")
         if name == "status":
@@ -61,9 +70,12 @@ def run(options: argparse.Namespace) -> int:
         console.print(f"Wrote {path}. Edit it, then: nnunet-glims compare plan {path}")
         return 0
 
-    from nnunet_glims.experiments.jobs import Plan
+    from nnunet_glims.experiments.experiment import Experiment
+    from nnunet_glims.processes import check_process_control
 
-    plan = Plan(path)
+    if options.action in ("run", "retry", "cancel"):
+        check_process_control(f"compare {options.action}")
+    experiment = Experiment(path)
     return {
         "plan": _plan,
         "run": _run,
@@ -72,71 +84,81 @@ def run(options: argparse.Namespace) -> int:
         "cancel": _cancel,
         "retry": _retry,
         "report": _report,
-    }[options.action](plan, options, console)
+    }[options.action](experiment, options, console)
 
 
-def _plan(plan, options, console) -> int:
+def _executor(experiment, options):
+    """The executor that the user named."""
+    if getattr(options, "executor", "local") == "slurm":
+        from nnunet_glims.experiments.executors.slurm import Slurm
+
+        return Slurm(experiment)
+    from nnunet_glims.experiments.executors.local import Local
+
+    return Local(experiment, getattr(options, "parallel", None))
+
+
+def _plan(experiment, options, console) -> int:
     from rich.table import Table
 
     from nnunet_glims.experiments.estimate import estimate
-    from nnunet_glims.experiments.jobs import KINDS
+    from nnunet_glims.experiments.experiment import KINDS
 
-    for dataset in plan.dataset_names.values():
+    layout = experiment.layout
+    for dataset in layout.dataset_names.values():
         console.print(dataset)
     table = Table("jobs", "all", "done")
     for kind in KINDS:
-        jobs = [job for job in plan.jobs.values() if job.kind == kind]
+        jobs = [job for job in experiment.jobs.values() if job.kind == kind]
         if jobs:
-            table.add_row(kind, str(len(jobs)), str(sum(plan.is_done(job) for job in jobs)))
+            table.add_row(kind, str(len(jobs)), str(sum(experiment.is_done(job) for job in jobs)))
     console.print(table)
-    for line in estimate(plan, options.timing):
+    for line in estimate(layout, options.timing):
         console.print(line)
-    console.print(f"State, logs and report: {plan.state}")
+    console.print(f"State, logs and report: {layout.state}")
     return 0
 
 
-def _run(plan, options, console, chosen=None) -> int:
+def _run(experiment, options, console, chosen=None) -> int:
+    from contextlib import ExitStack
+
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.experiments.lock import Busy, locked
+    from nnunet_glims.locks import LockHeld, lock
 
-    if getattr(options, "parallel", None) is not None and options.parallel < 1:
+    if options.parallel is not None and options.parallel < 1:
         raise UsageError(f"--parallel {options.parallel}: at least one job at a time is needed")
-    try:
-        with locked(plan.state):
-            if options.executor == "slurm":
-                from nnunet_glims.experiments import slurm
-
-                slurm.submit(plan, console.print, chosen)
-                console.print(f"See: nnunet-glims compare status {plan.path} --executor slurm")
-                return 0
-            from nnunet_glims.experiments.local import run_local
-
-            failed = run_local(plan, console.print, chosen, options.parallel)
-    except Busy as busy:
-        console.print(f"{busy}. Here is what it does; Ctrl-C leaves it alone.")
-        return _watch(plan, options, console)
-    _tell_reports(plan, console)
+    jobs = [job for job in experiment.jobs.values() if chosen is None or job.name in chosen]
+    executor = _executor(experiment, options)
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(experiment.layout.lock, f"running {experiment.layout.path}"))
+        except LockHeld as other:
+            console.print(
+                f"Another run of this comparison is at work ({other.holder}). Here is what it does; Ctrl-C leaves it alone."
+            )
+            return _watch(experiment, options, console)
+        experiment.make_again(getattr(options, "again", []), console.print)
+        if getattr(options, "adopt", False):
+            experiment.adopt(jobs, console.print)
+        experiment.check(jobs)
+        failed = executor.submit(jobs, console.print)
+    if executor.waits:
+        _print_reports(experiment, console)
     if failed:
         console.print(f"{len(failed)} jobs failed: {', '.join(failed[:10])}")
     return 1 if failed else 0
 
 
-def _tell_reports(plan, console) -> None:
-    for number in plan.comparison.datasets:
-        page = plan.report(number) / "leaderboard.html"
-        if page.exists():
-            console.print(f"Report: {page}")
+def _print_reports(experiment, console) -> None:
+    for job in experiment.reports:
+        if job.page.exists():
+            console.print(f"Report: {job.page}")
 
 
-def _statuses(plan, options):
+def _statuses(experiment, options):
     from nnunet_glims.experiments.status import status_of
 
-    if options.executor == "slurm":
-        from nnunet_glims.experiments import slurm
-
-        queued = slurm.in_queue(plan)
-        return status_of(plan, queued, slurm.lost(plan, queued))
-    return status_of(plan)
+    return status_of(_executor(experiment, options))
 
 
 def _table(statuses, every: bool, most: int = 40):
@@ -145,93 +167,87 @@ def _table(statuses, every: bool, most: int = 40):
 
     from nnunet_glims.experiments.status import count
 
-    told = [status for status in statuses if every or status.state in ("running", "failed") or status.detail]
+    shown = [
+        status for status in statuses if every or status.state in ("running", "failed", "refused") or status.detail
+    ]
     table = Table("job", "state", "")
-    for status in told if every else told[:most]:
+    for status in shown if every else shown[:most]:
         table.add_row(status.job.name, status.state, status.detail)
-    more = [f"and {len(told) - most} more that run or failed"] if not every and len(told) > most else []
-    return Group(count(statuses), *([table] if told else []), *more)
+    more = [f"and {len(shown) - most} more that run or failed"] if not every and len(shown) > most else []
+    return Group(count(statuses), *([table] if shown else []), *more)
 
 
-def _status(plan, options, console) -> int:
+def _status(experiment, options, console) -> int:
     if options.watch:
-        return _watch(plan, options, console)
-    console.print(_table(_statuses(plan, options), options.all))
-    _tell_reports(plan, console)
+        return _watch(experiment, options, console)
+    console.print(_table(_statuses(experiment, options), options.all))
+    _print_reports(experiment, console)
     return 0
 
 
-def _watch(plan, options, console) -> int:
+def _watch(experiment, options, console) -> int:
     import time
 
     from rich.live import Live
 
-    from nnunet_glims.experiments.lock import is_at_work
+    from nnunet_glims.locks import holder_of
 
     every = getattr(options, "all", False)
-    statuses = _statuses(plan, options)
+    statuses = _statuses(experiment, options)
     with Live(_table(statuses, every), console=console, refresh_per_second=1) as live:
-        while is_at_work(plan.state) or any(status.state in ("running", "queued") for status in statuses):
+        while holder_of(experiment.layout.lock) or any(status.state in ("running", "queued") for status in statuses):
             time.sleep(2)
-            statuses = _statuses(plan, options)
+            statuses = _statuses(experiment, options)
             live.update(_table(statuses, every))
-    _tell_reports(plan, console)
+    _print_reports(experiment, console)
     return 0
 
 
-def _logs(plan, options, console) -> int:
-    from nnunet_glims.experiments import slurm
+def _logs(experiment, options, console) -> int:
+    import sys
 
-    job = plan.job_named(options.job)
-    log = plan.log(job)
-    if not log.exists():
-        log = slurm.output(plan, job)
+    from nnunet_glims.experiments.executors.slurm import Slurm
+
+    job = experiment.job_named(options.job)
+    log = Slurm(experiment).output(job)
     if log is None:
         console.print(f"{job.name} was not started yet")
         return 0
-    print(log.read_text(errors="replace"), end="")
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        sys.stdout.writelines(lines)
     return 0
 
 
-def _chosen(plan, options, states):
+def _chosen(experiment, options, states):
     """Named jobs, or all in some states."""
-    found = [status.job for status in _statuses(plan, options) if status.state in states]
+    found = [status.job for status in _statuses(experiment, options) if status.state in states]
     if not options.jobs:
         return found
-    named = [plan.job_named(name) for name in options.jobs]
+    named = [experiment.job_named(name) for name in options.jobs]
     return [job for job in named if job in found]
 
 
-def _cancel(plan, options, console) -> int:
-    jobs = _chosen(plan, options, ("running", "queued"))
-    if options.executor == "slurm":
-        from nnunet_glims.experiments import slurm
-
-        slurm.cancel(plan, jobs)
-    else:
-        from nnunet_glims.experiments.local import stop
-
-        for job in jobs:
-            plan.mark_cancelled(job)
-        stop(jobs, plan)
+def _cancel(experiment, options, console) -> int:
+    jobs = _chosen(experiment, options, ("running", "queued"))
+    _executor(experiment, options).cancel(jobs, console.print)
     console.print(f"cancelled {len(jobs)} jobs" + (f": {', '.join(job.name for job in jobs[:10])}" if jobs else ""))
     return 0
 
 
-def _retry(plan, options, console) -> int:
-    jobs = {job.name for job in _chosen(plan, options, ("failed",))}
+def _retry(experiment, options, console) -> int:
+    jobs = {job.name for job in _chosen(experiment, options, ("failed",))}
     if not jobs:
         console.print("nothing failed")
         return 0
-    for job in plan.jobs.values():  # and what needs them
+    for job in experiment.jobs.values():  # and what needs them
         if jobs & set(job.needs):
             jobs.add(job.name)
-    return _run(plan, options, console, jobs)
+    return _run(experiment, options, console, jobs)
 
 
-def _report(plan, options, console) -> int:
-    from nnunet_glims.experiments.partial import report
+def _report(experiment, options, console) -> int:
+    from nnunet_glims.experiments.interim_report import report
 
-    for page in report(plan, console.print):
+    for page in report(experiment, console.print):
         console.print(f"Report: {page}")
     return 0

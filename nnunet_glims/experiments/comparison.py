@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
 from nnunet_glims.networks import Network, network_of_trainer, networks
-from nnunet_glims.nnunet.plans.override import load_override
+from nnunet_glims.nnunet.plans.override import load_override, overridden_plans_name
 from nnunet_glims.training.recipes import Positive, Recipe
 from nnunet_glims.validation import validate
 
@@ -45,7 +46,7 @@ evaluation: default         # a preset of nnunet-glims evaluate
 #   - [GLIMS, LATUP-Net]
 # published: [GLIMS, LATUPNet]   # published figures below the table
 
-resources:                  # of one training
+resources:                  # what one job may use
   gpus: 1
   cpus: 8
   memory_gb: 32
@@ -60,7 +61,7 @@ resources:                  # of one training
 
 
 class Entry(BaseModel):
-    """What is compared: a trainer with its plans.
+    """One thing that is compared: a trainer with its plans.
 
     Attributes:
         name: in tables and file names.
@@ -100,7 +101,7 @@ def _check_follows_recipes(trainer: str) -> None:
 
 
 class Resources(BaseModel):
-    """Of one training."""
+    """What one job may use."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -174,9 +175,16 @@ class Comparison(BaseModel):
     @classmethod
     def _check_ensembles(cls, ensembles: list[list[str]], before: ValidationInfo) -> list[list[str]]:
         names = [entry.name for entry in before.data.get("entries", [])]
-        for name in (name for ensemble in ensembles for name in ensemble):
-            if names and name not in names:
-                raise ValueError(f"there is no entry {name!r}")
+        seen: list[set[str]] = []
+        for members in ensembles:
+            for name in members:
+                if names and name not in names:
+                    raise ValueError(f"there is no entry {name!r}")
+                if members.count(name) > 1:
+                    raise ValueError(f"{name!r} is there twice in one ensemble")
+            if set(members) in seen:
+                raise ValueError(f"the ensemble of {' and '.join(members)} is there twice")
+            seen.append(set(members))
         return ensembles
 
     @field_validator("evaluation")
@@ -200,21 +208,77 @@ def read_comparison(path: Path) -> Comparison:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: this is not YAML: {error}") from None
     comparison = validate(Comparison, content, str(path), lambda keys: line_of(text, keys))
+
+    def where(number: int, key: str) -> str:
+        name = comparison.entries[number].name
+        return f"{path}:{line_of(text, ['entries', number, key])}: entries.{number}.{key}: entry {name}"
+
     for number, entry in enumerate(comparison.entries):
-        if entry.override is not None and entry.override.endswith(".json"):
-            entry.override = str((path.parent / entry.override).resolve())
-
-        def where(key: str, number: int = number, entry: Entry = entry) -> str:
-            return f"{path}:{line_of(text, ['entries', number, key])}: entry {entry.name}"
-
-        try:
-            if entry.override is not None:
+        if entry.override is not None:
+            if entry.override.endswith(".json"):
+                entry.override = str((path.parent / entry.override).resolve())
+            try:
                 load_override(entry.override)
-        except UsageError as error:
-            raise UsageError(f"{where('override')}: {error}") from None
+            except UsageError as error:
+                raise UsageError(f"{where(number, 'override')}: {error}") from None
         if entry.training:
-            Recipe().changed(entry.training, f"{where('training')}: training")
+            Recipe().changed(entry.training, f"{where(number, 'training')}: training")
+    _check_names(comparison, path, where)
     return comparison
+
+
+def _check_names(comparison: Comparison, path: Path, where: Callable[[int, str], str]) -> None:
+    """Refuse names that would make two things share one file or folder, also on disks that ignore capital letters."""
+    jobs: dict[str, tuple[int, Seed | None]] = {}
+    models: dict[str, tuple[int, Seed | None]] = {}
+    overrides: dict[str, tuple[int, tuple[Any, ...]]] = {}
+    for number, entry in enumerate(comparison.entries):
+        for seed in comparison.seeds:
+            here = (number, seed)
+            job = seeded_name(entry, seed).lower()
+            if jobs.setdefault(job, here) != here:
+                other = _described(comparison, jobs[job])
+                raise UsageError(f"{where(number, 'name')}: its files would have the names of those of {other}")
+            plans = plans_name(path, entry, seed)
+            model = f"{entry.trainer}__{plans}__{entry.configuration}"
+            if models.setdefault(model.lower(), here) != here:
+                other = _described(comparison, models[model.lower()])
+                key = "override" if entry.override is not None else "trainer"
+                raise UsageError(
+                    f"{where(number, key)}: it would share the model folder {model} with {other}: both have this trainer, "
+                    "plans and configuration. Leave one out, or give one an override of its own"
+                )
+            made_with = (entry.plans, entry.override if seed is None and not entry.training else job)
+            if overrides.setdefault(plans.lower(), (number, made_with))[1] != made_with:
+                other = comparison.entries[overrides[plans.lower()][0]].name
+                raise UsageError(
+                    f"{where(number, 'override' if entry.override is not None else 'plans')}: its plans would be {plans}, "
+                    f"and so would those of entry {other}, which are made otherwise: rename one of the files or entries"
+                )
+
+
+def _described(comparison: Comparison, of: tuple[int, Seed | None]) -> str:
+    number, seed = of
+    return f"entry {comparison.entries[number].name}" + ("" if seed is None else f" with seed {seed}")
+
+
+def seeded_name(entry: Entry, seed: Seed | None) -> str:
+    """Part of the names of an entry's jobs and files."""
+    return file_name(entry.name) + ("" if seed is None else f"_seed{seed}")
+
+
+def plans_name(path: Path, entry: Entry, seed: Seed | None) -> str:
+    """Of the plans that an entry of the comparison in the file `path` is trained with."""
+    if entry.training or seed is not None:
+        return overridden_plans_name(derived_override_name(path, entry, seed), entry.plans)
+    if entry.override is not None:
+        return overridden_plans_name(Path(entry.override).name.removesuffix(".json"), entry.plans)
+    return entry.plans
+
+
+def derived_override_name(path: Path, entry: Entry, seed: Seed | None) -> str:
+    """Of the override that adds an entry's settings and seed."""
+    return f"{file_name(path.stem)}_{seeded_name(entry, seed)}"
 
 
 def line_of(text: str, keys: list[Any]) -> int:

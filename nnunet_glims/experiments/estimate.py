@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunet_glims.experiments.comparison import Entry
-from nnunet_glims.experiments.jobs import Plan
-from nnunet_glims.experiments.local import free_bytes
+from nnunet_glims.experiments.executors.local import free_bytes
+from nnunet_glims.experiments.layout import Layout
 from nnunet_glims.files import read_json
 from nnunet_glims.nnunet.plans.configuration import BASE_PLANS
 from nnunet_glims.nnunet.plans.override import apply_override, load_override
@@ -30,21 +30,21 @@ PREPROCESSED = 2.5
 TIMED_STEPS = 4
 
 
-def estimate(plan: Plan, timing: bool) -> Iterator[str]:
+def estimate(layout: Layout, timing: bool) -> Iterator[str]:
     """Lines to show: steps and disk of each entry, and hours, timed now, where its data set is planned."""
     total_hours, total_bytes, unplanned = 0.0, 0.0, set()
-    trainings = len(plan.comparison.folds) * len(plan.comparison.seeds)
-    for number in plan.comparison.datasets:
-        name = plan.dataset_names[number]
-        for entry in plan.comparison.entries:
+    trainings = len(layout.comparison.folds) * len(layout.comparison.seeds)
+    for number in layout.comparison.datasets:
+        name = layout.dataset_names[number]
+        for entry in layout.comparison.entries:
             epochs, steps, validation = _length(entry)
             many = "trainings" if trainings > 1 else "training"
             line = f"{name} {entry.name}: {trainings} {many} of {epochs * steps:,} steps"
             parameters = entry.network.parameters_m * 1e6 if entry.network is not None else NNUNET_PARAMETERS
-            built = _built(plan, number, entry) if timing else None
+            built = _built(layout, number, entry) if timing else None
             if built is not None:
                 parameters = sum(parameter.numel() for parameter in built[0].parameters())
-                seconds = _timed(plan, *built)
+                seconds = _timed(layout, *built)
                 # a validation step is a forward pass: about a third
                 hours = seconds * epochs * (steps + validation / 3) / 3600
                 total_hours += trainings * hours
@@ -54,8 +54,8 @@ def estimate(plan: Plan, timing: bool) -> Iterator[str]:
             nbytes = trainings * CHECKPOINTS * BYTES_A_PARAMETER * parameters
             total_bytes += nbytes
             yield f"{line}, about {_size(nbytes)} of checkpoints"
-        images = [path.stat().st_size for path in (plan.raw / name / "imagesTr").glob("*")]
-        if images and not (plan.preprocessed / name / f"{BASE_PLANS}.json").exists():
+        images = [path.stat().st_size for path in (layout.raw / name / "imagesTr").glob("*")]
+        if images and not (layout.preprocessed / name / f"{BASE_PLANS}.json").exists():
             nbytes = PREPROCESSED * sum(images)
             total_bytes += nbytes
             yield f"{name}: about {_size(nbytes)} of preprocessed images"
@@ -64,9 +64,9 @@ def estimate(plan: Plan, timing: bool) -> Iterator[str]:
     if not timing:
         yield "hours: with --timing"
     for number in sorted(unplanned):
-        configurations = " ".join(dict.fromkeys(entry.configuration for entry in plan.comparison.entries))
+        configurations = " ".join(dict.fromkeys(entry.configuration for entry in layout.comparison.entries))
         yield f"hours: when the data set is planned: nnUNetv2_plan_and_preprocess -d {number} -c {configurations}"
-    for folder in (plan.preprocessed, plan.results):
+    for folder in (layout.preprocessed, layout.results):
         yield f"free: {_size(free_bytes(folder))} in {folder}"
 
 
@@ -84,9 +84,9 @@ def _length(entry: Entry) -> tuple[int, int, int]:
     return recipe.epochs, recipe.iterations_per_epoch, recipe.validation_iterations
 
 
-def _built(plan: Plan, number: int, entry: Entry) -> tuple[Any, int, list[int], int] | None:
+def _built(layout: Layout, number: int, entry: Entry) -> tuple[Any, int, list[int], int] | None:
     """The entry's network, its input channels, patch and batch; None where its plans are not there yet."""
-    folder = plan.preprocessed / plan.dataset_names[number]
+    folder = layout.dataset(number)
     path = folder / f"{entry.plans}.json"
     if not path.exists():
         return None
@@ -100,11 +100,11 @@ def _built(plan: Plan, number: int, entry: Entry) -> tuple[Any, int, list[int], 
     return network_of(plans, read_json(folder / "dataset.json"), entry.trainer, entry.configuration)
 
 
-def _timed(plan: Plan, network: Any, channels: int, patch: list[int], batch: int) -> float:
+def _timed(layout: Layout, network: Any, channels: int, patch: list[int], batch: int) -> float:
     """Seconds of a training step on random numbers."""
     import torch
 
-    device = plan.comparison.device
+    device = layout.comparison.device
     network = network.to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-9)
     x = torch.randn(batch, channels, *patch, device=device)

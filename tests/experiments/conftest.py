@@ -1,12 +1,21 @@
 """Comparisons whose commands are stand-ins: they leave the files that nnU-Net would, and a line for each start."""
 
 import json
+import os
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
-from nnunet_glims.experiments.jobs import Plan
+from nnunet_glims.experiments.executors.in_process import InProcess
+from nnunet_glims.experiments.executors.local import Local
+from nnunet_glims.experiments.experiment import Experiment
+from nnunet_glims.experiments.jobs.ensemble import Ensemble
+from nnunet_glims.experiments.jobs.evaluate import Evaluate
+from nnunet_glims.experiments.jobs.prepare import Prepare
+from nnunet_glims.experiments.jobs.report import Report
+from nnunet_glims.experiments.jobs.train import Train
 
 COMPARISON = """\
 title: Stand-in
@@ -32,6 +41,13 @@ STAND_IN = """
         Path(name).write_text("{}")
     sys.exit(int(code))
 """
+PLANS = {
+    "plans_name": "nnUNetPlans",
+    "configurations": {"3d_fullres": {"data_identifier": "data", "patch_size": [8, 8, 8]}},
+}
+
+
+KINDS = (Prepare, Train, Evaluate, Ensemble, Report)
 
 
 @pytest.fixture
@@ -45,11 +61,11 @@ def folders(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def plan(folders):
-    """The plan of COMPARISON."""
+def experiment(folders):
+    """The experiment of COMPARISON."""
     path = folders / "toy.yaml"
     path.write_text(COMPARISON)
-    return Plan(path)
+    return Experiment(path)
 
 
 @pytest.fixture
@@ -58,46 +74,142 @@ def started(folders):
     return folders / "started.txt"
 
 
+def stand_in_commands(script, started, seconds, codes):
+    """A method that replaces the commands of jobs."""
+
+    def commands(job):
+        code = codes.get(job.name, 0)
+        taken = str(seconds.get(job.name, 0))
+        return [[sys.executable, str(script), str(started), taken, str(code), *([] if code else made(job))]]
+
+    return commands
+
+
 @pytest.fixture
 def stand_ins(folders, started, monkeypatch):
-    """Replaces the commands of all plans; settings by job: seconds that it takes, its exit code."""
+    """Replaces the commands of all jobs; settings by job: seconds that it takes, its exit code."""
     script = folders / "stand_in.py"
     script.write_text(textwrap.dedent(STAND_IN))
     seconds, codes = {}, {}
-
-    def commands(plan, job):
-        code = codes.get(job.name, 0)
-        return [
-            [
-                sys.executable,
-                str(script),
-                str(started),
-                str(seconds.get(job.name, 0)),
-                str(code),
-                *made(plan, job, code),
-            ]
-        ]
-
-    monkeypatch.setattr(Plan, "commands", commands)
+    for kind in KINDS:
+        monkeypatch.setattr(kind, "commands", stand_in_commands(script, started, seconds, codes))
     return seconds, codes
 
 
-def made(plan, job, code=0):
+def write_dataset(folder):
+    """The files of a planned data set, where they are not there yet."""
+    folder.mkdir(exist_ok=True)
+    for name, content in (("nnUNetPlans.json", PLANS), ("dataset.json", {"numTraining": 1})):
+        if not (folder / name).exists():
+            (folder / name).write_text(json.dumps(content))
+
+
+def made(job):
     """What a job leaves when it is done."""
-    if code:
-        return []
-    if job.kind == "train":
-        return [str(plan.fold(job) / name) for name in ("checkpoint_final.pth", "validation/summary.json")]
-    if job.kind == "prepare":
-        folder = plan.preprocessed / plan.dataset_names[job.dataset]
-        folder.mkdir(exist_ok=True)
-        plans = {
-            "plans_name": "nnUNetPlans",
-            "configurations": {"3d_fullres": {"data_identifier": "data", "patch_size": [8, 8, 8]}},
-        }
-        (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
-        (folder / "dataset.json").write_text(json.dumps({"numTraining": 1}))
+    if isinstance(job, Train):
+        return [str(job.fold_folder / name) for name in ("checkpoint_final.pth", "validation/summary.json")]
+    if isinstance(job, Prepare):
+        folder = job.layout.dataset(job.dataset)
+        write_dataset(folder)
         return [str(folder / name) for name in ("data/case.pkl", "splits_final.json")]
-    if job.kind == "report":
-        return [str(plan.report(job.dataset) / "leaderboard.html")]
-    return [str(plan._summary(job))]
+    return list(job.result)
+
+
+class Machine:
+    """nnU-Net's and our own commands as functions of this process, which leave files and are remembered in `ran`."""
+
+    def __init__(self, folders):
+        self.folders = folders
+        self.path = folders / "toy.yaml"
+        self.ran = []
+        self.told = []
+
+    @property
+    def dataset(self):
+        return self.folders / "preprocessed/Dataset007_Toy"
+
+    def write(self, text):
+        self.path.write_text(text)
+        return Experiment(self.path)
+
+    def run(self, again=(), adopt=False):
+        """What `compare run` does; returns which jobs' commands ran."""
+        experiment = Experiment(self.path)
+        self.ran, self.told = [], []
+        jobs = list(experiment.jobs.values())
+        experiment.make_again(again, self.told.append)
+        if adopt:
+            experiment.adopt(jobs, self.told.append)
+        experiment.check(jobs)
+        failed = InProcess(experiment, self.call).submit(jobs, self.told.append)
+        assert failed == [], self.told
+        return self.ran
+
+    def call(self, command):
+        name = Path(command[0]).name
+        if name == "nnUNetv2_plan_and_preprocess":
+            self.ran.append("preprocess")
+            write_dataset(self.dataset)
+            touch(self.dataset / "data/case.pkl", "data")
+            touch(self.dataset / "gt_segmentations/case.nii.gz", "truth")
+        elif name == "nnUNetv2_train":
+            plans, trainer = command[command.index("-p") + 1], command[command.index("-tr") + 1]
+            self.ran.append(f"train {trainer} {command[3]}")
+            model = self.folders / f"results/Dataset007_Toy/{trainer}__{plans}__{command[2]}"
+            touch(model / "plans.json", (self.dataset / f"{plans}.json").read_text())
+            touch(model / "dataset.json", (self.dataset / "dataset.json").read_text())
+            for file in (
+                "checkpoint_final.pth",
+                "validation/summary.json",
+                "validation/case.nii.gz",
+                "validation/case.npz",
+            ):
+                touch(model / f"fold_{command[3]}/{file}", "{}")
+        elif command[1] == "evaluate":
+            out = Path(command[command.index("-o") + 1] if "-o" in command else f"{command[3]}/evaluation")
+            self.ran.append(f"evaluate {out.name if '-o' in command else out.parent.name}")
+            touch(out / "summary.json", json.dumps(command))
+        elif command[1] == "leaderboard":
+            self.ran.append("report")
+            touch(Path(command[command.index("-o") + 1]) / "leaderboard.html", "page")
+        elif command[2].endswith("prepare_dataset"):
+            self.ran.append("prepare")
+            job = Experiment(self.path).jobs["prepare_D007"]
+            for plans in job.plans:
+                if plans.override is not None:
+                    base = json.loads((self.dataset / f"{plans.entry.plans}.json").read_text())
+                    base["configurations"]["3d_fullres"]["training"] = plans.override["training"]
+                    content = json.dumps({**base, "plans_name": plans.name})
+                    old = plans.path(7).read_text() if plans.path(7).exists() else content
+                    assert old == content or "--overwrite" in command
+                    touch(plans.path(7), content)
+            if not (self.dataset / "splits_final.json").exists():
+                touch(self.dataset / "splits_final.json", json.dumps([{"val": [str(fold)]} for fold in range(5)]))
+        else:
+            assert command[2].endswith("ensemble_predictions")
+            self.ran.append("ensemble")
+        return 0
+
+
+@pytest.fixture
+def machine(folders, monkeypatch):
+    """Runs comparisons in this process; the data set has an image. Nothing waits for the disk."""
+    monkeypatch.setattr("nnunet_glims.files.sync", lambda path: None)
+    for name in ("imagesTr/case_0000.nii.gz", "labelsTr/case.nii.gz", "dataset.json"):
+        touch(folders / "raw/Dataset007_Toy" / name, "{}")
+    return Machine(folders)
+
+
+def touch(path, content="{}"):
+    """Write a file, in a folder that is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_text(content)
+    if path.stat().st_mtime_ns <= before:  # the clock of the file system is coarse
+        os.utime(path, ns=(before + 1, before + 1))
+
+
+def run_local(experiment, tell, chosen=None, parallel=None):
+    """Run all jobs, or those of some names, on this machine; returns the names of those that failed."""
+    jobs = [job for job in experiment.jobs.values() if chosen is None or job.name in chosen]
+    return Local(experiment, parallel).submit(jobs, tell)

@@ -6,8 +6,7 @@ import subprocess
 
 import pytest
 
-from nnunet_glims.experiments.local import run_local
-from nnunet_glims.experiments.step import read_log
+from tests.experiments.conftest import run_local
 
 
 def mount(*arguments):
@@ -15,8 +14,8 @@ def mount(*arguments):
 
 
 @pytest.fixture
-def small_disk(plan):
-    """A function that makes a folder of the plan a disk of its own, of 256 KiB."""
+def small_disk(experiment):
+    """A function that makes a folder of nnU-Net's a disk of its own, of 256 KiB."""
     mounted = []
 
     def make(folder):
@@ -36,28 +35,28 @@ def fill(path):
             file.write(os.urandom(4096))
 
 
-def test_a_full_disk(plan, stand_ins, small_disk):
-    small_disk(plan.results)
-    filler = plan.results / "filler"
+def test_a_full_disk(experiment, stand_ins, small_disk):
+    small_disk(experiment.layout.results)
+    filler = experiment.layout.results / "filler"
     fill(filler)
     told = []
-    failed = run_local(plan, told.append)
+    failed = run_local(experiment, told.append)
     assert "train_D007_GLIMS_fold0" in failed and "report_D007" in failed
-    assert "No space left on device" in read_log(plan.log(plan.jobs["train_D007_GLIMS_fold0"])).last
+    assert "No space left on device" in experiment.jobs["train_D007_GLIMS_fold0"].folder.last_line()
     assert any("No space left on device" in line for line in told)
     filler.unlink()
-    assert run_local(plan, told.append) == []
-    assert all(plan.is_done(job) for job in plan.jobs.values())
+    assert run_local(experiment, told.append) == []
+    assert all(experiment.is_done(job) for job in experiment.jobs.values())
 
 
-def test_a_data_set_that_may_not_be_written(plan, stand_ins, small_disk):
-    small_disk(plan.preprocessed)
-    folder = plan.preprocessed / plan.dataset_names[7]
+def test_a_data_set_that_may_not_be_written(experiment, stand_ins, small_disk):
+    small_disk(experiment.layout.preprocessed)
+    folder = experiment.layout.preprocessed / experiment.layout.dataset_names[7]
     folder.mkdir()
-    assert mount("-o", "remount,ro", plan.preprocessed).returncode == 0
+    assert mount("-o", "remount,ro", experiment.layout.preprocessed).returncode == 0
     with pytest.raises(OSError, match="Read-only file system"):
-        run_local(plan, str)  # the stand-in's preparation writes there
-    assert mount("-o", "remount,rw", plan.preprocessed).returncode == 0
-    assert run_local(plan, str, chosen={"prepare_D007"}) == []
-    assert mount("-o", "remount,ro", plan.preprocessed).returncode == 0
-    assert run_local(plan, str) == [], "trainings only read it"
+        run_local(experiment, str)  # the stand-in's preparation writes there
+    assert mount("-o", "remount,rw", experiment.layout.preprocessed).returncode == 0
+    assert run_local(experiment, str, chosen={"prepare_D007"}) == []
+    assert mount("-o", "remount,ro", experiment.layout.preprocessed).returncode == 0
+    assert run_local(experiment, str) == [], "trainings only read it"

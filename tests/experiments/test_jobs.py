@@ -9,8 +9,10 @@ import pytest
 
 from nnunet_glims.cli import main
 from nnunet_glims.errors import UsageError
-from nnunet_glims.experiments import slurm
-from nnunet_glims.experiments.jobs import Plan
+from nnunet_glims.experiments.executors.local import Local
+from nnunet_glims.experiments.executors.slurm import Slurm
+from nnunet_glims.experiments.experiment import Experiment
+from nnunet_glims.experiments.state import TrainingRecord
 from nnunet_glims.experiments.status import status_of
 from nnunet_glims.nnunet.plans.override import load_override
 from tests.experiments.conftest import COMPARISON, made
@@ -20,7 +22,7 @@ from tests.preprocessed import dataset_json, make_plans
 def write(folders, text):
     path = folders / "toy.yaml"
     path.write_text(text)
-    return Plan(path)
+    return Experiment(path)
 
 
 def touch(path, content="{}"):
@@ -28,8 +30,8 @@ def touch(path, content="{}"):
     path.write_text(content)
 
 
-def test_jobs_and_what_they_need(plan):
-    assert list(plan.jobs) == [
+def test_jobs_and_what_they_need(experiment):
+    assert list(experiment.jobs) == [
         "prepare_D007",
         "train_D007_GLIMS_fold0",
         "train_D007_GLIMS_fold1",
@@ -39,36 +41,28 @@ def test_jobs_and_what_they_need(plan):
         "evaluate_D007_nnU-Net",
         "report_D007",
     ]
-    assert plan.jobs["evaluate_D007_GLIMS"].needs == ("train_D007_GLIMS_fold0", "train_D007_GLIMS_fold1")
+    assert experiment.jobs["evaluate_D007_GLIMS"].needs == ("train_D007_GLIMS_fold0", "train_D007_GLIMS_fold1")
     seen = set()
-    for job in plan.jobs.values():
+    for job in experiment.jobs.values():
         assert seen >= set(job.needs)
         seen.add(job.name)
 
 
-def test_a_job_is_done_when_its_files_are_there(plan):
-    for job in plan.jobs.values():
-        assert not plan.is_done(job)
-        for name in made(plan, job):
-            assert not plan.is_done(job), "every file is needed"
-            touch(plan.path.parent / name)
-        assert plan.is_done(job), job.name
+def test_a_training_without_one_of_its_files_is_not_done(machine):
+    machine.write(COMPARISON)
+    machine.run()
+    training = Experiment(machine.path).jobs["train_D007_GLIMS_fold0"]
+    for name in ("checkpoint_final.pth", "validation/summary.json"):
+        path = training.fold_folder / name
+        assert training.outcome().is_done
+        content = path.read_bytes()
+        path.unlink()
+        assert training.outcome().state == "missing", "nothing refuses it: it goes on"
+        path.write_bytes(content)
 
 
-def test_what_is_older_than_what_it_was_made_of_is_not_done(plan):
-    for job in plan.jobs.values():
-        for name in made(plan, job):
-            touch(plan.path.parent / name)
-    time.sleep(0.02)
-    touch(plan.fold(plan.jobs["train_D007_GLIMS_fold1"]) / "validation/summary.json")
-    again = [job.name for job in plan.jobs.values() if not plan.is_done(job)]
-    assert again == ["evaluate_D007_GLIMS"]
-    touch(plan._summary(plan.jobs["evaluate_D007_GLIMS"]))
-    assert [job.name for job in plan.jobs.values() if not plan.is_done(job)] == ["report_D007"]
-
-
-def test_trainings_are_nnunets_own_command(plan):
-    (command,) = plan.commands(plan.jobs["train_D007_nnU-Net_fold1"])
+def test_trainings_are_nnunets_own_command(experiment):
+    (command,) = experiment.jobs["train_D007_nnU-Net_fold1"].commands()
     assert command == [
         "nnUNetv2_train", "Dataset007_Toy", "3d_fullres", "1", "-tr", "nnUNetTrainer", "-p", "nnUNetPlans",
         "-device", "cpu", "--c",
@@ -78,27 +72,29 @@ def test_trainings_are_nnunets_own_command(plan):
 def test_several_gpus_and_what_slurm_is_asked_for(folders):
     resources = "resources: {gpus: 2, cpus: 4, memory_gb: 16, hours: 1.5}\n"
     settings = "slurm: {partition: gpu, gpu_type: a100, at_once: 20, additional: {account: mine}}\n"
-    plan = write(folders, COMPARISON.replace("device: cpu", "device: cuda") + resources + settings)
-    (command,) = plan.commands(plan.jobs["train_D007_GLIMS_fold0"])
+    experiment = write(folders, COMPARISON.replace("device: cpu", "device: cuda") + resources + settings)
+    (command,) = experiment.jobs["train_D007_GLIMS_fold0"].commands()
     assert command[command.index("-num_gpus") + 1] == "2"
-    asked = slurm._parameters(plan, "train", ["12", "13"], 2)
+    asked = Slurm(experiment).parameters(True, ["12", "13"], 2)
     assert (asked["gres"], asked["dependency"], asked["partition"]) == ("gpu:a100:2", "afterany:12:13", "gpu")
     assert (asked["time"], asked["cpus_per_task"], asked["mem"]) == (90, 4, "16384MB")
     assert asked["array_parallelism"] == 10, "of each of two arrays"
     assert asked["additional_parameters"] == {"requeue": True, "account": "mine"}
-    assert "gres" not in slurm._parameters(plan, "evaluate", [], 1)
+    assert "gres" not in Slurm(experiment).parameters(False, [], 1)
 
 
 def test_ensembles_need_probabilities(folders):
-    plan = write(folders, COMPARISON + "ensembles: [[GLIMS, nnU-Net]]\n")
-    training = plan.jobs["train_D007_GLIMS_fold0"]
-    assert plan.commands(training)[0][-1] == "--npz"
-    for name in made(plan, training):
-        touch(plan.path.parent / name)
-    assert not plan.is_done(training)
-    touch(plan.fold(training) / "validation/case.npz")
-    assert plan.is_done(training)
-    assert "ensemble_D007_GLIMS+nnU-Net" in plan.jobs["report_D007"].needs
+    experiment = write(folders, COMPARISON + "ensembles: [[GLIMS, nnU-Net]]\n")
+    training = experiment.jobs["train_D007_GLIMS_fold0"]
+    assert training.commands()[0][-1] == "--npz"
+    for name in made(training):
+        touch(experiment.layout.path.parent / name)
+    record = TrainingRecord(ingredients=training.ingredients(training.commands()), comparison="", written=0)
+    record.write(training.fold_folder)
+    assert not experiment.is_done(training)
+    touch(training.fold_folder / "validation/case.npz")
+    assert experiment.is_done(training)
+    assert "ensemble_D007_GLIMS+nnU-Net" in experiment.jobs["report_D007"].needs
 
 
 def test_seeds_and_settings_give_plans_of_their_own(folders):
@@ -106,10 +102,12 @@ def test_seeds_and_settings_give_plans_of_their_own(folders):
     text = text.replace(
         "nnUNetTrainerGLIMS\n", "nnUNetTrainerGLIMS\n    override: glims_brats\n    training: {epochs: 3}\n"
     )
-    plan = write(folders, text)
-    names = [plan.plans_name(entry, seed) for entry in plan.comparison.entries for seed in (1, 2)]
+    experiment = write(folders, text)
+    names = [
+        experiment.layout.plans_name(entry, seed) for entry in experiment.layout.comparison.entries for seed in (1, 2)
+    ]
     assert names == ["nnUNetPlans_toy_GLIMS_seed1", "nnUNetPlans_toy_GLIMS_seed2"]
-    written = [load_override(path)[1] for _, path in plan.overrides()]
+    written = [load_override(plans.written_override())[1] for plans in experiment.jobs["prepare_D007"].plans]
     published = load_override("glims_brats")[1]
     for seed, override in zip((1, 2), written):
         assert override.training == {**published.training, "epochs": 3, "seed": seed}
@@ -134,9 +132,9 @@ def test_ten_thousand_jobs_are_planned_and_looked_at_in_two_seconds(folders, cap
     path.write_text(text)
     tracemalloc.start()
     started = time.perf_counter()
-    plan = Plan(path)
-    jobs = len(plan.jobs)
-    statuses = status_of(plan)
+    experiment = Experiment(path)
+    jobs = len(experiment.jobs)
+    statuses = status_of(Local(experiment))
     seconds = time.perf_counter() - started
     memory = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -148,7 +146,7 @@ def test_ten_thousand_jobs_are_planned_and_looked_at_in_two_seconds(folders, cap
         assert main(["compare", action, str(path)]) == 0
         assert time.process_time() - started < 1.5
         assert shown in capsys.readouterr().out
-    assert not plan.state.exists()
+    assert not experiment.layout.state.exists()
 
 
 def test_plan_shows_steps(folders, capsys):

@@ -11,10 +11,9 @@ import pytest
 
 from nnunet_glims.cli import main
 from nnunet_glims.demo.phantom import write_raw_dataset
-from nnunet_glims.experiments import slurm
-from nnunet_glims.experiments.jobs import Plan
-from nnunet_glims.experiments.local import run_local
-from nnunet_glims.experiments.step import read_log
+from nnunet_glims.experiments.executors.slurm import Slurm
+from nnunet_glims.experiments.experiment import Experiment
+from tests.experiments.conftest import run_local
 from tests.preprocessed import TINY
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -38,7 +37,7 @@ EPOCHS = 6
 
 
 @pytest.fixture
-def plan(tmp_path, monkeypatch, cluster):
+def experiment(tmp_path, monkeypatch, cluster):
     """Two entries and two folds of a generated data set, trained for a few short epochs."""
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
@@ -63,119 +62,128 @@ def plan(tmp_path, monkeypatch, cluster):
         }
         (tmp_path / f"{network}.json").write_text(json.dumps(override))
     (tmp_path / "tiny.yaml").write_text(COMPARISON)
-    yield Plan(tmp_path / "tiny.yaml")
+    yield Experiment(tmp_path / "tiny.yaml")
     cluster.run("scancel", "--user", "root")
 
 
-def run(plan):
-    return main(["compare", "run", str(plan.path), "--executor", "slurm"])
+def run(experiment):
+    return main(["compare", "run", str(experiment.layout.path), "--executor", "slurm"])
 
 
-def wait_until(reached, seconds, plan, cluster):
+def wait_until(reached, seconds, experiment, cluster):
     for _ in range(2 * seconds):
         if reached():
             return
         time.sleep(0.5)
-    logs = {job.name: plan.log(job).read_text()[-500:] for job in plan.jobs.values() if plan.log(job).exists()}
+    logs = {job.name: job.folder.log.read_text()[-500:] for job in experiment.jobs.values() if job.folder.log.exists()}
     pytest.fail(f"waited in vain: {cluster.run('squeue')}\n{logs}")
 
 
-def epochs(plan, job):
+def epochs(experiment, job):
     """Numbers of the epochs that were trained, in order, over all starts."""
-    text = "".join(path.read_text() for path in sorted(plan.fold(job).glob("training_log*.txt"), key=os.path.getmtime))
+    text = "".join(path.read_text() for path in sorted(job.fold_folder.glob("training_log*.txt"), key=os.path.getmtime))
     return [int(number) for number in re.findall(r": Epoch (\d+)", text)]
 
 
-def outcome(plan):
+def outcome(experiment):
     """What a comparison leaves: files, with the times in their names left out, epochs of trainings, cases of tables."""
     files = {
         re.sub(r"training_log_[\d_]+", "training_log", str(path.relative_to(folder)))
-        for folder in (plan.results, plan.state / "report")
+        for folder in (experiment.layout.results, experiment.layout.state / "report")
         for path in folder.rglob("*")
         if path.is_file()
     }
-    trained = {job.name: sorted(set(epochs(plan, job))) for job in plan.jobs.values() if job.kind == "train"}
-    tables = [plan._summary(job) for job in plan.jobs.values() if job.kind == "evaluate"]
+    trained = {
+        job.name: sorted(set(epochs(experiment, job))) for job in experiment.jobs.values() if job.kind == "train"
+    }
+    tables = [(job.evaluation / "summary.json") for job in experiment.jobs.values() if job.kind == "evaluate"]
     return files, trained, [json.loads(table.read_text())["cases"] for table in tables]
 
 
-def undisturbed(plan, folder, monkeypatch):
+def undisturbed(experiment, folder, monkeypatch):
     """The same comparison, run locally with the data that are preprocessed already."""
     folder.mkdir()
-    for path in [plan.path, *plan.path.parent.glob("*.json")]:
+    for path in [experiment.layout.path, *experiment.layout.path.parent.glob("*.json")]:
         shutil.copy(path, folder)
     monkeypatch.setenv("nnUNet_results", str(folder / "results"))
-    other = Plan(folder / plan.path.name)
+    other = Experiment(folder / experiment.layout.path.name)
     assert run_local(other, print, parallel=2) == []
     return other
 
 
 @pytest.mark.timeout(1500)  # minutes where little else runs
-def test_preempted_killed_and_the_controller_restarted(plan, cluster, tmp_path, monkeypatch):
-    trainings = [job for job in plan.jobs.values() if job.kind == "train"]
-    assert run(plan) == 0
-    queued = slurm.in_queue(plan)
-    assert set(queued) == set(plan.jobs)
-    arrays = {slurm.submitted(plan)[job.name].partition("_")[0] for job in trainings}
+def test_preempted_killed_and_the_controller_restarted(experiment, cluster, tmp_path, monkeypatch):
+    trainings = [job for job in experiment.jobs.values() if job.kind == "train"]
+    assert run(experiment) == 0
+    queued = Slurm(experiment).in_queue()
+    assert set(queued) == set(experiment.jobs)
+    arrays = {Slurm(experiment).submitted()[job.name].partition("_")[0] for job in trainings}
     assert len(arrays) == 2, "of at most three jobs"
-    assert run(plan) == 0, "a second run submits nothing"
-    assert slurm.in_queue(plan).keys() == queued.keys()
+    assert run(experiment) == 0, "a second run submits nothing"
+    assert Slurm(experiment).in_queue().keys() == queued.keys()
 
-    wait_until(lambda: any(len(epochs(plan, job)) > 2 for job in trainings), 400, plan, cluster)
-    preempted = next(job for job in trainings if len(epochs(plan, job)) > 2)
-    cluster.signal("USR1", slurm.submitted(plan)[preempted.name])
+    wait_until(lambda: any(len(epochs(experiment, job)) > 2 for job in trainings), 400, experiment, cluster)
+    preempted = next(job for job in trainings if len(epochs(experiment, job)) > 2)
+    cluster.signal("USR1", Slurm(experiment).submitted()[preempted.name])
     cluster.stop_one("slurmctld")
     cluster.start_controller()
 
     others = [job for job in trainings if job is not preempted]
-    wait_until(lambda: any(len(epochs(plan, job)) > 1 and not plan.is_done(job) for job in others), 400, plan, cluster)
-    killed = next(job for job in others if len(epochs(plan, job)) > 1 and not plan.is_done(job))
-    os.kill(read_log(plan.log(killed)).pid, signal.SIGKILL)
+    wait_until(
+        lambda: any(len(epochs(experiment, job)) > 1 and not experiment.is_done(job) for job in others),
+        400,
+        experiment,
+        cluster,
+    )
+    killed = next(job for job in others if len(epochs(experiment, job)) > 1 and not experiment.is_done(job))
+    os.kill(killed.folder.read().child.pid, signal.SIGKILL)
 
-    wait_until(lambda: not slurm.in_queue(plan), 420, plan, cluster)
-    unfinished = {job.name: plan.log(job).read_text()[-800:] for job in plan.jobs.values() if not plan.is_done(job)}
+    wait_until(lambda: not Slurm(experiment).in_queue(), 420, experiment, cluster)
+    unfinished = {
+        job.name: job.folder.log.read_text()[-800:] for job in experiment.jobs.values() if not experiment.is_done(job)
+    }
     assert not unfinished
     for job in trainings:
-        trained = epochs(plan, job)
+        trained = epochs(experiment, job)
         assert sorted(set(trained)) == list(range(EPOCHS))
         if job is preempted:
             assert len(trained) == EPOCHS + 1, "only the epoch that was interrupted is trained again"
         elif job is not killed:
             assert trained == list(range(EPOCHS))
-    splits = json.loads((plan.preprocessed / "Dataset123_Mine/splits_final.json").read_text())
+    splits = json.loads((experiment.layout.preprocessed / "Dataset123_Mine/splits_final.json").read_text())
     for name in ("evaluate_D123_GLIMS", "evaluate_D123_LATUP-Net"):
-        summary = json.loads(plan._summary(plan.jobs[name]).read_text())
+        summary = json.loads((experiment.jobs[name].evaluation / "summary.json").read_text())
         assert summary["cases"] == len(splits[0]["val"]) + len(splits[1]["val"])
         assert summary["missing_predictions"] == []
-    assert (plan.report(123) / "leaderboard.html").exists()
-    assert run(plan) == 0
-    assert not slurm.in_queue(plan), "nothing is left to do"
-    assert outcome(plan) == outcome(undisturbed(plan, tmp_path / "undisturbed", monkeypatch))
+    assert (experiment.layout.report(123) / "leaderboard.html").exists()
+    assert run(experiment) == 0
+    assert not Slurm(experiment).in_queue(), "nothing is left to do"
+    assert outcome(experiment) == outcome(undisturbed(experiment, tmp_path / "undisturbed", monkeypatch))
 
 
-def test_cancelled_jobs_leave_the_queue_and_a_lost_record_is_noticed(plan, cluster, capsys):
-    assert run(plan) == 0
-    record = plan.state / slurm.RECORD
+def test_cancelled_jobs_leave_the_queue_and_a_lost_record_is_noticed(experiment, cluster, capsys):
+    assert run(experiment) == 0
+    record = experiment.layout.slurm_numbers
     kept = record.read_text()
     record.write_text("{ damaged\n")
-    assert run(plan) == 2
+    assert run(experiment) == 2
     assert "the file was damaged. Cancel them with scancel -n" in " ".join(capsys.readouterr().err.split())
     record.write_text(kept)
-    assert main(["compare", "cancel", str(plan.path), "--executor", "slurm"]) == 0
-    wait_until(lambda: not slurm.in_queue(plan), 60, plan, cluster)
+    assert main(["compare", "cancel", str(experiment.layout.path), "--executor", "slurm"]) == 0
+    wait_until(lambda: not Slurm(experiment).in_queue(), 60, experiment, cluster)
 
 
-def test_a_job_that_ends_before_it_begins_is_told(plan, cluster, capsys):
-    plan.path.write_text(COMPARISON.replace("array_size: 3", "setup: ['echo no such module; exit 3']"))
-    assert main(["compare", "run", str(plan.path), "--executor", "slurm"]) == 0
-    wait_until(lambda: not slurm.in_queue(plan), 60, plan, cluster)
-    assert main(["compare", "status", str(plan.path), "--executor", "slurm"]) == 0
+def test_a_job_that_ends_before_it_begins_is_told(experiment, cluster, capsys):
+    experiment.layout.path.write_text(COMPARISON.replace("array_size: 3", "setup: ['echo no such module; exit 3']"))
+    assert main(["compare", "run", str(experiment.layout.path), "--executor", "slurm"]) == 0
+    wait_until(lambda: not Slurm(experiment).in_queue(), 60, experiment, cluster)
+    assert main(["compare", "status", str(experiment.layout.path), "--executor", "slurm"]) == 0
     assert "8 failed" in capsys.readouterr().out
-    assert main(["compare", "logs", str(plan.path), "train_D123_GLIMS_fold0"]) == 0
+    assert main(["compare", "logs", str(experiment.layout.path), "train_D123_GLIMS_fold0"]) == 0
     assert "no such module" in capsys.readouterr().out
 
 
-def test_without_a_cluster_it_says_so(plan, monkeypatch, capsys):
+def test_without_a_cluster_it_says_so(experiment, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
-    assert run(plan) == 2
+    assert run(experiment) == 2
     assert "no machine of a SLURM cluster" in capsys.readouterr().err

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from nnunet_glims.cli import main
-from nnunet_glims.experiments.jobs import Plan
-from nnunet_glims.experiments.local import run_local
+from nnunet_glims.errors import UsageError
+from nnunet_glims.experiments.executors.in_process import InProcess
+from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.trainers.checkpoint_files import is_intact
+from tests.experiments.conftest import run_local
 
 from . import DATASET, PLANS, child_environment, tiny_override
 
@@ -52,63 +54,72 @@ KILLED = """
 
 @pytest.fixture
 def write(fold_0, tmp_path, monkeypatch):
-    """A function that makes the plan of a comparison of some entries; nnU-Net's variables are set."""
+    """A function that makes a comparison of some entries; nnU-Net's variables are set."""
     for name, value in child_environment(fold_0).items():
         monkeypatch.setenv(name, value)
 
     def make(content):
         path = tmp_path / "real.yaml"
         path.write_text(COMPARISON + content)
-        return Plan(path)
+        return Experiment(path)
 
     return make
 
 
+@pytest.mark.long
 def test_killed_with_its_worker_in_the_middle_of_a_checkpoint(write, tmp_path, monkeypatch):
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers/killed.py").write_text(textwrap.dedent(KILLED))
     (tmp_path / "killed.json").write_text(json.dumps(tiny_override("GLIMS", epochs=3, checkpoint_interval=1)))
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "trainers"))
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    plan = write("entries: [{name: GLIMS, trainer: nnUNetTrainerGLIMSKilled, override: killed.json}]\n")
-    job = plan.jobs["train_D901_GLIMS_fold0"]
+    experiment = write("entries: [{name: GLIMS, trainer: nnUNetTrainerGLIMSKilled, override: killed.json}]\n")
+    job = experiment.jobs["train_D901_GLIMS_fold0"]
     told = []
-    assert run_local(plan, told.append, chosen={"prepare_D901", job.name}) == []
+    assert run_local(experiment, told.append, chosen={"prepare_D901", job.name}) == []
     torn = Path((tmp_path / "trainers/torn").read_text())
     assert torn.name == "checkpoint_latest.pth" and torn.parent.name.startswith(".checkpoint_latest.pth.")
     assert f"{job.name}: was interrupted, goes on" in told
-    fold = plan.fold(job)
+    fold = job.fold_folder
     log = "".join(path.read_text() for path in sorted(fold.glob("training_log*")))
     assert re.findall(r": Epoch (\d+)", log) == ["0", "1", "1", "2"], "only what was not saved is trained again"
     assert sorted(path.name for path in fold.glob("checkpoint*")) == ["checkpoint_best.pth", "checkpoint_final.pth"]
     assert all(is_intact(path) for path in fold.glob("checkpoint*"))
     final = torch.load(fold / "checkpoint_final.pth", weights_only=False)
     assert {len(values) for values in final["logging"].values()} == {3}
-    assert plan.is_done(job)
+    assert experiment.is_done(job)
 
 
-def test_an_ensemble_of_entries(five_folds, write):
-    plan = write(
+def test_an_ensemble_of_entries(five_folds, write, capsys):
+    experiment = write(
         f"entries:\n  - {{name: GLIMS, trainer: nnUNetTrainerGLIMS, plans: {PLANS}}}\n"
         f"  - {{name: LATUP-Net, trainer: nnUNetTrainerLATUPNet, plans: {PLANS}}}\n"
         "ensembles: [[GLIMS, LATUP-Net]]\n"
     )
-    assert main(["compare", "run", str(plan.path)]) == 0
-    job = plan.jobs["ensemble_D901_GLIMS+LATUP-Net"]
+    jobs = list(experiment.jobs.values())
+    with pytest.raises(UsageError, match="--adopt"):
+        experiment.check(jobs)
+    told = []
+    experiment.adopt(jobs, told.append)
+    assert len(told) == 4, "two folds of two entries, trained by hand"
+    assert InProcess(experiment).submit(jobs, told.append) == [], told
+    assert main(["compare", "status", str(experiment.layout.path)]) == 0
+    assert f"{len(jobs)} done" in capsys.readouterr().out
+    job = experiment.jobs["ensemble_D901_GLIMS+LATUP-Net"]
     raw = Path(five_folds["nnUNet_raw"], DATASET)
     order = json.loads((raw / "dataset.json").read_text())["regions_class_order"]
     cases = 0
     for fold in (0, 1):
-        members = [plan.fold(plan.jobs[f"train_D901_{name}_fold{fold}"]) for name in ("GLIMS", "LATUP-Net")]
+        members = [experiment.jobs[f"train_D901_{name}_fold{fold}"].fold_folder for name in ("GLIMS", "LATUP-Net")]
         for path in (members[0] / "validation").glob("*.npz"):
             mean = np.mean([np.load(member / "validation" / path.name)["probabilities"] for member in members], axis=0)
             expected = np.zeros(mean.shape[1:], int)
             for label, region in zip(order, mean, strict=True):
                 expected[region > 0.5] = label
             clear = (np.abs(mean - 0.5) > 1e-3).all(axis=0)
-            made = np.asarray(nibabel.load(plan.ensemble(job) / f"{path.stem}.nii.gz").dataobj).T
+            made = np.asarray(nibabel.load(job.predictions / f"{path.stem}.nii.gz").dataobj).T
             np.testing.assert_array_equal(made[clear], expected[clear])
             cases += 1
     assert cases == 4
-    assert json.loads(plan._summary(job).read_text())["cases"] == cases
-    assert "GLIMS+LATUP-Net" in (plan.report(901) / "leaderboard.html").read_text()
+    assert json.loads((job.evaluation / "summary.json").read_text())["cases"] == cases
+    assert "GLIMS+LATUP-Net" in (experiment.layout.report(901) / "leaderboard.html").read_text()

@@ -1,0 +1,115 @@
+"""The plans of an entry: which override makes them, and what of them a training depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.experiments.comparison import Entry
+from nnunet_glims.experiments.layout import Layout
+from nnunet_glims.files import read_json, write_json
+from nnunet_glims.nnunet.plans.override import load_override
+from nnunet_glims.nnunet.plans.record import without_record
+
+
+@dataclass(frozen=True)
+class EntryPlans:
+    """The plans that an entry is trained with, for one seed.
+
+    Attributes:
+        layout: of the comparison.
+        entry: the entry.
+        seed: None leaves random numbers to chance.
+    """
+
+    layout: Layout
+    entry: Entry
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """Name of the plans."""
+        return self.layout.plans_name(self.entry, self.seed)
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether the comparison writes an override of its own, with the entry's settings and seed."""
+        return bool(self.entry.training) or self.seed is not None
+
+    @cached_property
+    def override(self) -> dict[str, Any] | None:
+        """Content of the override that makes the plans; None where they are taken as they are."""
+        entry = self.entry
+        content: dict[str, Any] = {"description": entry.name, "source": self.layout.path.name}
+        if entry.override is not None:
+            content = load_override(entry.override)[1].model_dump(exclude_defaults=True)
+        elif not self.is_derived:
+            return None
+        if self.is_derived:
+            assert entry.network is not None, "checked with the file"
+            content.setdefault("network", entry.network.name)
+            content["training"] = {**content.get("training", {}), **entry.training}
+            if self.seed is not None:
+                content["training"]["seed"] = self.seed
+        return content
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """What of the override changes plans, with the plans that it starts from; None likewise."""
+        if self.override is None:
+            return None
+        texts = ("description", "source")
+        return {"base": self.entry.plans, **{key: value for key, value in self.override.items() if key not in texts}}
+
+    def written_override(self) -> str | None:
+        """Name or path of the override, whose file is written where it is the comparison's own; None likewise."""
+        if not self.is_derived:
+            return self.entry.override
+        path = self.layout.derived_override(self.entry, self.seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.override)
+        return str(path)
+
+    def path(self, dataset: int) -> Path:
+        """The plans file."""
+        return self.layout.plans(dataset, self.entry, self.seed)
+
+    def content(self, dataset: int) -> dict[str, Any] | None:
+        """The plans without other configurations than the entry's; None where they or it are not there yet."""
+        path = self.path(dataset)
+        if not path.exists():
+            return None
+        plans = without_record(read_json(path))
+        chosen, name = {}, self.entry.configuration
+        while name in plans["configurations"]:
+            chosen[name] = plans["configurations"][name]
+            name = chosen[name].get("inherits_from", "")
+        return {**plans, "configurations": chosen} if chosen else None
+
+    def data(self, dataset: int) -> Path | None:
+        """The folder of preprocessed data; None where the plans are not there yet."""
+        plans = self.content(dataset)
+        if plans is None:
+            return None
+        return self.path(dataset).parent / data_identifier(plans, self.entry.configuration)
+
+
+def data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
+    """Name of the folder of preprocessed data that a configuration uses; raises `UsageError` for one that is unknown."""
+    configurations = plans["configurations"]
+    if configuration not in configurations:
+        raise UsageError(
+            f"{plans['plans_name']}: there is no configuration {configuration!r}, only {', '.join(configurations)}"
+        )
+    own = configurations[configuration]
+    return own["data_identifier"] if "data_identifier" in own else data_identifier(plans, own["inherits_from"])
+
+
+def is_preprocessed(folder: Path, data: str) -> bool:
+    """Whether all cases are in a data set's folder of preprocessed data. nnU-Net writes a case's .pkl last."""
+    cases = read_json(folder / "dataset.json")["numTraining"]
+    return len(list((folder / data).glob("*.pkl"))) >= cases

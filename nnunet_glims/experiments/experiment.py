@@ -1,0 +1,142 @@
+"""A comparison and its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.experiments.comparison import file_name, seeded_name
+from nnunet_glims.experiments.entry_plans import EntryPlans
+from nnunet_glims.experiments.jobs.base import Job, Outcome
+from nnunet_glims.experiments.jobs.ensemble import Ensemble
+from nnunet_glims.experiments.jobs.evaluate import Evaluate
+from nnunet_glims.experiments.jobs.prepare import Prepare
+from nnunet_glims.experiments.jobs.report import Report
+from nnunet_glims.experiments.jobs.train import Train
+from nnunet_glims.experiments.layout import Layout
+from nnunet_glims.validation import nearest
+
+KINDS = tuple(kind.kind for kind in (Prepare, Train, Evaluate, Ensemble, Report))
+MOST_REFUSALS = 5
+
+
+class Experiment:
+    """A comparison, its jobs and what is on disk of their results.
+
+    Attributes:
+        layout: where everything lies.
+
+    Raises:
+        UsageError: when it is made; see `Layout`.
+    """
+
+    def __init__(self, path: Path):
+        self.layout = Layout(path)
+
+    @cached_property
+    def jobs(self) -> dict[str, Job]:
+        """Name -> job, in an order in which they can be done."""
+        return {job.name: job for job in self._jobs()}
+
+    def _jobs(self) -> Iterator[Job]:
+        layout, asked = self.layout, self.layout.comparison
+        plans = {(entry.name, seed): EntryPlans(layout, entry, seed) for entry in asked.entries for seed in asked.seeds}
+        members_of_ensembles = {name for members in asked.ensembles for name in members}
+        for number in asked.datasets:
+            dataset = f"D{number:03d}"
+            prepare = Prepare(layout, f"prepare_{dataset}", number, list(plans.values()))
+            yield prepare
+            evaluations: list[Evaluate | Ensemble] = []
+            for seed in asked.seeds:
+                trainings: dict[str, list[str]] = {}
+                for entry in asked.entries:
+                    name = f"{dataset}_{seeded_name(entry, seed)}"
+                    own, in_ensemble = plans[entry.name, seed], entry.name in members_of_ensembles
+                    trainings[entry.name] = [f"train_{name}_fold{fold}" for fold in asked.folds]
+                    for fold, training in zip(asked.folds, trainings[entry.name], strict=True):
+                        yield Train(layout, training, (prepare.name,), number, own, fold, in_ensemble)
+                    evaluations.append(Evaluate(layout, f"evaluate_{name}", trainings[entry.name], number, own))
+                    yield evaluations[-1]
+                for names in asked.ensembles:
+                    seeded = "" if seed is None else f"_seed{seed}"
+                    name = f"ensemble_{dataset}_{'+'.join(map(file_name, names))}{seeded}"
+                    needs = [job for member in names for job in trainings[member]]
+                    evaluations.append(Ensemble(layout, name, needs, number, [plans[one, seed] for one in names]))
+                    yield evaluations[-1]
+            yield Report(layout, f"report_{dataset}", number, evaluations)
+
+    @property
+    def reports(self) -> list[Report]:
+        """The jobs that write leaderboards, one a data set."""
+        return [job for job in self.jobs.values() if isinstance(job, Report)]
+
+    def job_named(self, name: str) -> Job:
+        """The job of that name; raises `UsageError` with the nearest right one."""
+        if name not in self.jobs:
+            raise UsageError(f"job {name!r} is unknown: {nearest(name, list(self.jobs))}")
+        return self.jobs[name]
+
+    def look_again(self) -> None:
+        """Forget what was seen of large files."""
+        self.layout.listings.forget()
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the result that is asked for is there."""
+        return job.outcome().is_done
+
+    def make_again(self, names: Iterable[str], tell: Callable[[str], None]) -> None:
+        """Have jobs done again whose results are there, or were made from something else. Trainings are moved aside.
+
+        Raises:
+            UsageError: a job is unknown.
+            LockHeld: a training is under way.
+        """
+        for job in [self.job_named(name) for name in names]:
+            told = job.discard()
+            if told is not None:
+                tell(told)
+
+    def adopt(self, jobs: Iterable[Job], tell: Callable[[str], None]) -> None:
+        """Take results that do not say what they were made from for the ones that are asked for.
+
+        Raises:
+            UsageError: one contradicts what is asked for.
+        """
+        for job in jobs:
+            if job.outcome().state == "unrecorded":
+                tell(job.adopt())
+
+    def check(self, jobs: Iterable[Job]) -> None:
+        """Refuse results that were made from something else than is asked for, or do not say from what.
+
+        Raises:
+            UsageError: there are such results; the message names the values and the ways out.
+        """
+        outcomes: dict[str, Outcome] = {job.name: job.outcome() for job in jobs}
+        refused = {name: outcome for name, outcome in outcomes.items() if outcome.state == "refused"}
+        if refused:
+            shown = [f"  {name}: {outcome.change}" for name, outcome in list(refused.items())[:MOST_REFUSALS]]
+            more = [f"  and {len(refused) - MOST_REFUSALS} more"] if len(refused) > MOST_REFUSALS else []
+            raise UsageError(
+                "\n".join(
+                    [
+                        f"{self.layout.path}: results are there that were made from something else:",
+                        *shown,
+                        *more,
+                        "Keep them and give the entry, or a copy of the file, a new name; or have them made again, which moves "
+                        "old trainings aside:",
+                        f"  nnunet-glims compare run {self.layout.path} --again {' '.join(refused)}",
+                    ]
+                )
+            )
+        unrecorded = [name for name, outcome in outcomes.items() if outcome.state == "unrecorded"]
+        if unrecorded:
+            shown_names = ", ".join(unrecorded[:MOST_REFUSALS])
+            raise UsageError(
+                f"{self.layout.path}: nothing says what these trainings were made from, as in results of earlier releases: "
+                f"{shown_names}{' …' if len(unrecorded) > MOST_REFUSALS else ''}. Take them for what is asked for, after a "
+                f"look at their plans.json:\n  nnunet-glims compare run {self.layout.path} --adopt\n"
+                f"or train again:\n  nnunet-glims compare run {self.layout.path} --again {' '.join(unrecorded)}"
+            )

@@ -1,0 +1,111 @@
+"""What a result was made from, as named ingredients that can be compared and shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from nnunet_glims.nnunet.plans.record import first_difference
+
+Ingredients = dict[str, Any]
+"""Name -> JSON value. Nested values are those that a message should show one by one, such as settings of a training."""
+
+NEUTRAL_OPTIONS = {"-device": 1, "-num_gpus": 1, "--npz": 0, "--c": 0, "--workers": 1, "-np": 1, "-npfp": 1, "-o": 1}
+"""Options that change where and how fast something is made, not what; each with how many values follow."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One ingredient that differs: its dotted name, its value when the result was made, and now."""
+
+    name: str
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.before} when it was made, {self.now} now"
+
+
+def change_of(before: Ingredients, now: Ingredients) -> Change | None:
+    """The first ingredient with another value, among those that both have; None where there is no such ingredient."""
+    shared = [name for name in before if name in now]
+    difference = first_difference({name: before[name] for name in shared}, {name: now[name] for name in shared})
+    return None if difference is None else Change(*difference)
+
+
+def command_parts(commands: Sequence[Sequence[str]]) -> dict[str, dict[str, list[str]]]:
+    """Commands as program -> option -> its values, so that a message can name the option that differs.
+
+    Paths of programs and options that do not change the result, such as the device, are left out. Values before the first
+    option are those of the option "".
+    """
+    parts: dict[str, dict[str, list[str]]] = {}
+    for command in commands:
+        name = Path(command[0]).name
+        own = parts.setdefault(name if name not in parts else f"{name} ({len(parts)})", {})
+        option, skipped = "", 0
+        for word in command[1:]:
+            if skipped:
+                skipped -= 1
+            elif word in NEUTRAL_OPTIONS:
+                skipped = NEUTRAL_OPTIONS[word]
+            elif word.startswith("-"):
+                option = word
+                own.setdefault(option, [])
+            else:
+                own.setdefault(option, []).append(word)
+    return parts
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, shortened to 16 digits; the order of keys does not count."""
+    return sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a small file's bytes, shortened to 16 digits; None where there is no such file."""
+    return sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else None
+
+
+class Listings:
+    """Digests of names, sizes and times of change of files that are too large to be read.
+
+    Each folder is looked at once until `forget` is called.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, tuple[str, ...]], str | None] = {}
+
+    def digest(self, folder: Path, endings: tuple[str, ...] = ("",)) -> str | None:
+        """The digest of a folder's files whose names end so; None where there is no such folder."""
+        key = (folder, endings)
+        if key not in self._known:
+            self._known[key] = _listing_digest(folder, endings)
+        return self._known[key]
+
+    def forget(self) -> None:
+        """Look again."""
+        self._known.clear()
+
+
+def _listing_digest(folder: Path, endings: tuple[str, ...]) -> str | None:
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(endings) and entry.is_file():
+                    status = entry.stat()
+                    found.append((entry.name, status.st_size, status.st_mtime_ns))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return digest(sorted(found))
+
+
+def present(ingredients: Mapping[str, Any]) -> Ingredients:
+    """Without those that are not there, which are None."""
+    return {name: value for name, value in ingredients.items() if value is not None}

@@ -1,0 +1,40 @@
+"""The leaderboard of what is done so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.experiments.executors.step import Step
+from nnunet_glims.experiments.experiment import Experiment
+
+EXECUTOR = "report"
+
+
+def report(experiment: Experiment, tell: Callable[[str], None]) -> list[Path]:
+    """Evaluate the entries whose trainings are all done, and compare them on the cases they share; returns the pages.
+
+    Raises:
+        UsageError: no entry's trainings are done.
+        StepFailed: a command failed.
+    """
+    pages = []
+    for job in experiment.reports:
+        usable = []
+        for evaluation in job.evaluations:
+            missing = [need for need in evaluation.needs if not experiment.is_done(experiment.jobs[need])]
+            if missing:
+                tell(f"{evaluation.name}: left out, {len(missing)} of {len(evaluation.needs)} trainings are not done")
+                continue
+            if not experiment.is_done(evaluation):
+                tell(f"{evaluation.name}: started")
+                Step(evaluation, EXECUTOR)()
+            usable.append(evaluation)
+        if usable:
+            Step(job, EXECUTOR, job.commands_of(usable))()
+            pages.append(job.page)
+    if not pages:
+        path = experiment.layout.path
+        raise UsageError(f"{path}: no entry has all its trainings yet: nnunet-glims compare run {path}")
+    return pages

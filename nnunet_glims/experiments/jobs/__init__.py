@@ -1,0 +1,1 @@
+"""The kinds of jobs of a comparison, one class each."""

@@ -1,0 +1,59 @@
+"""The leaderboard of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_glims.experiments.fingerprint import Ingredients, present
+from nnunet_glims.experiments.jobs.base import TableJob
+from nnunet_glims.experiments.jobs.ensemble import Ensemble
+from nnunet_glims.experiments.jobs.evaluate import Evaluate
+from nnunet_glims.experiments.layout import Layout
+
+TABLES = ("summary.json", "cases.jsonl", "metrics.csv")
+
+
+class Report(TableJob):
+    """Compares all entries and ensembles on a data set.
+
+    Attributes:
+        evaluations: the jobs whose tables are compared.
+    """
+
+    kind = "report"
+
+    def __init__(self, layout: Layout, name: str, dataset: int, evaluations: Sequence[Evaluate | Ensemble]):
+        super().__init__(layout, name, [job.name for job in evaluations], dataset)
+        self.evaluations = evaluations
+
+    @property
+    def page(self) -> Path:
+        """The leaderboard."""
+        return self.layout.report(self.dataset) / "leaderboard.html"
+
+    @property
+    def result(self) -> tuple[str, ...]:
+        """The page."""
+        return (str(self.page),)
+
+    def commands(self) -> list[list[str]]:
+        """`nnunet-glims leaderboard` of all evaluations."""
+        return self.commands_of(self.evaluations)
+
+    def commands_of(self, evaluations: Sequence[Evaluate | Ensemble]) -> list[list[str]]:
+        """`nnunet-glims leaderboard` of some evaluations; of fewer than all, on the cases that they share."""
+        asked = self.layout.comparison
+        command = ["nnunet-glims", "leaderboard", *(f"{job.title}={job.evaluation}" for job in evaluations)]
+        command += ["-o", str(self.layout.report(self.dataset))]
+        command += ["--title", f"{asked.title}: {self.layout.dataset_names[self.dataset]}"]
+        if asked.published:
+            command += ["--published", ",".join(asked.published)]
+        return [command if len(evaluations) == len(self.evaluations) else [*command, "--intersection"]]
+
+    def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
+        """The tables."""
+        tables = {
+            f"tables of {job.title}": self.layout.listings.digest(job.evaluation, TABLES) for job in self.evaluations
+        }
+        return present({**self.common_ingredients(commands), **tables})

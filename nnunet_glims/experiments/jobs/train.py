@@ -1,0 +1,223 @@
+"""The training of one fold, by nnU-Net's own command."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.experiments.entry_plans import EntryPlans
+from nnunet_glims.experiments.fingerprint import Change, Ingredients, change_of, digest, file_digest, present
+from nnunet_glims.experiments.jobs.base import DONE, MISSING, Job, Outcome
+from nnunet_glims.experiments.layout import Layout
+from nnunet_glims.experiments.state import ProcessRecord, TrainingRecord
+from nnunet_glims.files import read_json
+from nnunet_glims.locks import Holder, LockHeld, lock
+from nnunet_glims.nnunet.training_log import read_training_log
+
+LOCK = ".nnunet_glims.lock"
+REPLACED = "replaced"
+"""Folder in a model's folder for trainings that the user wanted to have made again."""
+PREPROCESSED = (".pkl", ".b2nd", ".npz")
+COMPARED = ("patch_size", "batch_size", "spacing", "normalization_schemes")
+
+
+class Train(Job):
+    """Trains an entry on one fold.
+
+    Attributes:
+        plans: of the entry.
+        fold: number of the fold.
+        keeps_probabilities: whether nnU-Net saves the probabilities of the validation cases, for ensembles.
+    """
+
+    kind = "train"
+    gpu = True
+
+    def __init__(
+        self,
+        layout: Layout,
+        name: str,
+        needs: Sequence[str],
+        dataset: int,
+        plans: EntryPlans,
+        fold: int,
+        keeps_probabilities: bool,
+    ):
+        super().__init__(layout, name, needs, dataset)
+        self.plans = plans
+        self.fold = fold
+        self.keeps_probabilities = keeps_probabilities
+
+    @property
+    def model(self) -> Path:
+        """The model folder."""
+        return self.layout.model(self.dataset, self.plans.entry, self.plans.seed)
+
+    @property
+    def fold_folder(self) -> Path:
+        """The folder of the fold in the model folder."""
+        return self.model / f"fold_{self.fold}"
+
+    def commands(self) -> list[list[str]]:
+        """`nnUNetv2_train`, which goes on from a checkpoint where there is one."""
+        asked, entry = self.layout.comparison, self.plans.entry
+        command = [
+            "nnUNetv2_train", self.layout.dataset_names[self.dataset], entry.configuration, str(self.fold),
+            "-tr", entry.trainer, "-p", self.plans.name, "-device", asked.device, "--c",
+        ]  # fmt: skip
+        if asked.device == "cuda" and asked.resources.gpus > 1:
+            command += ["-num_gpus", str(asked.resources.gpus)]
+        if self.keeps_probabilities:
+            command.append("--npz")
+        return [command]
+
+    def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
+        """Override, plans, split and preprocessed data."""
+        folder = self.layout.dataset(self.dataset)
+        splits = folder / "splits_final.json"
+        folds = read_json(splits) if splits.exists() else []
+        data = self.plans.data(self.dataset)
+        return present(
+            {
+                **self.common_ingredients(commands),
+                "override": self.plans.settings,
+                "plans": self.plans.content(self.dataset),
+                "split": digest(folds[self.fold]) if self.fold < len(folds) else None,
+                "dataset.json": file_digest(folder / "dataset.json"),
+                "preprocessed data": None if data is None else self.layout.listings.digest(data, PREPROCESSED),
+            }
+        )
+
+    def outcome(self) -> Outcome:
+        """Done where the training and its validation came to their end and the record has the same ingredients."""
+        return self._outcome(None)
+
+    def _outcome(self, commands: Sequence[Sequence[str]] | None) -> Outcome:
+        """Of these commands; of those that are asked for now without any."""
+        fold = self.fold_folder
+        if not any(fold.glob("checkpoint_*.pth")):  # nothing was learned that could be lost
+            return MISSING
+        record = TrainingRecord.read(fold)
+        if record is None:
+            return Outcome("unrecorded")
+        change = change_of(record.ingredients, self.ingredients(self.commands() if commands is None else commands))
+        if change is not None:
+            return Outcome("refused", change)
+        return DONE if self._is_complete() else MISSING
+
+    def _is_complete(self) -> bool:
+        fold = self.fold_folder
+        made = (fold / "checkpoint_final.pth").exists() and (fold / "validation/summary.json").exists()
+        return made and (not self.keeps_probabilities or any((fold / "validation").glob("*.npz")))
+
+    @contextmanager
+    def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
+        """Holds the fold, which other comparisons may train as well, and records what it is trained from."""
+        fold = self.fold_folder
+        what = f"training {fold}"
+        with lock(fold / LOCK, what):
+            record = TrainingRecord.read(fold)
+            if record is not None and record.process is not None and record.process.process.is_alive:
+                raise LockHeld(what, Holder(record.process.process, record.written, ""))
+            outcome = self._outcome(commands)
+            if outcome.state == "refused":
+                raise UsageError(f"{fold}: {outcome.change}")
+            if outcome.state == "unrecorded":
+                raise UsageError(f"{fold}: nothing says what this training was made from; run with --adopt to take it")
+            if not outcome.is_done:
+                before = {} if record is None else record.ingredients
+                TrainingRecord(
+                    ingredients={**before, **self.ingredients(commands)},
+                    comparison=str(self.layout.path),
+                    adopted=record is not None and record.adopted,
+                    written=time.time(),
+                ).write(fold)
+            yield not outcome.is_done
+
+    def note_process(self, process: ProcessRecord) -> None:
+        """Add the process to the fold's record."""
+        record = TrainingRecord.read(self.fold_folder)
+        if record is not None:
+            record.process, record.written = process, time.time()
+            record.write(self.fold_folder)
+
+    def adopt(self) -> str:
+        """Record a training of an earlier release as the one that is asked for; see `Job.adopt`."""
+        path = self.model / "plans.json"
+        if not path.exists():
+            raise UsageError(f"{self.fold_folder}: cannot be adopted: there is no {path}, with which it was trained")
+        trained = read_json(path)["configurations"].get(self.plans.entry.configuration, {})
+        plans = self.plans.content(self.dataset)
+        asked = {} if plans is None else dict(plans["configurations"][self.plans.entry.configuration])
+        override = self.plans.settings or {}
+        asked |= {key: override[key] for key in COMPARED if key in override}
+        asked["training"] = {**asked.get("training", {}), **override.get("training", {})}
+        change = contradiction(trained, asked)
+        if change is not None:
+            raise UsageError(
+                f"{self.fold_folder}: cannot be adopted: {change.name} was {change.before} when it was trained (by {path}) and "
+                f"would be {change.now} now"
+            )
+        TrainingRecord(
+            ingredients=self.ingredients(self.commands()),
+            comparison=str(self.layout.path),
+            adopted=True,
+            written=time.time(),
+        ).write(self.fold_folder)
+        return f"{self.name}: adopted {self.fold_folder}, whose plans.json agrees with what is asked for"
+
+    def discard(self) -> str | None:
+        """Move the training aside; see `Job.discard`."""
+        fold = self.fold_folder
+        if not fold.exists():
+            return None
+        record = TrainingRecord.read(fold)
+        if record is not None and record.process is not None and record.process.process.is_alive:
+            raise LockHeld(f"training {fold}", Holder(record.process.process, record.written, ""))
+        with lock(fold / LOCK, f"training {fold}"):
+            aside = self.model / REPLACED / f"{fold.name}_{time.strftime('%Y%m%d-%H%M%S')}"
+            aside.parent.mkdir(exist_ok=True)
+            fold.rename(aside)
+        return f"{self.name}: is made again; the old training is now {aside}"
+
+    def progress(self) -> str:
+        """Epoch, pseudo Dice and time left, by nnU-Net's own log."""
+        fold = self.fold_folder
+        log = read_training_log(fold)
+        done = len(log.curves["pseudo Dice"])
+        epochs = _epochs(fold)
+        text = f"epoch {done}" + (f" of {epochs}" if epochs else "")
+        if done:
+            text += f", pseudo Dice {log.curves['pseudo Dice'][-1]:.3f}"
+            if done == epochs:
+                text += ", validation"
+            elif epochs and log.hours is not None:
+                left = log.hours / done * (epochs - done)
+                text += f", {left:.1f} h left" if left >= 1 else f", {ceil(60 * left)} min left"
+        return text
+
+
+def contradiction(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> Change | None:
+    """The first setting in which the configuration that a model was trained with is not the one that is asked for."""
+
+    def shown(configuration: Mapping[str, Any]) -> Ingredients:
+        return {key: configuration[key] for key in COMPARED if key in configuration}
+
+    change = change_of(shown(trained), shown(asked))
+    if change is None:
+        change = change_of(trained.get("training", {}), asked.get("training", {}))
+        return None if change is None else Change(f"training.{change.name}", change.before, change.now)
+    return change
+
+
+def _epochs(fold: Path) -> int | None:
+    """How many the training is to have, from what nnU-Net wrote down at its start."""
+    debug = fold / "debug.json"
+    match = re.search(r'"num_epochs": "?(\d+)', debug.read_text(errors="replace")) if debug.exists() else None
+    return int(match[1]) if match else None

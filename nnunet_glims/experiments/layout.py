@@ -1,0 +1,129 @@
+"""Where everything of a comparison lies. Only paths and names: nothing is read but the comparison, nothing is written."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunet_glims.errors import UsageError
+from nnunet_glims.experiments.comparison import (
+    Comparison,
+    Entry,
+    derived_override_name,
+    file_name,
+    plans_name,
+    read_comparison,
+    seeded_name,
+)
+from nnunet_glims.experiments.fingerprint import Listings
+from nnunet_glims.experiments.state import JobFolder
+
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+class Layout:
+    """The folders of a comparison.
+
+    Attributes:
+        path: of the YAML file.
+        comparison: its content.
+        raw, preprocessed, results: nnU-Net's folders.
+        state: the folder beside the YAML file with jobs, tables, derived overrides and the report.
+        dataset_names: name of each data set by its number.
+        listings: digests of folders of large files, remembered while one look at the comparison lasts.
+
+    Raises:
+        UsageError: when it is made: the file is wrong, nnU-Net's variables are not set, or a data set is nowhere.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path.resolve()
+        self.comparison: Comparison = read_comparison(path)
+        missing = [name for name in FOLDERS if not os.environ.get(name)]
+        if missing:
+            raise UsageError(f"the environment variable {missing[0]} is not set: nnU-Net needs {', '.join(FOLDERS)}")
+        self.raw, self.preprocessed, self.results = (Path(os.environ[name]) for name in FOLDERS)
+        self.state = self.path.with_suffix(".run")
+        self.listings = Listings()
+        self.dataset_names = {number: self._dataset_name(number) for number in self.comparison.datasets}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which looks again."""
+        return {**self.__dict__, "listings": Listings()}
+
+    def _dataset_name(self, number: int) -> str:
+        found = {
+            path.name for folder in (self.raw, self.preprocessed) for path in folder.glob(f"Dataset{number:03d}_*")
+        }
+        if len(found) != 1:
+            what = (
+                f"{len(found)} data sets have that number: {', '.join(sorted(found))}"
+                if found
+                else "there is no such data set"
+            )
+            raise UsageError(f"{self.path}: datasets: {number}: {what} in {self.raw} and {self.preprocessed}")
+        return found.pop()
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """The entries by their names."""
+        return {entry.name: entry for entry in self.comparison.entries}
+
+    @property
+    def lock(self) -> Path:
+        """The file of the lock that a run of the comparison holds."""
+        return self.state / "run.lock"
+
+    @property
+    def slurm_numbers(self) -> Path:
+        """The file with SLURM's number of each job."""
+        return self.state / "slurm.jsonl"
+
+    @property
+    def submitit(self) -> Path:
+        """The folder of submitit's files."""
+        return self.state / "submitit"
+
+    def job(self, name: str) -> JobFolder:
+        """The folder of a job."""
+        return JobFolder(self.state / "jobs" / name)
+
+    def dataset(self, number: int) -> Path:
+        """The folder of a data set's plans and preprocessed data."""
+        return self.preprocessed / self.dataset_names[number]
+
+    def truths(self, number: int) -> Path:
+        """The folder of a data set's true label maps, as nnU-Net keeps them."""
+        return self.dataset(number) / "gt_segmentations"
+
+    def plans_name(self, entry: Entry, seed: int | None) -> str:
+        """Name of the plans that an entry is trained with."""
+        return plans_name(self.path, entry, seed)
+
+    def plans(self, number: int, entry: Entry, seed: int | None) -> Path:
+        """The file of the plans that an entry is trained with."""
+        return self.dataset(number) / f"{self.plans_name(entry, seed)}.json"
+
+    def derived_override(self, entry: Entry, seed: int | None) -> Path:
+        """The file of the override that adds an entry's settings and seed."""
+        return self.state / "plans" / f"{derived_override_name(self.path, entry, seed)}.json"
+
+    def model(self, number: int, entry: Entry, seed: int | None) -> Path:
+        """The model folder of an entry."""
+        name = f"{entry.trainer}__{self.plans_name(entry, seed)}__{entry.configuration}"
+        return self.results / self.dataset_names[number] / name
+
+    def evaluation(self, number: int, entry: Entry, seed: int | None) -> Path:
+        """The folder of an entry's tables. It is the comparison's own: another one may ask for another preset."""
+        return self.state / "evaluations" / f"D{number:03d}_{seeded_name(entry, seed)}"
+
+    def ensemble(self, number: int, members: tuple[str, ...], seed: int | None) -> Path:
+        """The folder of an ensemble's predictions and tables."""
+        seeded = "" if seed is None else f"_seed{seed}"
+        return self.state / "ensembles" / f"D{number:03d}_{'+'.join(map(file_name, members))}{seeded}"
+
+    def report(self, number: int) -> Path:
+        """The folder of a data set's leaderboard."""
+        return self.state / "report" / self.dataset_names[number]

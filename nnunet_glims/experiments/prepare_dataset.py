@@ -1,0 +1,83 @@
+"""`python -m nnunet_glims.experiments.prepare_dataset FILE DATASET`: overrides and splits of a comparison.
+
+nnU-Net makes splits when the first training starts; of several that start together each would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.experiments.entry_plans import data_identifier, is_preprocessed
+from nnunet_glims.experiments.experiment import Experiment
+from nnunet_glims.experiments.jobs.prepare import Prepare
+from nnunet_glims.files import read_json, write_json
+from nnunet_glims.nnunet.plans.override import apply_override
+from nnunet_glims.processes import find_program
+
+
+def prepare_dataset(job: Prepare) -> None:
+    """Apply the entries' overrides, preprocess where they ask for it, and make the splits as nnU-Net would.
+
+    Raises:
+        UsageError: plans of other content are there, or an override cannot be applied.
+        ProcessingError: nnU-Net's preprocessing failed.
+    """
+    folder = job.layout.dataset(job.dataset)
+    for plans in job.plans:
+        override = plans.written_override()
+        if override is None:
+            continue
+        configuration = plans.entry.configuration
+        try:
+            applied = apply_override(folder, override, configuration, plans.entry.plans, job.replaces_plans)
+        except UsageError as error:
+            again = f"nnunet-glims compare run {job.layout.path} --again {job.name}"
+            raise UsageError(f"{error} (in a comparison, --overwrite is: {again})") from None
+        print(f"wrote {applied.path}", flush=True)
+        data = data_identifier(read_json(applied.path), configuration)
+        is_there = applied.is_preprocessed and is_preprocessed(folder, data) and not job.preprocesses_again
+        if applied.preprocess_command is not None and not is_there:
+            program, *arguments = applied.preprocess_command.split()
+            command = [program, *arguments, "-np", str(job.layout.comparison.resources.cpus)]
+            print(" ".join(command), flush=True)
+            code = subprocess.run([find_program(program), *command[1:]], check=False).returncode
+            if code:
+                raise ProcessingError(f"{program} ended with exit code {code}")
+    splits = folder / "splits_final.json"
+    if not splits.exists():
+        from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+        data_folder = job.plans[0].data(job.dataset)
+        if data_folder is None:
+            raise UsageError(
+                f"{job.plans[0].path(job.dataset)}: there are no such plans, or no such configuration in them"
+            )
+        cases = sorted(path.name.removesuffix(".pkl") for path in data_folder.glob("*.pkl"))
+        write_json(splits, generate_crossval_split(cases, seed=12345, n_splits=5))
+        print(f"wrote {splits}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prepare a data set of a comparison."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file", type=Path)
+    parser.add_argument("dataset", type=int)
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--preprocess-again", action="store_true")
+    options = parser.parse_args(arguments)
+    experiment = Experiment(options.file)
+    job = experiment.job_named(f"prepare_D{options.dataset:03d}")
+    assert isinstance(job, Prepare)
+    job.replaces_plans, job.preprocesses_again = options.overwrite, options.preprocess_again
+    try:
+        prepare_dataset(job)
+    except (UsageError, ProcessingError) as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""job.json: what is remembered of a job. Besides SLURM's numbers this is the only state of a comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nnunet_glims.experiments.fingerprint import Ingredients
+from nnunet_glims.files import write_text
+from nnunet_glims.locks import Process, holder_of
+
+FILE = "job.json"
+LOG = "log.txt"
+CANCEL = "cancel"
+LOCK = "lock"
+TRAINING_FILE = "nnunet_glims_training.json"
+Ending = Literal["done", "failed", "stopped", "cancelled"]
+BYTES_OF_A_LINE = 4096
+
+
+class ProcessRecord(BaseModel):
+    """A process of some machine; see `nnunet_glims.locks.Process`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessRecord:
+        """The process of this machine that has the number now."""
+        process = Process.of(pid)
+        return cls(host=process.host, pid=process.pid, started=process.started)
+
+    @property
+    def process(self) -> Process:
+        """The process itself, which can be asked whether it is alive."""
+        return Process(self.host, self.pid, self.started)
+
+
+class Attempt(BaseModel):
+    """One start of one command.
+
+    Attributes:
+        command: with its arguments.
+        process: that ran it.
+        began, ended: seconds since 1970; `ended` is None while it runs, and where its end was not seen.
+        code: exit code; negative for the number of the signal that killed it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    command: list[str]
+    process: ProcessRecord
+    began: float
+    ended: float | None = None
+    code: int | None = None
+
+
+class JobRecord(BaseModel):
+    """The content of job.json.
+
+    Attributes:
+        name: of the job.
+        kind: of the job.
+        commands: that do it.
+        ingredients: what its result is made from.
+        runner: the process that runs the commands one after the other.
+        executor: local, slurm or in-process.
+        executor_id: the executor's number for the job; empty where it has none.
+        began: when the job was last started, seconds since 1970.
+        ended: when it ended; None while it runs, and where its end was not seen.
+        ending: how it ended: done, failed, stopped (it saved, and goes on), cancelled; None likewise.
+        reason: what is wrong, for the user.
+        attempts: all starts of commands since the job was last started.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    kind: str
+    commands: list[list[str]]
+    ingredients: dict[str, Any] = {}
+    runner: ProcessRecord
+    executor: str
+    executor_id: str = ""
+    began: float
+    ended: float | None = None
+    ending: Ending | None = None
+    reason: str = ""
+    attempts: list[Attempt] = []
+
+    @property
+    def child(self) -> Process | None:
+        """The command that was started last and whose end was not seen."""
+        last = self.attempts[-1] if self.attempts else None
+        return None if last is None or last.code is not None else last.process.process
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process of this machine works on the job. A command may outlive the process that started it."""
+        if self.ending is not None:
+            return False
+        return self.runner.process.is_alive or (self.child is not None and self.child.is_alive)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the job had not ended when a process of another machine last wrote about it."""
+        return self.ending is None and not self.runner.process.is_here
+
+
+class JobFolder:
+    """The folder of a job: job.json, the log, and the request to cancel it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.record_file = path / FILE
+        self.log = path / LOG
+        self.cancel_file = path / CANCEL
+        self.lock_file = path / LOCK
+
+    def read(self) -> JobRecord | None:
+        """What is remembered; None where the job was never started, or the file was damaged by hand."""
+        try:
+            return JobRecord.model_validate_json(self.record_file.read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
+            return None
+
+    def write(self, record: JobRecord) -> None:
+        """Remember it, atomically."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.record_file, record.model_dump_json(indent=2) + "\n")
+
+    def request_cancel(self) -> None:
+        """Say that the job is not to go on."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.cancel_file.touch()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the job is not to go on."""
+        return self.cancel_file.exists()
+
+    def is_at_work(self, record: JobRecord | None) -> bool:
+        """Whether a process works on the job, on this machine or, by the job's lock, on another one."""
+        if record is None or record.ending is not None:
+            return False
+        return record.is_running or (record.is_elsewhere and holder_of(self.lock_file) is not None)
+
+    def last_line(self) -> str:
+        """The last line that the commands printed, to be shown."""
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - BYTES_OF_A_LINE))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            return lines[-1] if lines else ""
+        return ""
+
+
+class TrainingRecord(BaseModel):
+    """What a fold of a model was trained from. It stands in the fold's folder, which several comparisons may share.
+
+    Attributes:
+        ingredients: of the training.
+        comparison: file of the comparison that started it.
+        process: that trains, or did last; None for one that was adopted.
+        adopted: whether the training was there before, without a record.
+        written: seconds since 1970.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    ingredients: Ingredients
+    comparison: str
+    process: ProcessRecord | None = None
+    adopted: bool = False
+    written: float
+
+    @classmethod
+    def read(cls, fold: Path) -> TrainingRecord | None:
+        """The record in a fold's folder; None where there is none."""
+        try:
+            return cls.model_validate_json((fold / TRAINING_FILE).read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
+            return None
+
+    def write(self, fold: Path) -> None:
+        """Write it into the fold's folder, atomically."""
+        fold.mkdir(parents=True, exist_ok=True)
+        write_text(fold / TRAINING_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def new_record(
+    name: str, kind: str, commands: list[list[str]], ingredients: Ingredients, executor: str, executor_id: str
+) -> JobRecord:
+    """The record of a job that starts now in this process."""
+    return JobRecord(
+        name=name,
+        kind=kind,
+        commands=commands,
+        ingredients=ingredients,
+        runner=ProcessRecord.of(os.getpid()),
+        executor=executor,
+        executor_id=executor_id,
+        began=time.time(),
+    )

@@ -1,0 +1,121 @@
+"""The lock: held by one, told apart from a file system without locks, and free again after a death."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nnunet_glims import locks
+from nnunet_glims.locks import LockHeld, Process, holder_of, lock
+
+HOLD = """
+import errno, os, sys, time
+from pathlib import Path
+from nnunet_glims import locks
+if len(sys.argv) > 2:
+    def flock(descriptor, operation):
+        raise OSError(int(sys.argv[2]), "no locks here")
+    locks.fcntl.flock = flock
+with locks.lock(Path(sys.argv[1]), "work"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def no_locks(number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.fixture(params=[None, errno.ENOLCK], ids=["locks", "no locks"])
+def system(request, monkeypatch):
+    """A file system with locks, and one without; the argument that makes another process see the same."""
+    if request.param is None:
+        return []
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks(request.param))
+    return [str(request.param)]
+
+
+@pytest.fixture
+def other(tmp_path, system):
+    """Another process that holds the lock."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "a.lock"), *system]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_what_another_process_holds_is_refused_by_name(tmp_path, other):
+    path = tmp_path / "a.lock"
+    message = rf"work: another process does this already \(process {other.pid} on "
+    with pytest.raises(LockHeld, match=message) as error, lock(path, "work"):
+        pytest.fail("it must not be reached")
+    assert error.value.exit_code == 1
+    assert abs(error.value.holder.since - time.time()) < 60
+    assert holder_of(path).process.pid == other.pid
+
+
+def test_a_killed_process_holds_nothing(tmp_path, other):
+    path = tmp_path / "a.lock"
+    other.kill()
+    other.wait()
+    assert holder_of(path) is None
+    with lock(path, "work"):
+        assert holder_of(path).process == Process.of(os.getpid())
+
+
+def test_it_is_let_go_of_at_the_end_also_of_a_failure(tmp_path, system):
+    path = tmp_path / "new/a.lock"
+    assert holder_of(path) is None
+    with pytest.raises(RuntimeError, match="fails"), lock(path, "work"):
+        raise RuntimeError("fails")
+    assert holder_of(path) is None
+    with lock(path, "work"), pytest.raises(LockHeld), lock(path, "work"):
+        pytest.fail("it must not be reached")
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL"])
+def test_every_way_of_a_file_system_to_have_no_locks(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks(getattr(errno, name)))
+    path = tmp_path / "a.lock"
+    with lock(path, "work"), pytest.raises(LockHeld), lock(path, "work"):
+        pytest.fail("it must not be reached")
+    with lock(path, "work"):
+        pass
+
+
+def test_a_requeued_slurm_job_takes_the_lock_that_it_left_on_another_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks(errno.ENOSYS))
+    path = tmp_path / "a.lock"
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    left = lock(path, "work")
+    left.__enter__()
+    described = tmp_path / "a.lock.holder"
+    described.write_text(described.read_text().replace(Process.of(os.getpid()).host, "elsewhere"))
+    content = described.read_text()
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    with pytest.raises(LockHeld, match="on elsewhere, since"), lock(path, "work"):
+        pytest.fail("it must not be reached")
+    assert described.read_text() == content
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with lock(path, "work"):
+        assert holder_of(path).process.is_here
+
+
+def test_a_process_is_not_another_one_of_its_number():
+    own = Process.of(os.getpid())
+    assert own.is_alive
+    assert not Process(own.host, own.pid, "1").is_alive
+    assert not Process("elsewhere", own.pid, own.started).is_alive
+
+
+def test_it_is_imported_without_fcntl():
+    code = "import sys; sys.modules['fcntl'] = None; import nnunet_glims.locks as locks; assert locks.fcntl is None"
+    subprocess.run([sys.executable, "-c", code], check=True)
