@@ -219,11 +219,8 @@ def _segmentation(
     changed = np.zeros(voxels.shape, np.uint8)
     for ours, theirs in label_map.items():
         changed[voxels == ours] = theirs
-    header = nibabel.Nifti1Header.from_fileobj(_opened(image or file))
+    with nibabel.openers.ImageOpener(str(image or file)) as opened:
+        header = nibabel.Nifti1Header.from_fileobj(opened)
     header.set_data_dtype(np.uint8)
     header["cal_min"] = header["cal_max"] = 0  # the image's display range, not the labels'
     return nibabel.Nifti1Image(changed, None, header), []
-
-
-def _opened(file: Path):
-    return nibabel.openers.ImageOpener(str(file))
