@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from benchmarks.cpu import processor
 from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.nnunet.folders import regions_of
 from nnunet_glims.nnunet.models import ModelFolder
-from nnunet_glims.processes import available_cores
+from nnunet_glims.processes import available_cores, find_program
 
 
 def timed(*command: object) -> float:
@@ -63,7 +62,7 @@ def main() -> None:
     arguments = ("--folds", ",".join(options.folds), "--precision", options.precision)
     subprocess.run([*ours, "export", str(options.model), str(export), *arguments], check=True)
 
-    nnunet = Path(sysconfig.get_path("scripts"), "nnUNetv2_predict_from_modelfolder")
+    nnunet = find_program("nnUNetv2_predict_from_modelfolder")
     paths = ("-i", options.images, "-o", reference, "-m", options.model, "-f", *options.folds)
     seconds = {
         "nnUNetv2_predict": timed(nnunet, *paths, "--disable_tta", "-device", "cpu", "-npp", 1, "-nps", 1),

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.cpu import processor
+from nnunet_glims.processes import find_program
 
 REFERENCE = "nnUNetTrainer"
 TRAINERS = (REFERENCE, "nnUNetTrainerGLIMS", "nnUNetTrainerLATUPNet")
@@ -62,7 +63,17 @@ def main() -> None:
             shutil.copyfile(checkpoint, untrained)
         for repeat in range(arguments.repeats):
             for trainer in TRAINERS:
-                command = ["nnUNetv2_predict", "-d", arguments.dataset, "-c", "3d_fullres", "-tr", trainer, "-f", "0"]
+                command = [
+                    find_program("nnUNetv2_predict"),
+                    "-d",
+                    arguments.dataset,
+                    "-c",
+                    "3d_fullres",
+                    "-tr",
+                    trainer,
+                    "-f",
+                    "0",
+                ]
                 command += ["-i", str(arguments.images), "-o", f"{folder}/{trainer}{repeat}", "-device", "cpu"]
                 started = time.perf_counter()
                 subprocess.run([*command, "--disable_tta"], env=environment, check=True, stdout=subprocess.DEVNULL)

@@ -28,7 +28,7 @@ except ImportError:  # Windows has no such locks: there, working folders of kill
     fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".tmp"
-_LOCK = ".lock"
+_LOCK = ".working.lock"
 _YOUNG_SECONDS = 2
 """A working folder is made a moment before its lock. One that is younger than this is taken for a living process'."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -92,10 +92,18 @@ def new_folder(out: Path) -> Iterator[Path]:
         temporary = folder / out.name
         temporary.mkdir()
         yield temporary
-        if out.exists():
-            sync_tree(temporary)
-            out.rename(folder / "replaced")  # removed with the working folder
-        move_folder(temporary, out)
+        if not out.exists():
+            move_folder(temporary, out)
+            return
+        sync_tree(temporary)
+        replaced = folder / f"{out.name}.replaced"  # removed with the working folder
+        out.rename(replaced)
+        try:
+            temporary.rename(out)
+        except BaseException:
+            replaced.rename(out)
+            raise
+        sync(out.parent)
 
 
 @contextmanager

@@ -37,12 +37,13 @@ def read_label_map(file: Path) -> LabelMap:
     """Read a label map in any 3D format of SimpleITK.
 
     Raises:
-        UsageError: the file is missing, damaged, not 3D, or holds values other than the labels 0 to 255.
+        ProcessingError: SimpleITK cannot read the file, because it is damaged, missing, or no image.
+        UsageError: the image is not 3D, or holds values other than the labels 0 to 255.
     """
     try:
         image = sitk.ReadImage(str(file))
     except RuntimeError as error:
-        raise UsageError(f"{file}: cannot be read: {_reason(error)}") from None
+        raise ProcessingError(f"{file}: cannot be read: {_reason(error)}") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         axes = image.GetDimension()
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import sysconfig
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -141,6 +142,19 @@ def workers_or_default(workers: int | None) -> int:
     return workers
 
 
+def check_process_control(what: str) -> None:
+    """Raise `UsageError` on Windows, and on macOS before Python 3.13: they cannot stop a command together with its children.
+
+    Args:
+        what: the command that needs this, for the message.
+    """
+    if not hasattr(os, "killpg") or not hasattr(os, "waitid"):
+        raise UsageError(
+            f"{what}: this needs Linux, or macOS with Python 3.13, since it stops trainings by functions of the system that "
+            "are missing here. On Windows, use the Windows Subsystem for Linux"
+        )
+
+
 def find_program(name: str) -> str:
     """Path of a command such as nnUNetv2_train.
 
@@ -172,7 +186,7 @@ def processes(
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
 
         def apply(function: Callable[[Any], T], things: Sequence[Any]) -> Iterator[T]:
             futures = [pool.submit(function, thing) for thing in things]
@@ -191,8 +205,9 @@ def processes(
             raise
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed; otherwise it would wait for work forever."""
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, which a terminal tells as well; end this worker when its parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -1,8 +1,8 @@
-"""Patch size and spacing -> strides of every stage.
+"""Strides of every stage of a network, chosen for a patch size and a spacing.
 
-The rule is the one of nnU-Net's planner: an axis is halved while its voxels are less than twice as coarse as the finest
-axis, so that anisotropic patches become isotropic on the way down. In contrast to the planner the patch is given, so an
-axis is also left alone where its size is odd, and never becomes smaller than 2 voxels.
+The rule is that of nnU-Net's planner: an axis is halved while its voxels are less than twice as coarse as those of the finest
+axis, so that anisotropic patches become isotropic on the way down. The planner chooses the patch as well; here it is given.
+An axis is therefore not halved where its size is odd, or where it would become smaller than 2 voxels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SMALLEST_SIZE = 2
 
 
 def check_patch_size(patch_size: Sequence[int] | None) -> Triple:
-    """The patch size as three integers (D, H, W in voxels); raises `UsageError` for anything else."""
+    """Return the patch size as three integers (D, H, W in voxels); raise `UsageError` for anything else."""
     if patch_size is None or isinstance(patch_size, str | int) or len(patch_size) != 3:
         raise UsageError(
             f"patch size {patch_size!r} is not three-dimensional: give three sizes in voxels, for example (96, 96, 96). "
@@ -31,7 +31,7 @@ def check_patch_size(patch_size: Sequence[int] | None) -> Triple:
 
 
 def triple(values: Iterable[int]) -> Triple:
-    """Three numbers as a tuple that type checkers know the length of."""
+    """Return three numbers as a tuple whose length type checkers know."""
     first, second, third = values
     return first, second, third
 
@@ -39,7 +39,7 @@ def triple(values: Iterable[int]) -> Triple:
 def stage_strides(
     patch_size: Sequence[int], spacing: Sequence[float] | None = None, stages: int = 6
 ) -> list[list[int]]:
-    """Strides of each stage, in nnU-Net's convention: the first stage keeps full resolution ([1, 1, 1]).
+    """Return the strides of each stage, by nnU-Net's convention: the first stage has full resolution ([1, 1, 1]).
 
     Args:
         patch_size: voxels along D, H, W.
@@ -67,10 +67,14 @@ def stage_strides(
 
 
 def check_strides(strides: Sequence[Sequence[int]], stages: int) -> list[Triple]:
-    """Strides given by a user or a plans file, checked: `stages` triples of 1 or 2, the first (1, 1, 1)."""
+    """Check strides from a user or a plans file, and return them as triples.
+
+    Raises:
+        UsageError: they are not one triple of 1 and 2 for each stage, or the first is not (1, 1, 1).
+    """
     if len(strides) != stages or any(len(stride) != 3 for stride in strides):
         raise UsageError(
-            f"strides {strides!r} must be {stages} triples, one a stage, the first [1, 1, 1]; "
+            f"strides {strides!r} must be {stages} triples, one for each stage, the first [1, 1, 1]; "
             "or leave them out (strides=None) and topology chooses"
         )
     triples = [triple(map(int, stride)) for stride in strides]
@@ -80,12 +84,12 @@ def check_strides(strides: Sequence[Sequence[int]], stages: int) -> list[Triple]
 
 
 def total_stride(strides: Sequence[Sequence[int]]) -> Triple:
-    """By how much all stages together divide each axis."""
+    """Return the factor by which all stages together divide each axis."""
     return triple(prod(stride[axis] for stride in strides) for axis in range(3))
 
 
 def stage_sizes(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[Triple]:
-    """Size of the feature map of each stage; raises `UsageError` where a stride does not divide the size."""
+    """Return the feature map's size of each stage; raise `UsageError` where a stride does not divide a size."""
     size = check_patch_size(patch_size)
     sizes = []
     for stage, stride in enumerate(strides):
@@ -102,5 +106,5 @@ def stage_sizes(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> 
 
 
 def scales(strides: Sequence[Sequence[int]], outputs: int) -> list[list[float]]:
-    """Resolution of the `outputs` finest stages relative to the patch, for deep supervision."""
+    """Return the resolution of the `outputs` finest stages relative to the patch, as deep supervision needs it."""
     return [[1 / step for step in total_stride(strides[: stage + 1])] for stage in range(outputs)]

@@ -31,8 +31,10 @@ def raw(tmp_path, monkeypatch):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
-    """With several processes, tests that share what took long to make stay in one of them."""
+    """Long tests are slow ones; with several processes, tests that share what took long to make stay in one of them."""
     for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.slow)
         folder, module = item.path.parent.name, item.path.stem
         if folder == "stock":
             shared = "five_folds" if "five_folds" in item.fixturenames else "fold_0"

@@ -94,7 +94,7 @@ def make(folder: Path, version: str, resolution: str) -> Path:
 def run_quick_tests(python: Path) -> int:
     """Exit code of the quick part of the suite in an environment."""
     kinds = "not (slow or long or browser or slurm or gpu)"
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", kinds]
+    command = [python, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", kinds]
     environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     return subprocess.run([*command, *QUICK], cwd=ROOT, env=environment).returncode
 

@@ -45,7 +45,7 @@ def make_plans(network: str | None = None, patch_size=(32, 32, 32), **training) 
     if network is not None:
         configuration["architecture"] = {
             "network_class_name": f"nnunet_glims.architectures.{network}",
-            "arch_kwargs": TINY[network],
+            "arch_kwargs": dict(TINY[network]),
             "_kw_requires_import": [],
         }
     return {

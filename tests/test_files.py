@@ -63,6 +63,42 @@ def test_an_interrupted_folder_leaves_the_old_one_and_nothing_beside(error, tmp_
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["new"]
 
 
+def test_an_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "old").touch()
+    rename, renamed = Path.rename, []
+
+    def second_fails(self, target):
+        renamed.append(self)
+        if len(renamed) == 2:
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises(ProcessingError, match="Input/output error"), new_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
+
+
+@pytest.mark.parametrize("name", ["lock", "replaced", ".working", "a b"])
+def test_any_name_can_be_written_twice(name, tmp_path):
+    for content in (b"old", b"new"):
+        with new_folder(tmp_path / name) as folder:
+            write_bytes(folder / name, content)
+    assert names(tmp_path) == [name] and (tmp_path / name / name).read_bytes() == b"new"
+
+
+def test_a_system_without_such_locks_writes_and_leaves_others_folders_alone(tmp_path, monkeypatch):
+    """Windows has no fcntl."""
+    left = tmp_path / ".out.abc.tmp"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(files, "fcntl", None)
+    with new_folder(tmp_path / "out") as folder:
+        write_bytes(folder / "file", b"content")
+    assert names(tmp_path) == [left.name, "out"] and names(tmp_path / "out") == ["file"]
+
+
 def test_the_content_is_synced_before_the_rename(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(files.os, "fsync", lambda descriptor: done.append(os.readlink(f"/proc/self/fd/{descriptor}")))
@@ -89,7 +125,7 @@ def test_two_writers_with_one_process_id_do_not_mix(tmp_path):
     with new_folder(tmp_path / "out") as first:
         (first / "of").write_text("first")
         with new_folder(tmp_path / "other"), working_folder(tmp_path / "out") as second:
-            assert names(first) == ["of"] and names(second) == [".lock"]
+            assert names(first) == ["of"] and names(second) == [files._LOCK]
         assert (first / "of").read_text() == "first"
     assert (tmp_path / "out/of").read_text() == "first"
 
@@ -164,7 +200,7 @@ def test_an_error_of_another_file_is_not_taken_for_one_of_the_disk(tmp_path):
 def test_young_working_folders_are_left_alone(tmp_path):
     folder = tmp_path / ".out.abc.tmp"
     folder.mkdir()
-    (folder / ".lock").touch()
+    (folder / files._LOCK).touch()
     with new_folder(tmp_path / "out"):
         pass
     assert folder.exists()

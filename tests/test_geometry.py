@@ -3,14 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from nnunet_glims.geometry import Geometry, bounding_box
-
-hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from hypothesis.extra import numpy as arrays  # noqa: E402
 
 shapes = arrays.array_shapes(min_dims=1, max_dims=4, max_side=5)
 masks = st.sampled_from([bool, np.uint8, np.float32]).flatmap(

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -59,7 +58,7 @@ def environment(request, wheel, tmp_path_factory):
     venv.create(folder, with_pip=True)
     python = folder / "bin/python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (site / "zz_nnunet.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "zz_nnunet.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
     target = [wheel] if request.param == "wheel" else ["-e", ROOT]
     run(python, "-m", "pip", "install", "--no-deps", *target)
     yield python

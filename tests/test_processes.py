@@ -1,6 +1,7 @@
 """Cores and memory follow what a process may use, not what the machine has; control groups are made-up files."""
 
 import os
+import signal
 
 import pytest
 
@@ -134,3 +135,9 @@ def test_a_killed_worker_is_a_failure_not_wrong_use():
     with pytest.raises(ProcessingError, match="--workers") as raised, processes.processes(2) as apply:
         list(apply(end, [1, 2]))
     assert raised.value.exit_code == 1
+
+
+def test_workers_leave_ctrl_c_to_the_parent():
+    """A terminal sends it to all of them, and a worker that waits for work would show a traceback."""
+    with processes.processes(2) as apply:
+        assert list(apply(signal.getsignal, [signal.SIGINT] * 2)) == [signal.SIG_IGN] * 2

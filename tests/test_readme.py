@@ -1,11 +1,13 @@
 """The README's table says what the networks are, and links lead somewhere."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from nnunet_glims.architectures.complexity import count_gmac, count_parameters
+from nnunet_glims.cli import build_parser
 from nnunet_glims.networks import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +40,24 @@ def test_links_between_pages_lead_to_files(page):
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", prose):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_has_the_options_that_the_command_has(page):
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.findall(r"nnunet-glims ([^;$)]+(?:\$[^;)]*)?)", re.sub(r"\s#.*", "", line)):
+                build_parser().parse_args(shlex.split(command))
+
+
+def test_every_target_of_make_that_is_shown_is_there():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in re.findall(r"^make ([a-z -]+)", block, re.MULTILINE):
+                assert targets >= set(line.split()), line
+    assert set(re.findall(r"^# make ([a-z-]+)", makefile, re.MULTILINE)) == targets - {"clean"}
 
 
 def test_every_override_is_in_the_docs():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from time import sleep
 from typing import Any, ClassVar
 
 import numpy as np
@@ -165,12 +166,25 @@ class RecipeTrainer(RobustTrainer):
         seed = _mixed(self.recipe.seed, self.current_epoch, self.local_rank)
         _seed(seed)
         loaders = super().get_dataloaders()
-        for number, loader in enumerate(loaders):
-            if isinstance(loader, NonDetMultiThreadedAugmenter):
-                # nnU-Net gives its data loading processes no seeds and starts them at once: they are started again.
-                loader.seeds = [_mixed(seed, number, process) for process in range(loader.num_processes)]
-                loader.restart()
+        self._restart_with_seeds(
+            [loader for loader in loaders if isinstance(loader, NonDetMultiThreadedAugmenter)], seed
+        )
         return loaders
+
+    @staticmethod
+    def _restart_with_seeds(loaders: Sequence[NonDetMultiThreadedAugmenter], seed: int) -> None:
+        """Start data loading processes again with seeds of their own. nnU-Net gives them none and has started them.
+
+        They are ended when as many batches are ready as are kept, because batchgenerators prints an error when a process
+        ends while a batch of it is read.
+        """
+        for number, loader in enumerate(loaders):
+            loader.seeds = [_mixed(seed, number, process) for process in range(loader.num_processes)]
+            while not (loader.results_loop_queue.full() or loader.abort_event.is_set()):
+                sleep(0.01)
+        sleep(0.1)  # for the one batch more that is read then
+        for loader in loaders:
+            loader.restart()
 
     def configure_optimizers(self) -> tuple[Optimizer, RecipeSchedule]:
         recipe = self.recipe

@@ -26,7 +26,10 @@ def workers_died(error: BaseException) -> bool:
 
 
 class StopSignals:
-    """Remembers the signal that this process received; its child processes are ended by it.
+    """Remembers the signal that this process received.
+
+    Data loading processes, which are forked with this handler, end on SIGTERM as usual. They ignore SIGUSR1, so that a
+    scheduler may send it to all processes of a job: the training process ends them when all is saved.
 
     Attributes:
         received: number of the signal, or None.
@@ -56,10 +59,11 @@ class StopSignals:
             yield
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data loading process, forked with this handler
+        if os.getpid() == self._process:
+            self.received = number
+        elif number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.received = number
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

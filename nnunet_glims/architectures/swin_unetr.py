@@ -39,8 +39,8 @@ class SwinUNETR(SegmentationNetwork):
     Args:
         input_channels: channels of the image.
         num_classes: channels of the logits.
-        patch_size: voxels (D, H, W), checked only. A patch that 32 does not divide is zero-padded at the end inside,
-            and the logits are cut.
+        patch_size: voxels (D, H, W). Parameters do not depend on it. Inputs that 32 does not divide are zero-padded at
+            the end inside the network, and the logits are cropped.
         feature_size: channels after the patch embedding, a multiple of 12.
         depths: Swin blocks of the four stages.
         num_heads: attention heads of the four stages.

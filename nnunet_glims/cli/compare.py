@@ -71,7 +71,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
 
     from nnunet_glims.experiments.experiment import Experiment
+    from nnunet_glims.processes import check_process_control
 
+    if options.action in ("run", "retry", "cancel"):
+        check_process_control(f"compare {options.action}")
     experiment = Experiment(path)
     return {
         "plan": _plan,

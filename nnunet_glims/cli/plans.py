@@ -74,7 +74,7 @@ def _auto(options: argparse.Namespace) -> None:
 
 
 def _show(applied: Applied) -> None:
-    print(f"wrote {applied.path}")
+    print(f"wrote {applied.path}" if applied.was_written else f"{applied.path} has this content already")
     if applied.preprocess_command is not None:
         print("Spacing or normalisation differ from the base plans.")
     if applied.is_preprocessed:

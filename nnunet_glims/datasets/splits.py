@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import KFold
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
@@ -23,6 +22,8 @@ def by_patient(patient_of: Mapping[str, str]) -> Splits:
     Args:
         patient_of: case -> patient.
     """
+    from sklearn.model_selection import KFold  # a second that the worker processes of a conversion need not spend
+
     patients = np.array(sorted(set(patient_of.values())))
     splits = []
     for train, validation in KFold(min(FOLDS, len(patients)), shuffle=True, random_state=12345).split(patients):

@@ -286,7 +286,7 @@ def _write_dataset_json(folder: Path, dataset_name: str, cases: int, parameters:
     generate_dataset_json(
         str(folder),
         channel_names={str(number): name for number, name in enumerate(CHANNELS)},
-        labels=brats.LABELS,
+        labels=dict(brats.LABELS),
         num_training_cases=cases,
         file_ending=FILE_ENDING,
         regions_class_order=brats.REGIONS_CLASS_ORDER,

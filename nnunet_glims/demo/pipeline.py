@@ -133,8 +133,8 @@ class Steps:
         last = read_json(path) if path.exists() else {}
         unchanged = last.get("made_from") == made_from
         if not (unchanged and last["finished"] and all(result.exists() for result in results)):
-            if not unchanged:
-                shutil.rmtree(folder, ignore_errors=True)
+            if not unchanged and folder.exists():
+                shutil.rmtree(folder)
             write_json(path, {"finished": False, "made_from": made_from})
             self._run(name, title, [*command, *speed])
             write_json(path, {"finished": True, "made_from": made_from})
@@ -247,7 +247,8 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
 
 
 def _check_raw(data: Path) -> Path:
-    if not (data / "dataset.json").exists() or not re.fullmatch(r"Dataset\d{3}_.+", data.name):
+    missing = [name for name in ("dataset.json", "imagesTr", "labelsTr") if not (data / name).exists()]
+    if missing or not re.fullmatch(r"Dataset\d{3}_.+", data.name):
         raise UsageError(
             f"{data}: this is no raw data set of nnU-Net. It must be a folder DatasetXXX_NAME with dataset.json, imagesTr and "
             "labelsTr"

@@ -20,7 +20,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.export.description import GAUSSIAN_SIGMA_SCALE, GAUSSIAN_VALUE_SCALING, READERS
+from nnunet_glims.export.description import GAUSSIAN_SIGMA_SCALE, GAUSSIAN_VALUE_SCALING
+from nnunet_glims.nnunet.folders import READERS
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.processes import Progress, quietly
 
@@ -58,7 +59,9 @@ class ImagePipeline:
             raise UsageError(f"{model.path}: {model.configuration} is the second stage of a cascade: explain the first")
         reader = model.plans["image_reader_writer"]
         if reader not in READERS:
-            raise UsageError(f"{model.path / 'plans.json'}: images of {reader} cannot be explained, only {READERS}")
+            raise UsageError(
+                f"{model.path / 'plans.json'}: images of {reader} cannot be explained, only those of {' and '.join(READERS)}"
+            )
         self.patch_size = tuple(self.plan.patch_size)
         self.device = device
         with redirect_stdout(StringIO()):  # nnU-Net prints that there is no GPU

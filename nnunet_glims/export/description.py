@@ -8,6 +8,7 @@ from typing import Any
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export.exported import Normalization, Resampling, SlidingWindow
 from nnunet_glims.export.preprocessing import SCHEMES
+from nnunet_glims.nnunet.folders import READERS
 from nnunet_glims.nnunet.models import ModelFolder
 
 STEP = 0.5
@@ -15,12 +16,10 @@ GAUSSIAN_SIGMA_SCALE = 1 / 8
 GAUSSIAN_VALUE_SCALING = 10.0
 """Settings of the sliding window, which nnU-Net has in its code, not in its plans; a test compares them."""
 
-READERS = ("SimpleITKIO", "NibabelIO")
-"""Readers of nnU-Net that return the axes in the order of the file (z, y, x)."""
 RESAMPLING = "resample_data_or_seg_to_shape"
 
 
-def describe(model: ModelFolder, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def settings_from_plans(model: ModelFolder, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `ExportedModel` that follow from plans, dataset.json and checkpoint.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import nn
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export import conversion, parity
-from nnunet_glims.export.description import describe
+from nnunet_glims.export.description import settings_from_plans
 from nnunet_glims.export.exported import MODEL_JSON, ExportedModel, FoldFile, checksum
 from nnunet_glims.export.runner import load_networks
 from nnunet_glims.files import check_new, new_folder
@@ -95,7 +95,7 @@ def export(
         opset=request.opset if request.format == "onnx" else None,
         versions={"nnunet_glims": __version__, "nnunetv2": version("nnunetv2"), "torch": torch.__version__},
         folds=[],
-        **describe(model, first),
+        **settings_from_plans(model, first),
     )
     network = model.network()[0].eval()
     if hasattr(network, "precision"):  # networks of this package may enable autocast themselves

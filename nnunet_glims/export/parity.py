@@ -142,7 +142,7 @@ def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array 
     folder = RAW.find(exported.dataset, "imagesTr")
     if folder is None:
         return "", None
-    first = min(folder.glob(f"*_0000{exported.file_ending}"), default=None)
+    first = min(folder.glob(f"[!.]*_0000{exported.file_ending}"), default=None)
     if first is None:
         return "", None
     case = first.name.removesuffix(f"_0000{exported.file_ending}")

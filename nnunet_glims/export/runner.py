@@ -19,7 +19,7 @@ from nnunet_glims.export.cases import find_input_cases, read_image
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.label_maps import label_map
 from nnunet_glims.export.preprocessing import preprocess
-from nnunet_glims.export.sliding_window import Network, predict_logits
+from nnunet_glims.export.sliding_window import PatchPredictor, predict_logits
 from nnunet_glims.geometry import Geometry
 from nnunet_glims.images import write_image
 
@@ -28,7 +28,7 @@ Array = np.ndarray
 
 def load_networks(
     folder: Path, model: ExportedModel, device: str = "auto", threads: int | None = None
-) -> list[Network]:
+) -> list[PatchPredictor]:
     """Return one network per fold, which onnxruntime computes.
 
     Args:
@@ -60,7 +60,7 @@ def load_networks(
     if has_cuda and device != "cpu":
         providers.insert(0, "CUDAExecutionProvider")
 
-    def network(file: Path) -> Network:
+    def network(file: Path) -> PatchPredictor:
         session = onnxruntime.InferenceSession(str(file), options, providers=providers)
         name = session.get_inputs()[0].name
         return lambda patch: session.run(None, {name: patch})[0]
@@ -69,7 +69,7 @@ def load_networks(
 
 
 def predict_case(
-    image: Array, geometry: Geometry, networks: Sequence[Network], model: ExportedModel, mirror: bool
+    image: Array, geometry: Geometry, networks: Sequence[PatchPredictor], model: ExportedModel, mirror: bool
 ) -> Array:
     """Return the label map (z, y, x) of an image (channels, z, y, x)."""
     preprocessed = preprocess(image, geometry.spacing[::-1], model)

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from nnunet_glims.export.exported import ExportedModel
 
 Array = np.ndarray
-Network = Callable[[Array], Array]
+PatchPredictor = Callable[[Array], Array]
 """Takes a patch (1, channels, z, y, x) of the patch size and returns logits (1, outputs, z, y, x), both float32."""
 
 
@@ -48,7 +48,7 @@ def windows(size: Sequence[int], patch_size: Sequence[int], step: float) -> Iter
         yield tuple(slice(start, start + patch) for start, patch in zip(corner, patch_size, strict=True))
 
 
-def predict_logits(data: Array, networks: Sequence[Network], model: ExportedModel, mirror: bool) -> Array:
+def predict_logits(data: Array, networks: Sequence[PatchPredictor], model: ExportedModel, mirror: bool) -> Array:
     """Return the logits (outputs, z, y, x) of a preprocessed image, averaged over windows, mirrored versions and folds.
 
     Args:

@@ -9,7 +9,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from math import prod
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nnunet_glims.errors import ProcessingError
+from nnunet_glims.files import new_file
 from nnunet_glims.processes import available_memory
 
 SOURCES = Path(__file__).with_name("c")
@@ -94,14 +95,12 @@ def library(precision: torch.dtype = torch.float32) -> ctypes.CDLL | None:
     try:
         if not built.exists():
             built.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-                fresh = Path(folder, built.name)
+            with new_file(built) as unfinished:
                 files = [str(file) for file in sorted(SOURCES.glob("*.c"))]
-                build = [*command, *options, *files, "-o", str(fresh), *threads, "-lm"]
+                build = [*command, *options, *files, "-o", str(unfinished), *threads, "-lm"]
                 subprocess.run(build, check=True, capture_output=True)
-                fresh.replace(built)
         return ctypes.CDLL(str(built))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ProcessingError, subprocess.SubprocessError):
         return None
 
 

@@ -15,6 +15,9 @@ from nnunet_glims.files import read_json
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 """How the names of label maps may end. The longer ending comes first where one ends in another."""
 
+READERS = ("SimpleITKIO", "NibabelIO")
+"""nnU-Net's image readers that return the axes in the order of the file (z, y, x)."""
+
 
 @dataclass(frozen=True)
 class Root:

@@ -145,7 +145,7 @@ def dataset_json() -> dict[str, Any]:
     """Return dataset.json: channels in the authors' order, labels and regions as `nnunet-glims convert brats` writes them."""
     return {
         "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
-        "labels": brats.LABELS,
+        "labels": dict(brats.LABELS),
         "regions_class_order": list(brats.REGIONS_CLASS_ORDER),
         "numTraining": brats.RELEASES["2021"].training_cases,
         "file_ending": ".nii.gz",

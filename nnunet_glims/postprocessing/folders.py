@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,15 +14,13 @@ from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.files import new_folder, read_json, write_json
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import read_label_map, write_image
-from nnunet_glims.nnunet.folders import ENDINGS, label_maps
+from nnunet_glims.nnunet.folders import ENDINGS, READERS, find_dataset_json, label_maps
 from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_map
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
 from nnunet_glims.postprocessing.rules import Rules, rules_to_json
 from nnunet_glims.processes import Progress, processes, quietly
 
 RECORD = "postprocessing.json"
-_KNOWN_READERS = ("SimpleITKIO", "NibabelIO")
-"""Readers of nnU-Net that return the axes in the order of the file (z, y, x)."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +36,6 @@ class PredictedCase:
     name: str
     label_map: Path
     probabilities: tuple[Path, ...] = ()
-
-
-def dataset_json_of(folder: Path) -> Mapping[str, Any] | None:
-    """Return the dataset.json of a folder of predictions, or of a model's fold_K/validation; None where there is none."""
-    for place in _places(folder):
-        if (place / "dataset.json").exists():
-            return read_json(place / "dataset.json")
-    return None
 
 
 def _places(folder: Path) -> list[Path]:
@@ -83,7 +72,7 @@ def find_predicted_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[Pr
 
 
 def _heads(folders: Sequence[Path]) -> Heads:
-    described = [dataset_json_of(folder) for folder in folders]
+    described = [find_dataset_json(*_places(folder)) for folder in folders]
     first = described[0]
     for folder, dataset_json in zip(folders, described, strict=True):
         if dataset_json is None:
@@ -99,10 +88,10 @@ def _heads(folders: Sequence[Path]) -> Heads:
         for place in _places(folder):
             if (place / "plans.json").exists():
                 reader = read_json(place / "plans.json").get("image_reader_writer")
-                if reader not in _KNOWN_READERS:
+                if reader not in READERS:
                     raise UsageError(
                         f"{place / 'plans.json'}: nnU-Net read the images with {reader}, which may turn their axes: "
-                        f"this works with {' and '.join(_KNOWN_READERS)}"
+                        f"this works with {' and '.join(READERS)}"
                     )
     assert first is not None
     return Heads.of_dataset(first)
@@ -157,16 +146,6 @@ def _problems(case: PredictedCase, heads: Heads) -> list[UserError]:
                 UsageError(f"{file}: has {times(shape[::-1])} voxels, not {times(size)} as {case.label_map}")
             )
     return problems
-
-
-def _label_maps(folder: Path) -> dict[str, Path]:
-    """Return the label maps of a folder by the names of their cases."""
-    found = {}
-    for file in sorted(folder.iterdir()):
-        ending = next((ending for ending in ENDINGS if file.name.endswith(ending)), None)
-        if ending is not None and not file.name.startswith("."):
-            found[file.name.removesuffix(ending)] = file
-    return found
 
 
 def postprocess(

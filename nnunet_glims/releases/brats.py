@@ -47,11 +47,13 @@ ORIGINAL_REGIONS: Mapping[str, tuple[int, ...]] = {
 
 SHORT_NAMES = {"whole_tumor": "WT", "tumor_core": "TC", "enhancing_tumor": "ET"}
 
-LABELS: dict[str, int | list[int]] = {
-    "background": 0,
-    **{region: list(labels) if len(labels) > 1 else labels[0] for region, labels in REGIONS.items()},
-}
-"""The labels of dataset.json."""
+LABELS: Mapping[str, int | list[int]] = MappingProxyType(
+    {
+        "background": 0,
+        **{region: list(labels) if len(labels) > 1 else labels[0] for region, labels in REGIONS.items()},
+    }
+)
+"""The labels of dataset.json. nnU-Net changes the dictionaries that it is given: give it a copy."""
 
 REGIONS_CLASS_ORDER = (EDEMA, NECROSIS, ENHANCING)
 """nnU-Net paints whole tumor, core, enhancing tumor one over the other: what is left of each has this label."""

@@ -142,7 +142,7 @@ PLANNED_ON_A_GPU = [
 
 @pytest.mark.parametrize(
     ("patch", "spacing"),
-    PLANNED + [pytest.param(*planned, marks=[pytest.mark.slow, pytest.mark.long]) for planned in PLANNED_ON_A_GPU],
+    PLANNED + [pytest.param(*planned, marks=pytest.mark.long) for planned in PLANNED_ON_A_GPU],
     ids=lambda value: "x".join(map(str, value or ())),
 )
 @pytest.mark.parametrize("name", ["GLIMS", "LATUPNet"])

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nnunet_glims.datasets import archive, conversion
 from nnunet_glims.datasets.archive import inside_name, is_archive, opened
@@ -91,13 +93,8 @@ def test_links_are_left_out(tmp_path, place):
             assert found.files == ()
 
 
-def hypothesis_test():
-    hypothesis = pytest.importorskip("hypothesis")
-    names = hypothesis.strategies.text(alphabet="ab./\\:C ", max_size=12)
-    return hypothesis.settings(max_examples=200, deadline=None)(hypothesis.given(name=names))
-
-
-@hypothesis_test()
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.text(alphabet="ab./\\:C ", max_size=12))
 def test_no_name_leads_outside(name):
     inside = inside_name(name)
     if inside is None:

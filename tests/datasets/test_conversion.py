@@ -19,6 +19,8 @@ from nnunetv2.experiment_planning import verify_dataset_integrity
 
 from nnunet_glims.cli import main
 from nnunet_glims.datasets import conversion, splits
+from nnunet_glims.demo.phantom import write_raw_dataset
+from nnunet_glims.releases import brats as facts
 from tests.datasets import releases
 from tests.test_files import largest_file
 
@@ -109,6 +111,14 @@ def test_voxels_stay_at_their_places_in_the_world(source_kind, raw, tmp_path):
         ours, its = sitk.ReadImage(str(converted)), sitk.ReadImage(str(original))
         for index in ((0, 0, 0), (3, 5, 2), (8, 7, 6)):
             assert ours.TransformIndexToPhysicalPoint(index) == its.TransformIndexToPhysicalPoint(index)
+
+
+def test_nnunet_does_not_change_what_we_know_about_a_release(raw, tmp_path):
+    before = json.dumps(dict(facts.LABELS))
+    convert("brats", releases.write_brats(tmp_path / "release", "2021"))
+    write_raw_dataset(tmp_path / "demo", cases=1, test_cases=0, shape=(28, 28, 28))
+    assert {type(labels) for labels in facts.LABELS.values()} == {int, list}
+    assert json.dumps(dict(facts.LABELS)) == before
 
 
 def test_channels_are_chosen_and_ordered(raw, tmp_path):

@@ -8,14 +8,11 @@ from tempfile import TemporaryDirectory
 
 import nibabel
 import numpy as np
-import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nnunet_glims.datasets import archive, brats, btcv, submission
 from nnunet_glims.datasets.conversion import Destination, convert
-
-hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
 
 GEOMETRY = (
     "dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",

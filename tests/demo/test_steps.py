@@ -7,7 +7,7 @@ from rich.console import Console
 
 from nnunet_glims.demo import pipeline
 from nnunet_glims.demo.pipeline import Steps, Workspace
-from nnunet_glims.errors import ProcessingError
+from nnunet_glims.errors import ProcessingError, UsageError
 
 PROGRAM = """
 from pathlib import Path
@@ -65,6 +65,15 @@ def test_what_failed_is_continued_and_what_is_missing_is_made_again(step, tmp_pa
     assert step(fail) == ("xx", 2)  # the folder was kept
     (tmp_path / "made/result").unlink()
     assert step(fail) == ("x", 3)
+
+
+@pytest.mark.parametrize("missing", ["dataset.json", "imagesTr", "labelsTr", None])
+def test_a_folder_that_is_no_raw_data_set_is_refused(missing, tmp_path):
+    data = tmp_path / ("Dataset007_Mine" if missing else "mine")
+    for name in {"dataset.json", "imagesTr", "labelsTr"} - {missing}:
+        (data / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match="this is no raw data set of nnU-Net"):
+        pipeline.run_demo(tmp_path / "out", data=data)
 
 
 def test_results_without_a_record_are_made_again(step, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from nnunet_glims.export.description import describe
+from nnunet_glims.export.description import settings_from_plans
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.nnunet.models import ModelFolder
 from tests.preprocessed import dataset_json, make_plans
@@ -88,7 +88,7 @@ def description(folder: Path, mirror_axes=(0, 1, 2)) -> ExportedModel:
         opset=18,
         versions={},
         folds=[],
-        **describe(ModelFolder(folder), {"inference_allowed_mirroring_axes": mirror_axes}),
+        **settings_from_plans(ModelFolder(folder), {"inference_allowed_mirroring_axes": mirror_axes}),
     )
 
 

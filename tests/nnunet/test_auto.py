@@ -140,6 +140,16 @@ def test_a_base_that_names_the_network_keeps_its_arguments_and_training(preproce
     assert configuration["training"]["epochs"] == 7
 
 
+def test_wrong_network_arguments_of_the_base_are_named(preprocessed, capsys):
+    base = make_plans("GLIMS")
+    base["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["featuresize"] = 12
+    (preprocessed / "mine.json").write_text(json.dumps(base))
+    assert auto("-p", "mine", "-o", "sized", network="glims") == 2
+    message = "mine.json: network_arguments: featuresize: unknown key; did you mean 'feature_size'"
+    assert message in capsys.readouterr().err
+    assert not (preprocessed / "sized.json").exists()
+
+
 def test_sizes_of_two_configurations_stand_in_one_file(preprocessed):
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     fullres = plans["configurations"]["3d_fullres"]

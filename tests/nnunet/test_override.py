@@ -88,8 +88,11 @@ def test_the_released_override_names_the_released_trainer(folder):
 
 def test_applying_twice_is_the_same_and_another_content_needs_overwrite(folder, tmp_path):
     name = own_override(tmp_path, batch_size=3)
-    first = apply_override(folder, name).path.read_text()
-    assert apply_override(folder, name).path.read_text() == first
+    applied = apply_override(folder, name)
+    first = applied.path.read_text()
+    again = apply_override(folder, name)
+    assert again.path.read_text() == first
+    assert (applied.was_written, again.was_written) == (True, False)
     own_override(tmp_path, batch_size=4)
     wanted = r"nnUNetPlans_mine.json: configurations.3d_fullres.batch_size is 3 in this file and would be 4 now: the settings"
     with pytest.raises(UsageError, match=f"{wanted}.* --overwrite"):
@@ -133,7 +136,10 @@ def test_a_configuration_that_the_base_lacks_by_now_is_named(folder, tmp_path):
     del base["configurations"]["3d_lowres"], base["configurations"]["3d_cascade_fullres"]
     (folder / "nnUNetPlans.json").write_text(json.dumps(base))
     before = path.read_text()
-    with pytest.raises(UsageError, match=r"its configuration '3d_lowres' can no longer be made.*Delete the file"):
+    with pytest.raises(
+        UsageError,
+        match=r"its configuration '3d_lowres' cannot be made from nnUNetPlans.json.*Delete the file",
+    ):
         apply_override(folder, name)
     assert path.read_text() == before
 
@@ -191,6 +197,15 @@ def test_a_file_that_was_changed_by_hand_or_has_no_record_says_so(folder, tmp_pa
     path.write_text(json.dumps(changed))
     apply_override(folder, name)
     assert path.read_text() == made
+
+
+def test_a_damaged_record_is_named(folder, tmp_path):
+    name = own_override(tmp_path, batch_size=3)
+    path = apply_override(folder, name).path
+    change(path, "nnunet_glims", value={"version": "1"})
+    change(path, "configurations", "3d_fullres", "batch_size", value=4)
+    with pytest.raises(UsageError, match=r"nnUNetPlans_mine.json: nnunet_glims: base: this key is required"):
+        apply_override(folder, name)
 
 
 def test_plans_say_what_they_were_made_from_and_nnunet_does_not_mind(folder, tmp_path):
@@ -292,7 +307,7 @@ def test_listing_overrides_stays_without_torch():
         ({"patch": [1, 2, 3]}, r"mine.json: patch: unknown key; did you mean 'patch_size'"),
         ({"patch_size": [96, 96]}, r"mine.json: patch_size: .*at least 3"),
         ({"batch_size": 0}, r"mine.json: batch_size: .*\(got 0\)"),
-        ({"network": "GLIMZ"}, "network 'GLIMZ' is unknown: did you mean 'GLIMS'"),
+        ({"network": "GLIMZ"}, "mine.json: network 'GLIMZ' is unknown: did you mean 'GLIMS'"),
         ({"network_arguments": {"feature_size": 12}}, "network_arguments: these need a network"),
         ({"training": {"lrr": 1}}, r"mine.json: training: lrr: unknown key; did you mean 'lr'"),
         ({"normalization_schemes": ["a"] * 3}, "normalization_schemes: 3 given for a data set of 2 channels"),

@@ -11,6 +11,7 @@ from scipy import ndimage
 from nnunet_glims.cli import main
 from nnunet_glims.postprocessing.rules import Rules
 from nnunet_glims.validation import validate
+from tests.test_files import largest_file
 
 from .conftest import BRATS, ORGANS, ORIGIN, SPACING, by_nnunet, read_labels, smooth, write_labels, write_prediction
 
@@ -153,6 +154,15 @@ def test_several_processes_write_the_same(predicted, tmp_path):
     assert main([*arguments, "--workers", "2"]) == 0
     for file in (tmp_path / "one").glob("*.nii.gz"):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+def test_a_full_disk_ends_with_1_and_leaves_no_folder(predicted, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    arguments = ["postprocess", str(predicted), "-o", str(tmp_path / "out"), "--preset", "glims_brats2023"]
+    with largest_file(100):
+        assert main([*arguments, "--workers", "1"]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def second_model(folder, shape=(14, 20, 18), cases=("case_a", "case_b"), dataset_json=BRATS, channels=3):

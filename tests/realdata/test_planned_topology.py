@@ -1,16 +1,13 @@
 """Our strides against those that nnU-Net plans for real data sets."""
 
 import json
-import os
 import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
 
 from nnunet_glims.architectures import GLIMS, LATUPNet
 from nnunet_glims.topology import stage_strides
+from tests.stock import call
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
@@ -42,9 +39,8 @@ def planned(request, real_cases, tmp_path_factory):
     labels = {"background": 0, **{f"label_{n}": n for n in range(1, LABELS[request.param] + 1)}}
     content = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": number + 1, "file_ending": ".nii.gz"}
     (raw / "dataset.json").write_text(json.dumps(content))
-    environment = {f"nnUNet_{part}": str(root / part) for part in ("raw", "preprocessed", "results")}
-    command = [Path(sysconfig.get_path("scripts"), "nnUNetv2_plan_and_preprocess"), "-d", "1", "--no_pp", "-npfp", "2"]
-    subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, timeout=300)
+    folders = {f"nnUNet_{part}": root / part for part in ("raw", "preprocessed", "results")}
+    call("nnUNetv2_plan_and_preprocess", "-d", "1", "--no_pp", "-npfp", "2", **folders, nnUNet_n_proc_DA=1)
     plans = json.loads((root / "preprocessed/Dataset001_Real/nnUNetPlans.json").read_text())
     return plans["configurations"]["3d_fullres"]
 

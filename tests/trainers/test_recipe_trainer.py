@@ -41,13 +41,12 @@ def test_a_training_leaves_complete_plans_and_a_model_that_predicts(make_trainer
     trainer = make_trainer("GLIMS", epochs=1, iterations_per_epoch=1)
     trainer.run_training()
     folder = trainer.output_folder_base
-    configuration = json.load(open(f"{folder}/plans.json"))["configurations"]["3d_fullres"]
+    configuration = json.loads(Path(folder, "plans.json").read_text())["configurations"]["3d_fullres"]
     assert configuration["architecture"]["network_class_name"] == "nnunet_glims.architectures.GLIMS"
     assert configuration["architecture"]["arch_kwargs"]["strides"][0] == [1, 1, 1]
     assert configuration["training"]["optimizer"] == "AdamW"
     assert configuration["training"]["epochs"] == 1
-    log = open(trainer.log_file).read()
-    assert "Recipe: epochs=1" in log
+    assert "Recipe: epochs=1" in Path(trainer.log_file).read_text()
 
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False)
     predictor.initialize_from_trained_model_folder(folder, (0,))
@@ -212,6 +211,10 @@ def test_a_trainer_can_be_built_from_plans_without_nnunets_internal_key(nnunet_f
     assert "continue_training" not in plans
 
 
+ends_a_thread = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+"""batchgenerators' own end of its processes, while they load batches that nobody takes, may fail in its thread."""
+
+
 def first_batches(trainer, count=3):
     trainer.on_train_start()
     batches = [next(trainer.dataloader_train)["data"].clone() for _ in range(count)]
@@ -219,6 +222,7 @@ def first_batches(trainer, count=3):
     return batches
 
 
+@ends_a_thread
 @pytest.mark.parametrize("processes", ["0", "1"])
 def test_a_seed_gives_the_same_network_and_the_same_batches(make_trainer, monkeypatch, processes):
     monkeypatch.setenv("nnUNet_n_proc_DA", processes)
@@ -237,6 +241,7 @@ def test_a_resumed_training_does_not_see_its_first_batches_again(make_trainer):
     assert not torch.equal(first_batches(fresh, 1)[0], first_batches(resumed, 1)[0])
 
 
+@ends_a_thread
 def test_data_loading_processes_have_seeds_of_their_own(make_trainer, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     trainer = make_trainer(seed=7)

@@ -412,6 +412,29 @@ def test_workers_that_died_by_the_signal_stop_the_training_like_the_signal(make_
     assert load(checkpoint(trainer, LATEST))["current_epoch"] == 0
 
 
+@ends_a_thread
+def test_data_loading_processes_outlive_sigusr1_and_end_on_sigterm(make_trainer, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    trainer = make_trainer(epochs=1, iterations_per_epoch=100)
+    trainer.initialize()
+    codes = []
+
+    def send_to_workers():
+        workers = [trainer.dataloader_train._processes[0], trainer.dataloader_val._processes[0]]
+        for worker, number in zip(workers, (signal.SIGUSR1, signal.SIGTERM)):
+            os.kill(worker.pid, number)
+            worker.join(timeout=1 if number == signal.SIGUSR1 else 60)
+            codes.append(worker.exitcode)
+        for _ in range(20):  # more than are kept ready
+            next(trainer.dataloader_train)
+        send(signal.SIGUSR1)()
+
+    at_step(monkeypatch, trainer, 1, send_to_workers)
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    assert codes == [None, -signal.SIGTERM]
+
+
 def test_on_cpus_it_keeps_to_the_threads_it_is_given(make_trainer, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

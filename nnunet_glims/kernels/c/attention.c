@@ -11,7 +11,7 @@
 #endif
 #define BLOCK (ACROSS * LANES)
 #define MOST_PARTS 4
-#define EXCLUDED -1e30f /* compute_scores of the columns beyond the last key */
+#define EXCLUDED -1e30f /* score of the columns beyond the last key */
 
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 
@@ -99,7 +99,7 @@ INLINE void compute_scores(const int rows, const Attention *s, const Buffers *bu
         for (int64_t j = 0; j < s->voxels; j++) buffers->scores[r * columns + j] += mask[(first + r) * s->voxels + j];
 }
 
-/* Replace window_values compute_scores by e^(compute_scores - highest compute_scores); return 1 / their sum. */
+/* Replace each score by e^(score - highest score); return 1 / their sum. */
 INLINE float exponentiate(float *scores, int64_t columns) {
     lanes most = *(const lanes *)scores, total = {0};
     for (int64_t x = 0; x < columns; x += LANES) {

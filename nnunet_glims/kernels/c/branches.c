@@ -31,7 +31,7 @@ INLINE Neighbours neighbours(const int k, const float *at) {
 #define ACROSS 1
 #endif
 
-/* lines (rows, across vectors) = bias + 3x3x3 cross-correlation. above: in each of the neighbours planes the row before the first
+/* lines (rows, across vectors) = bias + 3x3x3 cross-correlation. above: in each of the three planes the row before the first
  * one; rows lie `apart` values apart. */
 INLINE void convolve_tile(const int rows, const int across, const int k, const float *const *above, int64_t apart,
                           const float *weight, float bias, float *lines, int64_t line) {
@@ -115,7 +115,7 @@ static void branch_plane(float *volume, const Padded *p, int64_t z, int64_t k, c
     add_part(m, &part);
 }
 
-/* Neighbours depthwise convolutions with dilation 1, 2 and 3, instance norm and PReLU. weight: (3, C, 27); bias, gain, shift:
+/* Three depthwise convolutions with dilation 1, 2 and 3, instance norm and PReLU. weight: (3, C, 27); bias, gain, shift:
  * (3, C); slope: (3). y: (N, 3C, D, H, W). Where norms (N, 3C) are given, they are returned there and not applied to y. Memory
  * holds seven padded planes of a channel at a time, which fit into the second-level cache. */
 int branches_forward(const Shape *s, const stored *x, const float *weight, const float *bias, const float *gain,

@@ -75,10 +75,10 @@ INLINE void to_floats(const stored *from, float *to, int64_t count) { memcpy(to,
 INLINE void from_floats(const float *from, stored *to, int64_t count) { memcpy(to, from, count * sizeof(float)); }
 #endif
 
-/* Bytes of a result from which it is written bypass the caches, which would first read the old content of memory. */
+/* Bytes of a result from which it is written past the caches, which would first read the old content of memory. */
 #define LARGE (1 << 24)
 
-/* Like from_floats; with `bypass` bypass the caches. wait_for_writes() then makes the values visible to other threads. */
+/* Like from_floats; with `bypass` past the caches. wait_for_writes() then makes the values visible to other threads. */
 INLINE void write_values(const int bypass, const float *from, stored *to, int64_t count) {
 #ifdef __AVX512F__
     if (bypass && (uintptr_t)to % (LANES * sizeof(stored)) == 0 && count % LANES == 0) {

@@ -100,7 +100,7 @@ static void apply_stored(const Norm *f, const stored *x, stored *y, int64_t coun
 }
 
 #ifndef BFLOAT16
-/* Sums over a channel that its gradients are computed from: of the gradient g behind the norm, of g times the normalised
+/* Sums over a channel that its gradients are computed from: of the gradient g of the norm's output, of g times the normalised
  * values, and of the gradient of the slope. */
 typedef struct {
     double gradient, projected, slope;

@@ -11,8 +11,10 @@ from typing import Any
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
 from nnunet_glims.networks import Network
+from nnunet_glims.nnunet.plans.building import check_network
 from nnunet_glims.nnunet.plans.configuration import (
     BASE_PLANS,
+    complete_configuration,
     planned_configuration,
     read_base,
     without_left_open,
@@ -21,7 +23,7 @@ from nnunet_glims.nnunet.plans.memory import GIB
 from nnunet_glims.nnunet.plans.override import Applied, Override, write_overridden
 from nnunet_glims.nnunet.plans.record import recorded_overrides
 from nnunet_glims.nnunet.plans.sizing import DatasetProperties, TrainingSize, size_for_gpu, with_checkpointing
-from nnunet_glims.validation import nearest
+from nnunet_glims.validation import nearest, validate
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,13 @@ def write_sized_plans(
     planned = planned_configuration(plans, configuration)
     arguments = _arguments_in(planned, network, base)
     training = planned.get("training", {})
+    properties = _properties(dataset_folder, plans, planned)
+    if arguments:  # of the base; a wrong one must be named before sizes are tried with it
+        given = {"network_class_name": network.path, "arch_kwargs": arguments}
+        asked = complete_configuration({**planned, "architecture": given}, network, {}, base)
+        check_network(network, asked, properties.channels, properties.classes, f"{base}.json")
     size = size_for_gpu(
-        _properties(dataset_folder, plans, planned),
+        properties,
         network,
         vram * GIB,
         arguments,
@@ -95,8 +102,12 @@ def write_sized_plans(
         batch_size=size.batch_size,
         training=training,
     )
-    others = recorded_overrides(dataset_folder / f"{name}.json")
-    overrides = {**{other: Override(**content) for other, content in others.items()}, configuration: override}
+    path = dataset_folder / f"{name}.json"
+    others = {
+        other: validate(Override, content, f"{path}: the record of {other}")
+        for other, content in recorded_overrides(path).items()
+    }
+    overrides = {**others, configuration: override}
     applied = write_overridden(dataset_folder, base, name, configuration, overrides, name, overwrite)
     written = read_json(applied.path)["configurations"][configuration]
     return SizedPlans(size, applied, _description(size, network, written, vram))

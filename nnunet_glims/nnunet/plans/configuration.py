@@ -1,4 +1,4 @@
-"""What a plans configuration needs so that one of our networks is trained with it."""
+"""Configurations of nnU-Net's plans: read, checked, and completed for one of the registered networks."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ BASE_PLANS = "nnUNetPlans"
 def complete_configuration(
     configuration: Mapping[str, Any], network: Network, arguments: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """A plans configuration with all that the network needs: its `architecture` and the whole `training` block.
+    """Return a plans configuration with all that training needs: its `architecture` and the whole `training` block.
 
-    A configuration planned for nnU-Net's own network gets ours, with strides for its patch and spacing. One that names our
-    network already keeps its arguments.
+    A configuration that was planned for nnU-Net's own network gets ours, with strides for its patch and spacing. A
+    configuration that names our network already keeps its arguments.
 
     Args:
-        configuration: of a plans file, inheritance resolved.
-        network: what the trainer trains.
-        arguments: of the network, on which the trainer insists.
+        configuration: of a plans file, with inheritance resolved.
+        network: the network that the trainer trains.
+        arguments: constructor arguments of the network on which the trainer insists.
         where: names the configuration in errors.
 
     Raises:
-        UsageError: the plans name another of our networks, contradict the trainer, or have a wrong training block.
+        UsageError: the plans name another registered network, contradict the trainer, or have a wrong training block.
     """
     result = deepcopy(dict(configuration))
     result["training"] = network.recipe.changed(configuration.get("training", {}), f"{where}: training").model_dump()
@@ -64,7 +64,7 @@ def complete_configuration(
 
 
 def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
-    """Raise `UsageError` for a 2D configuration, naming the 3D ones these plans have."""
+    """Raise `UsageError` for a 2D configuration; the message names the 3D configurations of these plans."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(dict(plans))
@@ -91,7 +91,7 @@ def read_base(dataset_folder: Path, base: str = BASE_PLANS) -> dict[str, Any]:
 
 
 def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """A 3D configuration of plans, with inheritance resolved and links to other configurations left out.
+    """Return a 3D configuration of plans, with inheritance resolved and links to other configurations left out.
 
     Raises:
         UsageError: there is no such configuration, it is 2D, or it is the second stage of a cascade.
@@ -115,6 +115,6 @@ def without_left_open(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocess_command(plans: Mapping[str, Any], configuration: str) -> str:
-    """nnU-Net's command that preprocesses a data set for these plans. It takes the number, no name."""
+    """Return nnU-Net's command that preprocesses a data set for these plans; it takes the data set's number only."""
     number = int(plans["dataset_name"].removeprefix("Dataset")[:3])
     return f"nnUNetv2_preprocess -d {number} -plans_name {plans['plans_name']} -c {configuration}"

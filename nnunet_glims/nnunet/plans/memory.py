@@ -1,8 +1,8 @@
 """The memory of a training step, counted without computing anything.
 
-A step runs on tensors without content: forward pass, nnU-Net's loss, backward pass with all that is computed again. Every
-block of memory is counted from the operation that makes it until nothing refers to it.
-Autocast, which is not there for such tensors, is imitated by its rules for GPUs.
+A step runs on tensors without content: forward pass, nnU-Net's loss, backward pass with everything that is computed again.
+Every block of memory is counted from the operation that makes it until nothing refers to it any more. Torch has no autocast
+for such tensors, so its rules for GPUs are imitated.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class StepMemory:
 
     Attributes:
         weights: parameters and buffers.
-        moments: what the optimiser keeps a parameter.
+        moments: what the optimiser keeps for the parameters.
         kept: the batch and the activations that the forward pass keeps for the gradients.
-        backward: what comes on top at the highest point: gradients, and activations that are computed again.
-        overhead: of the device: context, workspaces, allocator.
+        backward: what the backward pass needs in addition at its highest point: gradients, and activations that are
+            computed again.
+        overhead: what the device needs: context, workspaces, allocator.
     """
 
     weights: int
@@ -54,6 +55,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts together."""
         return self.weights + self.moments + self.kept + self.backward + self.overhead
 
 
@@ -71,7 +73,7 @@ def training_step(
     regions: bool = False,
     kernels: bool | None = None,
 ) -> StepMemory:
-    """Memory of a training step on a type of device, "cuda" or "cpu", in the recipe's precision.
+    """Count the memory of a training step on a type of device, "cuda" or "cpu", in the recipe's precision.
 
     Args:
         network: is moved to the meta device; do not use it afterwards.

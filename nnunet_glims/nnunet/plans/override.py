@@ -28,19 +28,25 @@ from nnunet_glims.validation import nearest, validate
 Triple = Annotated[list[Count], Field(min_length=3, max_length=3)]
 Spacing = Annotated[list[Positive], Field(min_length=3, max_length=3)]
 
+ANY_TRAINER = "nnUNetTrainerGLIMS"
+"""The trainer in the next command where plans can be trained with any."""
+_OF_PREPROCESSING = ("spacing", "normalization_schemes", "use_mask_for_norm")
+"""Keys of a configuration that decide what preprocessed data contain."""
+
 
 class Override(BaseModel):
-    """A published or recommended setup: what it changes in a plans configuration. What it leaves out stays as planned.
+    """What a published or recommended setup changes in a plans configuration. What it leaves out stays as planned.
 
     Attributes:
         description: what the setup is for, in one line.
-        source: what is from a paper, what from the authors' code, what is ours.
-        network: name in `nnunet_glims.networks`; None leaves the choice to the trainer.
-        network_arguments: constructor arguments of the network beside channels, classes, patch and strides.
-        patch_size: voxels along nnU-Net's axes (after its transposition, slices first).
-        batch_size: patches a step.
-        spacing: mm along the same axes. Another spacing than planned needs a preprocessing of its own.
-        normalization_schemes: nnU-Net's names, one for all channels or one a channel; likewise.
+        source: what is from a paper, what is from the authors' code, and what is ours.
+        network: name in `nnunet_glims.networks`; None leaves the choice to the base plans and the trainer.
+        network_arguments: constructor arguments of the network other than channels, classes, patch and strides.
+        patch_size: voxels along nnU-Net's axes, which it transposes so that the coarsest axis comes first.
+        batch_size: patches in a training step.
+        spacing: mm along the same axes. Another spacing than the planned one needs preprocessed data of its own.
+        normalization_schemes: nnU-Net's names, one for all channels or one for each channel. Other schemes than the
+            planned ones need preprocessed data of their own.
         training: settings of `nnunet_glims.training.recipes.Recipe`.
     """
 
@@ -57,26 +63,22 @@ class Override(BaseModel):
     training: dict[str, Any] = {}
 
 
-ANY_TRAINER = "nnUNetTrainerGLIMS"
-"""The trainer that the next command names where any will do."""
-_OF_PREPROCESSING = ("spacing", "normalization_schemes", "use_mask_for_norm")
-"""Keys of a configuration that decide about the content of preprocessed data."""
-
-
 @dataclass(frozen=True)
 class Applied:
     """A plans file that was written, and what comes next.
 
     Attributes:
         path: the file.
+        was_written: whether anything was written; nothing is where the file has this content already.
         plans_name: what users give to `-p`.
-        trainer: what users give to `-tr`; None where any trainer will do.
+        trainer: what users give to `-tr`; None where the plans can be trained with any.
         preprocess_command: nnU-Net's command for data that only these plans use; None where they share the base's.
         is_preprocessed: the preprocessed data are there.
         next_commands: nnU-Net's commands: preprocessing where the data are not there, then training.
     """
 
     path: Path
+    was_written: bool
     plans_name: str
     trainer: str | None
     preprocess_command: str | None
@@ -109,7 +111,10 @@ def load_override(name: str) -> tuple[str, Override]:
         )
     override = validate(Override, read_json(path), str(path))
     if override.network is not None:
-        recipe = network_named(override.network).recipe
+        try:
+            recipe = network_named(override.network).recipe
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
     elif override.network_arguments:
         raise UsageError(f"{path}: network_arguments: these need a network to belong to, as `network`")
     else:
@@ -184,13 +189,13 @@ def write_overridden(
             if name == configuration:
                 raise
             raise UsageError(
-                f"{path}: its configuration {name!r} can no longer be made from {base}.json and {where}: {error}. Delete the "
-                "file, or choose another name"
+                f"{path}: its configuration {name!r} cannot be made from {base}.json and {where}: {error}. Delete the file, "
+                "or choose another name"
             ) from None
     plans = {**without_record(base_plans), "plans_name": plans_name, "configurations": configurations}
     contents = {name: override.model_dump(exclude_defaults=True) for name, override in overrides.items()}
-    write_recorded(path, plans, base, base_plans, contents, overwrite)
-    return _applied(dataset_folder, plans, configuration, old)
+    was_written = write_recorded(path, plans, base, base_plans, contents, overwrite)
+    return _applied(dataset_folder, plans, configuration, old, was_written)
 
 
 def _changed(
@@ -201,7 +206,7 @@ def _changed(
     plans_name: str,
     where: str,
 ) -> dict[str, Any]:
-    """One configuration of base plans with what the override changes in it; its network can be built."""
+    """One configuration of base plans with what the override changes in it, after checking that its network can be built."""
     planned = planned_configuration(base_plans, configuration)
     changed = {**planned, **_changes(planned, override, where)}
     if any(changed[key] != planned[key] for key in _OF_PREPROCESSING):
@@ -243,7 +248,9 @@ def _check_network(
     check_network(network, configuration, len(configuration["normalization_schemes"]), classes, where)
 
 
-def _applied(dataset_folder: Path, plans: Mapping[str, Any], configuration: str, old: Mapping[str, Any]) -> Applied:
+def _applied(
+    dataset_folder: Path, plans: Mapping[str, Any], configuration: str, old: Mapping[str, Any], was_written: bool
+) -> Applied:
     """What comes next after plans were written in place of `old` ones, which may be empty."""
     written = plans["configurations"][configuration]
     plans_name, identifier = plans["plans_name"], written["data_identifier"]
@@ -257,6 +264,7 @@ def _applied(dataset_folder: Path, plans: Mapping[str, Any], configuration: str,
     train = f"nnUNetv2_train {dataset_folder.name} {configuration} 0 -tr {trainer or ANY_TRAINER} -p {plans_name}"
     return Applied(
         path=dataset_folder / f"{plans_name}.json",
+        was_written=was_written,
         plans_name=plans_name,
         trainer=trainer,
         preprocess_command=preprocess if identifier == f"{plans_name}_{configuration}" else None,

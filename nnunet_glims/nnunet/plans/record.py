@@ -11,14 +11,38 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json, write_json
+from nnunet_glims.validation import validate
 
 KEY = "nnunet_glims"
 LONGEST_VALUE = 80
 """Characters of a value in a message."""
 _ABSENT = object()
+
+
+class Record(BaseModel):
+    """What a plans file was made from.
+
+    Attributes:
+        version: of this package.
+        base: name of the base plans.
+        base_sha256: fingerprint of their content.
+        overrides: content of the override of each configuration.
+    """
+
+    version: str
+    base: str
+    base_sha256: str
+    overrides: dict[str, dict[str, Any]]
+
+
+def read_record(plans: Mapping[str, Any], where: Path) -> Record | None:
+    """The record in plans; None where they have none. Raises `UsageError` naming `where` for a damaged one."""
+    return validate(Record, plans[KEY], f"{where}: {KEY}") if KEY in plans else None
 
 
 def without_record(plans: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,9 +55,10 @@ def fingerprint(plans: Mapping[str, Any]) -> str:
     return sha256(json.dumps(without_record(plans), sort_keys=True).encode()).hexdigest()
 
 
-def recorded_overrides(path: Path) -> dict[str, Any]:
+def recorded_overrides(path: Path) -> dict[str, dict[str, Any]]:
     """The content of the override that each configuration of a plans file was made with; empty where none is recorded."""
-    return read_json(path).get(KEY, {}).get("overrides", {}) if path.exists() else {}
+    record = read_record(read_json(path), path) if path.exists() else None
+    return {} if record is None else record.overrides
 
 
 def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
@@ -60,7 +85,7 @@ def write_recorded(
     base_plans: Mapping[str, Any],
     overrides: Mapping[str, Mapping[str, Any]],
     overwrite: bool,
-) -> None:
+) -> bool:
     """Write plans with a record of what they were made from. A configuration that the file lacks is added to it.
 
     Args:
@@ -71,16 +96,19 @@ def write_recorded(
         overrides: content of the override of each configuration.
         overwrite: replace a file of other content.
 
+    Returns:
+        Whether anything was written; nothing is where the file has this content already.
+
     Raises:
         UsageError: the file has other content; the message names the first value that differs, before and now, and why.
     """
-    record = {
-        "version": __version__,
-        "base": base,
-        "base_sha256": fingerprint(base_plans),
-        "overrides": {configuration: dict(override) for configuration, override in overrides.items()},
-    }
-    new = json.loads(json.dumps({**plans, KEY: record}))
+    record = Record(
+        version=__version__,
+        base=base,
+        base_sha256=fingerprint(base_plans),
+        overrides={configuration: dict(override) for configuration, override in overrides.items()},
+    )
+    new = json.loads(json.dumps({**plans, KEY: record.model_dump()}))
     old = read_json(path) if path.exists() else None
     if old is not None and not overwrite:
         added = {name for name in new["configurations"] if name not in old.get("configurations", {})}
@@ -89,24 +117,26 @@ def write_recorded(
         if difference is not None:
             key, before, now = difference
             raise UsageError(
-                f"{path}: {key} is {before} in this file and would be {now} now: {_reason(old.get(KEY), record)}. "
+                f"{path}: {key} is {before} in this file and would be {now} now: {_reason(read_record(old, path), record)}. "
                 "Replace the file with --overwrite, or keep it by choosing another name; models that were trained with it "
                 "belong to its old content"
             )
-    if old != new:
-        write_json(path, new)
+    if old == new:
+        return False
+    write_json(path, new)
+    return True
 
 
-def _reason(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> str:
+def _reason(old: Record | None, new: Record) -> str:
     """Why a plans file is not what would be written now, by its record."""
     if old is None:
         return "there is another plans file of that name, which does not say what it was made from"
-    if old["base"] != new["base"]:
-        return f"it was made from {old['base']}, not from {new['base']}"
-    if old["base_sha256"] != new["base_sha256"]:
-        return f"{new['base']}.json has changed since, for example because nnU-Net planned again"
-    if any(new["overrides"].get(configuration) != override for configuration, override in old["overrides"].items()):
+    if old.base != new.base:
+        return f"it was made from {old.base}, not from {new.base}"
+    if old.base_sha256 != new.base_sha256:
+        return f"{new.base}.json has changed since, for example because nnU-Net planned again"
+    if any(new.overrides.get(configuration) != override for configuration, override in old.overrides.items()):
         return "the settings it was made with have changed since"
-    if old["version"] != new["version"]:
-        return f"it was written by release {old['version']}, this is {new['version']}"
+    if old.version != new.version:
+        return f"it was written by release {old.version}, this is {new.version}"
     return "it was changed by hand"
