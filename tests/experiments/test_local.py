@@ -144,6 +144,7 @@ sys.exit(main(["compare", "run", path]))
 @pytest.fixture
 def runner(experiment, stand_ins, started, folders):
     """A run in a process of its own, in the middle of its first training, which takes 6 s."""
+    stand_ins[0][GLIMS0] = 6  # the same command here as there
     command = [
         sys.executable,
         "-c",
