@@ -133,10 +133,15 @@ class Experiment:
             )
         unrecorded = [name for name, outcome in outcomes.items() if outcome.state == "unrecorded"]
         if unrecorded:
-            shown_names = ", ".join(unrecorded[:MOST_REFUSALS])
+            shown_names = ", ".join(_with_reason(name, outcomes[name]) for name in unrecorded[:MOST_REFUSALS])
             raise UsageError(
-                f"{self.layout.path}: nothing says what these trainings were made from, as in results of earlier releases: "
-                f"{shown_names}{' …' if len(unrecorded) > MOST_REFUSALS else ''}. Take them for what is asked for, after a "
-                f"look at their plans.json:\n  nnunet-glims compare run {self.layout.path} --adopt\n"
-                f"or train again:\n  nnunet-glims compare run {self.layout.path} --again {' '.join(unrecorded)}"
+                f"{self.layout.path}: nothing says for certain what these results were made from (no record, as in results of "
+                f"earlier releases, or files that were written again): {shown_names}"
+                f"{' …' if len(unrecorded) > MOST_REFUSALS else ''}. Take them for what is asked for, after a look at the "
+                f"files:\n  nnunet-glims compare run {self.layout.path} --adopt\n"
+                f"or make them again:\n  nnunet-glims compare run {self.layout.path} --again {' '.join(unrecorded)}"
             )
+
+
+def _with_reason(name: str, outcome: Outcome) -> str:
+    return name if outcome.change is None else f"{name} ({outcome.change})"

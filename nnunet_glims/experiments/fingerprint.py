@@ -15,8 +15,10 @@ from nnunet_glims.nnunet.plans.record import first_difference
 Ingredients = dict[str, Any]
 """Name -> JSON value. Nested values are those that a message should show one by one, such as settings of a training."""
 
-NEUTRAL_OPTIONS = {"-device": 1, "-num_gpus": 1, "--npz": 0, "--c": 0, "--workers": 1, "-np": 1, "-npfp": 1, "-o": 1}
-"""Options that change where and how fast something is made, not what; each with how many values follow."""
+TIMES = "times of change"
+NEUTRAL_OPTIONS = {"-num_gpus": 1, "--npz": 0, "--c": 0, "--workers": 1, "-np": 1, "-npfp": 1, "-o": 1}
+"""Options that change how fast something is made, not what; each with how many values follow. The device is none of them:
+a recipe's precision may depend on it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,14 @@ class Change:
     before: str
     now: str
 
+    @property
+    def is_of_times_alone(self) -> bool:
+        """Whether files of the same names and sizes were only written or copied again, as far as can be seen."""
+        return self.name.endswith(f".{TIMES}")
+
     def __str__(self) -> str:
+        if self.is_of_times_alone:
+            return f"{self.name.removesuffix(f'.{TIMES}')}: files of the same names and sizes were written again since"
         return f"{self.name}: {self.before} when it was made, {self.now} now"
 
 
@@ -41,7 +50,7 @@ def change_of(before: Ingredients, now: Ingredients) -> Change | None:
 def command_parts(commands: Sequence[Sequence[str]]) -> dict[str, dict[str, list[str]]]:
     """Commands as program -> option -> its values, so that a message can name the option that differs.
 
-    Paths of programs and options that do not change the result, such as the device, are left out. Values before the first
+    Paths of programs and options that do not change the result are left out. Values before the first
     option are those of the option "".
     """
     parts: dict[str, dict[str, list[str]]] = {}
@@ -73,16 +82,16 @@ def file_digest(path: Path) -> str | None:
 
 
 class Listings:
-    """Digests of names, sizes and times of change of files that are too large to be read.
+    """Digests of names and sizes, and of names and times of change, of files that are too large to be read.
 
     Each folder is looked at once until `forget` is called.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Path, tuple[str, ...]], str | None] = {}
+        self._known: dict[tuple[Path, tuple[str, ...]], dict[str, str] | None] = {}
 
-    def digest(self, folder: Path, endings: tuple[str, ...] = ("",)) -> str | None:
-        """The digest of a folder's files whose names end so; None where there is no such folder."""
+    def digest(self, folder: Path, endings: tuple[str, ...] = ("",)) -> dict[str, str] | None:
+        """The digests of a folder's files whose names end so; None where there is no such folder."""
         key = (folder, endings)
         if key not in self._known:
             self._known[key] = _listing_digest(folder, endings)
@@ -93,7 +102,7 @@ class Listings:
         self._known.clear()
 
 
-def _listing_digest(folder: Path, endings: tuple[str, ...]) -> str | None:
+def _listing_digest(folder: Path, endings: tuple[str, ...]) -> dict[str, str] | None:
     found = []
     try:
         with os.scandir(folder) as entries:
@@ -103,7 +112,11 @@ def _listing_digest(folder: Path, endings: tuple[str, ...]) -> str | None:
                     found.append((entry.name, status.st_size, status.st_mtime_ns))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return digest(sorted(found))
+    found.sort()
+    return {
+        "names and sizes": digest([(name, size) for name, size, _ in found]),
+        TIMES: digest([(name, changed) for name, _, changed in found]),
+    }
 
 
 def present(ingredients: Mapping[str, Any]) -> Ingredients:

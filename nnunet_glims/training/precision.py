@@ -13,10 +13,7 @@ from typing import Literal, cast, get_args
 import torch
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.training.recipes import PrecisionSetting
-
-VARIABLE = "NNUNET_GLIMS_PRECISION"
-"""Environment variable with a setting that takes the place of the one in the plans."""
+from nnunet_glims.training.recipes import PRECISION_VARIABLE, PrecisionSetting
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,8 +25,8 @@ def chosen(planned: PrecisionSetting) -> PrecisionSetting:
     Raises:
         UsageError: the variable has another value than the four settings.
     """
-    setting = os.environ.get(VARIABLE) or planned
-    _check(setting, f"{VARIABLE}={setting}")
+    setting = os.environ.get(PRECISION_VARIABLE) or planned
+    _check(setting, f"{PRECISION_VARIABLE}={setting}")
     return cast(PrecisionSetting, setting)
 
 
@@ -64,8 +61,8 @@ def autocast(device_type: str, setting: PrecisionSetting | None) -> AbstractCont
 def describe(setting: PrecisionSetting, device_type: str) -> str:
     """What is computed in and what decided it, as one phrase for logs, such as `fp32 on cpu (auto)`."""
     text = f"{resolve(setting, device_type)} on {device_type}"
-    if os.environ.get(VARIABLE) == setting:
-        return f"{text} ({VARIABLE}={setting})"
+    if os.environ.get(PRECISION_VARIABLE) == setting:
+        return f"{text} ({PRECISION_VARIABLE}={setting})"
     return f"{text} (auto)" if setting == "auto" else text
 
 

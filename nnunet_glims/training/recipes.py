@@ -18,6 +18,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISION_VARIABLE = "NNUNET_GLIMS_PRECISION"
+"""Environment variable with a precision setting that takes the place of the one in the plans."""
 
 
 class RegionWeight(BaseModel):

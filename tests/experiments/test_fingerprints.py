@@ -1,6 +1,7 @@
 """Done means what was asked: each ingredient of each kind of job, changed alone, is seen."""
 
 import json
+import os
 import re
 
 import pytest
@@ -82,6 +83,10 @@ def other_planning(machine, monkeypatch):
     monkeypatch.setattr(Prepare, "_planning", lambda job, *names: [*planning(job, *names), "-gpu_memory_target", "20"])
 
 
+def other_precision(machine, monkeypatch):
+    monkeypatch.setenv("NNUNET_GLIMS_PRECISION", "bf16")
+
+
 def other_metrics(machine, monkeypatch):
     monkeypatch.setattr(results, "METHOD_VERSION", 99, raising=False)
 
@@ -96,8 +101,8 @@ def test_undisturbed_nothing_runs(done):
     assert done.run() == []
 
 
-def test_where_it_runs_and_how_fast_is_no_ingredient(done):
-    edited("device: cpu", "device: mps\nresources: {cpus: 2, memory_gb: 4}\nparallel: 2")(done, None)
+def test_how_fast_it_runs_is_no_ingredient(done):
+    edited("device: cpu", "device: cpu\nresources: {cpus: 2, memory_gb: 4}\nparallel: 2")(done, None)
     assert done.run() == []
 
 
@@ -138,19 +143,23 @@ PLANS_OF_GLIMS = "nnUNetPlans_toy_GLIMS"
     [
         (edited("epochs: 300", "epochs: 1000"), "prepare_D007", r"training.epochs: 300 when it was made, 1000 now"),
         (edited("epochs: 300", "epochs: 1000"), "train_D007_GLIMS_fold1", r"training.epochs: 300 when it was made, 1000 now"),
-        (rewritten("raw/Dataset007_Toy/imagesTr/case_0000.nii.gz"), "prepare_D007", "imagesTr: "),
-        (rewritten("raw/Dataset007_Toy/labelsTr/case.nii.gz"), "prepare_D007", "labelsTr: "),
+        (rewritten("raw/Dataset007_Toy/imagesTr/case_0000.nii.gz"), "prepare_D007", "imagesTr.names and sizes: "),
+        (rewritten("raw/Dataset007_Toy/labelsTr/case.nii.gz"), "prepare_D007", "labelsTr.names and sizes: "),
         (rewritten("raw/Dataset007_Toy/dataset.json"), "prepare_D007", "dataset.json: "),
         (other_plans("nnUNetPlans", patch_size=[16, 8, 8]), "prepare_D007", "plans nnUNetPlans: "),
         (another_version(Prepare), "prepare_D007", "method version: 1 when it was made, 2 now"),
         (other_planning, "prepare_D007", r"planning of 3d_fullres\..*-gpu_memory_target: absent when it was made, ..20.. now"),
+        (edited("device: cpu", "device: mps"), "train_D007_GLIMS_fold0",
+         r"-device: \[.*cpu.*\] when it was made, \[.*mps.*\] now"),
+        (other_precision, "train_D007_GLIMS_fold0", 'NNUNET_GLIMS_PRECISION: "" when it was made, "bf16" now'),
         (another_version(Train), "train_D007_GLIMS_fold0", "method version: 1 when it was made, 2 now"),
         (another_command(Train), "train_D007_GLIMS_fold0", r"command\.nnUNetv2_train\.--new: absent .*, \[\] now"),
         (other_plans(PLANS_OF_GLIMS, batch_size=4), "train_D007_GLIMS_fold0", "batch_size: absent when it was made, 4 now"),
         (other_split, "train_D007_GLIMS_fold1", "split: "),
         (rewritten("preprocessed/Dataset007_Toy/dataset.json", '{"numTraining": 1, "x": 1}'), "train_D007_GLIMS_fold0",
          "dataset.json: "),
-        (rewritten("preprocessed/Dataset007_Toy/data/case.pkl"), "train_D007_GLIMS_fold0", "preprocessed data: "),
+        (rewritten("preprocessed/Dataset007_Toy/data/case.pkl"), "train_D007_GLIMS_fold0",
+         "preprocessed data.names and sizes: "),
     ],
 )  # fmt: skip
 def test_plans_data_and_trainings_are_refused_with_both_values(done, monkeypatch, change, job, message):
@@ -210,6 +219,31 @@ def test_a_training_that_has_learned_nothing_is_not_refused(done):
         done.run()
     assert "prepare_D007: override" in str(error.value) and "train_D007" not in str(error.value)
     assert "train nnUNetTrainerGLIMS 1" in done.run(again=["prepare_D007"])
+
+
+@pytest.mark.parametrize(
+    ("name", "job"),
+    [
+        ("preprocessed/Dataset007_Toy/data/case.pkl", "train_D007_GLIMS_fold0"),
+        ("raw/Dataset007_Toy/labelsTr/case.nii.gz", "prepare_D007"),
+    ],
+)
+def test_files_that_were_only_written_again_are_taken_when_the_user_says_so(done, name, job):
+    path = done.folders / name
+    os.utime(path, (1, 1))
+    with pytest.raises(UsageError, match=rf"{job} \(.*were written again since\).*\n.*--adopt"):
+        done.run()
+    assert done.run(adopt=True) == []
+    assert done.run() == []
+
+
+def test_seeds_are_one_entry_of_the_leaderboard(machine):
+    machine.write(
+        COMPARISON.replace("  - name: nnU-Net\n    trainer: nnUNetTrainer\n", "").partition("ensembles")[0]
+        + "seeds: [1, 2]\n"
+    )
+    (command,) = Experiment(machine.path).jobs["report_D007"].commands()
+    assert [word.partition("=")[0] for word in command[2:4]] == ["GLIMS", "GLIMS"]
 
 
 def test_two_comparisons_share_a_model_and_keep_their_own_tables(machine):

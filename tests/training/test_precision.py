@@ -10,13 +10,13 @@ from nnunet_glims.architectures import LATUPNet
 from nnunet_glims.errors import UsageError
 from nnunet_glims.nnunet.plans.memory import in_half_precision
 from nnunet_glims.training import precision
-from nnunet_glims.training.precision import VARIABLE, chosen, describe, resolve
-from nnunet_glims.training.recipes import Recipe
+from nnunet_glims.training.precision import chosen, describe, resolve
+from nnunet_glims.training.recipes import PRECISION_VARIABLE, Recipe
 
 
 @pytest.fixture(autouse=True)
 def no_variable(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(PRECISION_VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -68,23 +68,23 @@ def test_on_gpus_auto_is_what_the_hardware_computes(setting, has_bf16, expected,
 def test_the_variable_wins_over_the_plans(monkeypatch):
     assert chosen("fp32") == "fp32"
     assert describe(chosen("auto"), "cpu") == "fp32 on cpu (auto)"
-    monkeypatch.setenv(VARIABLE, "bf16")
+    monkeypatch.setenv(PRECISION_VARIABLE, "bf16")
     assert chosen("fp32") == "bf16"
     assert describe(chosen("fp32"), "cpu") == "bf16 on cpu (NNUNET_GLIMS_PRECISION=bf16)"
 
 
 def test_the_memory_count_asks_the_same_rule(monkeypatch):
     assert in_half_precision(Recipe(), "cuda") and not in_half_precision(Recipe(), "cpu")
-    monkeypatch.setenv(VARIABLE, "bf16")
+    monkeypatch.setenv(PRECISION_VARIABLE, "bf16")
     assert in_half_precision(Recipe(precision="fp32"), "cpu")
-    monkeypatch.setenv(VARIABLE, "fp32")
+    monkeypatch.setenv(PRECISION_VARIABLE, "fp32")
     assert not in_half_precision(Recipe(), "cuda")
 
 
 def test_unknown_settings_are_refused_with_the_choices(network, monkeypatch):
     with pytest.raises(UsageError, match="precision 'half' is unknown: choose auto, fp32, bf16 or fp16"):
         logits(network, torch.zeros(1, 1, 16, 16, 16), "half")
-    monkeypatch.setenv(VARIABLE, "float32")
+    monkeypatch.setenv(PRECISION_VARIABLE, "float32")
     with pytest.raises(UsageError, match="NNUNET_GLIMS_PRECISION=float32 is unknown: choose auto, fp32, bf16 or fp16"):
         chosen("fp32")
 

@@ -30,9 +30,8 @@ class Ensemble(TableJob):
 
     @property
     def title(self) -> str:
-        """Name on the leaderboard."""
-        seed = self.members[0].seed
-        return "+".join(member.entry.name for member in self.members) + ("" if seed is None else f" (seed {seed})")
+        """Name on the leaderboard, where evaluations of one name are the seeds of an ensemble."""
+        return "+".join(member.entry.name for member in self.members)
 
     @property
     def predictions(self) -> Path:

@@ -36,8 +36,8 @@ class Evaluate(TableJob):
 
     @property
     def title(self) -> str:
-        """Name on the leaderboard."""
-        return self.plans.entry.name + ("" if self.plans.seed is None else f" (seed {self.plans.seed})")
+        """Name on the leaderboard, where evaluations of one name are the seeds of an entry."""
+        return self.plans.entry.name
 
     @property
     def evaluation(self) -> Path:

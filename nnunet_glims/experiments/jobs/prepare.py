@@ -95,7 +95,7 @@ class Prepare(Job):
         now = self.ingredients(())
         change = change_of(record.ingredients, now)
         if change is not None:
-            return Outcome("refused", change)
+            return Outcome("unrecorded" if change.is_of_times_alone else "refused", change)
         return DONE if now.keys() <= record.ingredients.keys() and self._is_complete() else MISSING
 
     def _is_complete(self) -> bool:
@@ -111,6 +111,14 @@ class Prepare(Job):
         folder = self.layout.dataset(self.dataset)
         with lock(folder / LOCK, f"preparing {folder}"):
             yield True
+
+    def adopt(self) -> str:
+        """Take images that were copied again for those that the data were made from; see `Job.adopt`."""
+        record = self.folder.read()
+        assert record is not None, "without a record the job is missing"
+        record.ingredients = {**record.ingredients, **self.ingredients(())}
+        self.folder.write(record)
+        return f"{self.name}: adopted files of the same names and sizes"
 
     def discard(self) -> str | None:
         """Have plans replaced, and data preprocessed again if more than overrides changed; see `Job.discard`."""

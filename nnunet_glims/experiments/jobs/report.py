@@ -54,6 +54,6 @@ class Report(TableJob):
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
         """The tables."""
         tables = {
-            f"tables of {job.title}": self.layout.listings.digest(job.evaluation, TABLES) for job in self.evaluations
+            f"tables of {job.name}": self.layout.listings.digest(job.evaluation, TABLES) for job in self.evaluations
         }
         return present({**self.common_ingredients(commands), **tables})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from nnunet_glims.experiments.state import ProcessRecord, TrainingRecord
 from nnunet_glims.files import read_json
 from nnunet_glims.locks import Holder, LockHeld, lock
 from nnunet_glims.nnunet.training_log import read_training_log
+from nnunet_glims.training.recipes import PRECISION_VARIABLE
 
 LOCK = ".nnunet_glims.lock"
 REPLACED = "replaced"
@@ -86,6 +88,7 @@ class Train(Job):
         return present(
             {
                 **self.common_ingredients(commands),
+                PRECISION_VARIABLE: os.environ.get(PRECISION_VARIABLE, ""),
                 "override": self.plans.settings,
                 "plans": self.plans.content(self.dataset),
                 "split": digest(folds[self.fold]) if self.fold < len(folds) else None,
@@ -108,7 +111,7 @@ class Train(Job):
             return Outcome("unrecorded")
         change = change_of(record.ingredients, self.ingredients(self.commands() if commands is None else commands))
         if change is not None:
-            return Outcome("refused", change)
+            return Outcome("unrecorded" if change.is_of_times_alone else "refused", change)
         return DONE if self._is_complete() else MISSING
 
     def _is_complete(self) -> bool:
