@@ -142,7 +142,10 @@ def _acquired(path: Path, described: Path, what: str) -> BaseFileLock:
     try:
         found.acquire(poll_interval=0.05)
     except Timeout:
-        raise LockHeld(what, _described(described)) from None
+        holder = _described(described)
+        if holder is None and _soft(path).exists():
+            what = f"{what} (delete {_soft(path)} if no process does this any more)"
+        raise LockHeld(what, holder) from None
     return found
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
-from nnunet_glims.networks import Network, network_of_trainer, networks
+from nnunet_glims.networks import Network, network_named, network_of_trainer, networks
 from nnunet_glims.nnunet.plans.override import load_override, overridden_plans_name
 from nnunet_glims.training.recipes import Positive, Recipe
 from nnunet_glims.validation import validate
@@ -187,6 +187,13 @@ class Comparison(BaseModel):
             seen.append(set(members))
         return ensembles
 
+    @field_validator("published")
+    @classmethod
+    def _check_published(cls, published: list[str]) -> list[str]:
+        for name in published:
+            network_named(name)
+        return published
+
     @field_validator("evaluation")
     @classmethod
     def _check_evaluation(cls, evaluation: str) -> str:
@@ -207,6 +214,7 @@ def read_comparison(path: Path) -> Comparison:
         raise UsageError(f"{path}: there is no such file. nnunet-glims compare init {path} writes one") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: this is not YAML: {error}") from None
+    _check_keys_once(yaml.compose(text), path)
     comparison = validate(Comparison, content, str(path), lambda keys: line_of(text, keys))
 
     def where(number: int, key: str) -> str:
@@ -279,6 +287,21 @@ def plans_name(path: Path, entry: Entry, seed: Seed | None) -> str:
 def derived_override_name(path: Path, entry: Entry, seed: Seed | None) -> str:
     """Of the override that adds an entry's settings and seed."""
     return f"{file_name(path.stem)}_{seeded_name(entry, seed)}"
+
+
+def _check_keys_once(node: yaml.Node | None, path: Path) -> None:
+    """Raise `UsageError` where a key is given twice, of which YAML takes the last silently."""
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _check_keys_once(entry, path)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if str(key.value) in seen:
+                raise UsageError(f"{path}:{line}: {key.value}: this key stands in line {seen[str(key.value)]} already")
+            seen[str(key.value)] = line
+            _check_keys_once(value, path)
 
 
 def line_of(text: str, keys: list[Any]) -> int:

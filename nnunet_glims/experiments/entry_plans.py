@@ -12,6 +12,7 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.layout import Layout
 from nnunet_glims.files import read_json, write_json
+from nnunet_glims.networks import trained_by
 from nnunet_glims.nnunet.plans.override import load_override
 from nnunet_glims.nnunet.plans.record import without_record
 
@@ -90,12 +91,35 @@ class EntryPlans:
             name = chosen[name].get("inherits_from", "")
         return {**plans, "configurations": chosen} if chosen else None
 
+    def asked_configuration(self, dataset: int) -> dict[str, Any]:
+        """The entry's configuration with what the override and the trainer change in it, as far as plans are there yet."""
+        content = self.content(dataset)
+        name = self.entry.configuration
+        asked = {} if content is None else resolved(content["configurations"], name)
+        override = self.override or {}
+        asked |= {key: override[key] for key in ("patch_size", "batch_size", "spacing") if key in override}
+        asked["training"] = {**asked.get("training", {}), **override.get("training", {})}
+        if self.entry.network is not None:
+            network, fixed = trained_by(self.entry.trainer)
+            planned = asked.get("architecture", {})
+            given = planned.get("arch_kwargs", {}) if planned.get("network_class_name") == network.path else {}
+            arguments = {**given, **override.get("network_arguments", {}), **fixed}
+            asked["architecture"] = {"network_class_name": network.path, "arch_kwargs": arguments}
+        return asked
+
     def data(self, dataset: int) -> Path | None:
         """The folder of preprocessed data; None where the plans are not there yet."""
         plans = self.content(dataset)
         if plans is None:
             return None
         return self.path(dataset).parent / data_identifier(plans, self.entry.configuration)
+
+
+def resolved(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A configuration with what it inherits from others."""
+    own = configurations.get(name, {})
+    inherited = resolved(configurations, own["inherits_from"]) if "inherits_from" in own else {}
+    return {**inherited, **own}
 
 
 def data_identifier(plans: Mapping[str, Any], configuration: str) -> str:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunet_glims.experiments.comparison import Entry
+from nnunet_glims.experiments.entry_plans import resolved
 from nnunet_glims.experiments.executors.local import free_bytes
 from nnunet_glims.experiments.layout import Layout
 from nnunet_glims.files import read_json
@@ -37,7 +38,7 @@ def estimate(layout: Layout, timing: bool) -> Iterator[str]:
     for number in layout.comparison.datasets:
         name = layout.dataset_names[number]
         for entry in layout.comparison.entries:
-            epochs, steps, validation = _length(entry)
+            epochs, steps, validation = _length(layout, number, entry)
             many = "trainings" if trainings > 1 else "training"
             line = f"{name} {entry.name}: {trainings} {many} of {epochs * steps:,} steps"
             parameters = entry.network.parameters_m * 1e6 if entry.network is not None else NNUNET_PARAMETERS
@@ -74,10 +75,14 @@ def _size(nbytes: float) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
 
 
-def _length(entry: Entry) -> tuple[int, int, int]:
+def _length(layout: Layout, number: int, entry: Entry) -> tuple[int, int, int]:
     if entry.network is None:
         return NNUNET_STEPS
     recipe = entry.network.recipe
+    base = layout.dataset(number) / f"{entry.plans}.json"
+    if base.exists():
+        settings = resolved(read_json(base)["configurations"], entry.configuration).get("training", {})
+        recipe = recipe.changed(settings, f"{base}: training")
     if entry.override is not None:
         recipe = recipe.changed(load_override(entry.override)[1].training, entry.override)
     recipe = recipe.changed(entry.training, entry.name)

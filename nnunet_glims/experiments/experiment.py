@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -86,27 +86,34 @@ class Experiment:
         """Whether the result that is asked for is there."""
         return job.outcome().is_done
 
-    def make_again(self, names: Iterable[str], tell: Callable[[str], None]) -> None:
-        """Have jobs done again whose results are there, or were made from something else. Trainings are moved aside.
+    def settle(self, jobs: Sequence[Job], again: Sequence[str], adopt: bool, tell: Callable[[str], None]) -> None:
+        """Decide about results that are there, before anything runs. Nothing is changed where something is refused.
+
+        Args:
+            jobs: that are to be done.
+            again: names of jobs whose results are made again. Old trainings are moved aside.
+            adopt: take results that do not say what they were made from for the ones that are asked for.
+            tell: is called with a line for the user.
 
         Raises:
-            UsageError: a job is unknown.
-            LockHeld: a training is under way.
+            UsageError: a job is unknown, or results were made from something else than is asked for, or do not say from
+                what.
+            LockHeld: a training that is to be made again is under way.
         """
-        for job in [self.job_named(name) for name in names]:
-            told = job.discard()
-            if told is not None:
+        chosen = {name: self.job_named(name) for name in again}
+        others = [job for job in jobs if job.name not in chosen]
+        unrecorded = [job for job in others if adopt and job.outcome().state == "unrecorded"]
+        self.check([job for job in others if job not in unrecorded])
+        for job in unrecorded:
+            job.check_adoption()
+        for job in chosen.values():
+            if (told := job.discard()) is not None:
                 tell(told)
-
-    def adopt(self, jobs: Iterable[Job], tell: Callable[[str], None]) -> None:
-        """Take results that do not say what they were made from for the ones that are asked for.
-
-        Raises:
-            UsageError: one contradicts what is asked for.
-        """
-        for job in jobs:
+        for job in unrecorded:
             if job.outcome().state == "unrecorded":
                 tell(job.adopt())
+        self.look_again()
+        self.check(jobs)
 
     def check(self, jobs: Iterable[Job]) -> None:
         """Refuse results that were made from something else than is asked for, or do not say from what.

@@ -43,8 +43,16 @@ class Change:
 def change_of(before: Ingredients, now: Ingredients) -> Change | None:
     """The first ingredient with another value, among those that both have; None where there is no such ingredient."""
     shared = [name for name in before if name in now]
-    difference = first_difference({name: before[name] for name in shared}, {name: now[name] for name in shared})
+    then, today = ({name: values[name] for name in shared} for values in (before, now))
+    difference = first_difference(_without_times(then), _without_times(today)) or first_difference(then, today)
     return None if difference is None else Change(*difference)
+
+
+def _without_times(value: Any) -> Any:
+    """Ingredients without the times of files, so that a difference in time alone is the last one to be found."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _without_times(inner) for name, inner in value.items() if name != TIMES}
 
 
 def command_parts(commands: Sequence[Sequence[str]]) -> dict[str, dict[str, list[str]]]:

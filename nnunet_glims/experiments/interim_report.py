@@ -29,9 +29,11 @@ def report(experiment: Experiment, tell: Callable[[str], None]) -> list[Path]:
                 continue
             if not experiment.is_done(evaluation):
                 tell(f"{evaluation.name}: started")
+                evaluation.folder.cancel_file.unlink(missing_ok=True)
                 Step(evaluation, EXECUTOR)()
             usable.append(evaluation)
         if usable:
+            job.folder.cancel_file.unlink(missing_ok=True)
             Step(job, EXECUTOR, job.commands_of(usable))()
             pages.append(job.page)
     if not pages:

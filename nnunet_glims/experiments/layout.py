@@ -45,7 +45,8 @@ class Layout:
         if missing:
             raise UsageError(f"the environment variable {missing[0]} is not set: nnU-Net needs {', '.join(FOLDERS)}")
         self.raw, self.preprocessed, self.results = (Path(os.environ[name]) for name in FOLDERS)
-        self.state = self.path.with_suffix(".run")
+        stem = self.path.name.removesuffix(".yaml")  # of another ending the whole name, so that no two files share it
+        self.state = self.path.with_name(f"{stem}.run")
         self.listings = Listings()
         self.dataset_names = {number: self._dataset_name(number) for number in self.comparison.datasets}
 

@@ -10,8 +10,8 @@ from typing import Literal
 from nnunet_glims.experiments.executors.base import LOST, Executor
 from nnunet_glims.experiments.jobs.base import Job
 
-State = Literal["waiting", "queued", "running", "done", "failed", "refused"]
-STATES: tuple[State, ...] = ("waiting", "queued", "running", "done", "failed", "refused")
+State = Literal["waiting", "queued", "running", "done", "failed", "cancelled", "refused"]
+STATES: tuple[State, ...] = ("waiting", "queued", "running", "done", "failed", "cancelled", "refused")
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Status:
 
     Attributes:
         job: the job.
-        state: waiting (for other jobs, or to be run), queued (in SLURM), running, done, failed, refused (its result was made
-            from something else, or does not say from what).
+        state: waiting (for other jobs, or to be run), queued (in SLURM), running, done, failed, cancelled, or refused (its
+            result was made from something else, or does not say from what).
         detail: epoch and time left of a training, the last line of what failed, what is different.
     """
 
@@ -58,8 +58,10 @@ def _status(job: Job, was_started: bool, states: Mapping[str, str]) -> Status:
     record = job.folder.read() if was_started else None
     if record is None or record.ending == "done":  # what was done is to be made again
         return Status(job, "waiting", "" if outcome.change is None else f"is made again: {outcome.change}")
-    if record.ending in ("stopped", "cancelled"):
-        return Status(job, "waiting", f"{record.ending}; the next run goes on from there")
+    if record.ending == "stopped":
+        return Status(job, "waiting", "stopped; the next run goes on from there")
+    if record.ending == "cancelled":
+        return Status(job, "cancelled", "retry or run goes on from there")
     folder = job.folder
     if folder.is_at_work(record):
         return Status(job, "running", job.progress())

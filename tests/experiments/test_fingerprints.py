@@ -151,7 +151,7 @@ PLANS_OF_GLIMS = "nnUNetPlans_toy_GLIMS"
         (other_planning, "prepare_D007", r"planning of 3d_fullres\..*-gpu_memory_target: absent when it was made, ..20.. now"),
         (edited("device: cpu", "device: mps"), "train_D007_GLIMS_fold0",
          r"-device: \[.*cpu.*\] when it was made, \[.*mps.*\] now"),
-        (other_precision, "train_D007_GLIMS_fold0", 'NNUNET_GLIMS_PRECISION: "" when it was made, "bf16" now'),
+        (other_precision, "train_D007_GLIMS_fold0", 'precision: "auto" when it was made, "bf16" now'),
         (another_version(Train), "train_D007_GLIMS_fold0", "method version: 1 when it was made, 2 now"),
         (another_command(Train), "train_D007_GLIMS_fold0", r"command\.nnUNetv2_train\.--new: absent .*, \[\] now"),
         (other_plans(PLANS_OF_GLIMS, batch_size=4), "train_D007_GLIMS_fold0", "batch_size: absent when it was made, 4 now"),

@@ -76,6 +76,7 @@ class Step:
                 try:
                     if held.enter_context(self.job.work(commands)):
                         self._run_all(record, folder, log)
+                        self.job.finish()
                 except (UserError, OSError) as error:
                     if record.ending is None:
                         with contextlib.suppress(OSError):  # the same disk may be full

@@ -98,12 +98,14 @@ class Job(ABC):
         """Entered while the commands run; gives whether they still have to. Raises `UserError` where they must not."""
         return nullcontext(True)
 
-    def adopt(self) -> str:
-        """Take a result without a record for the one that is asked for, as far as can be checked; returns a line for the log.
+    def finish(self) -> None:  # noqa: B027 - only some kinds of jobs have a use for it
+        """Called when the job's commands have ended well, before the job counts as done."""
 
-        Raises:
-            UsageError: it contradicts what is asked for.
-        """
+    def check_adoption(self) -> None:  # noqa: B027 - likewise
+        """Raise `UsageError` where a result without a record contradicts what is asked for."""
+
+    def adopt(self) -> str:
+        """Take a result that `check_adoption` let pass for the one that is asked for; return a line for the log."""
         raise NotImplementedError("only results that may be unrecorded are adopted")
 
     def note_process(self, process: ProcessRecord) -> None:  # noqa: B027 - only some kinds of jobs have a use for it

@@ -27,6 +27,8 @@ REPLACED = "replaced"
 """Folder in a model's folder for trainings that the user wanted to have made again."""
 PREPROCESSED = (".pkl", ".b2nd", ".npz")
 COMPARED = ("patch_size", "batch_size", "spacing", "normalization_schemes")
+FOLLOWING_ARGUMENTS = ("patch_size", "strides", "checkpointing")
+"""Arguments of networks that follow from the patch and the spacing, or change no result."""
 
 
 class Train(Job):
@@ -88,7 +90,7 @@ class Train(Job):
         return present(
             {
                 **self.common_ingredients(commands),
-                PRECISION_VARIABLE: os.environ.get(PRECISION_VARIABLE, ""),
+                "precision": self._precision(),
                 "override": self.plans.settings,
                 "plans": self.plans.content(self.dataset),
                 "split": digest(folds[self.fold]) if self.fold < len(folds) else None,
@@ -96,6 +98,18 @@ class Train(Job):
                 "preprocessed data": None if data is None else self.layout.listings.digest(data, PREPROCESSED),
             }
         )
+
+    def _precision(self) -> str | None:
+        """The precision setting that holds: the environment variable's, or the plans'; None for nnU-Net's own trainers."""
+        if self.plans.entry.network is None:
+            return None
+        training = self.plans.asked_configuration(self.dataset).get("training", {})
+        planned = training.get("precision", self.plans.entry.network.recipe.precision)
+        if not os.environ.get(PRECISION_VARIABLE):
+            return planned
+        from nnunet_glims.training.precision import chosen
+
+        return chosen(planned)
 
     def outcome(self) -> Outcome:
         """Done where the training and its validation came to their end and the record has the same ingredients."""
@@ -150,30 +164,32 @@ class Train(Job):
             record.process, record.written = process, time.time()
             record.write(self.fold_folder)
 
-    def adopt(self) -> str:
-        """Record a training of an earlier release as the one that is asked for; see `Job.adopt`."""
+    def check_adoption(self) -> None:
+        """Compare the plans in the model folder with what is asked for; see `Job.check_adoption`."""
+        if TrainingRecord.read(self.fold_folder) is not None:
+            return  # only times of files differ from the record
         path = self.model / "plans.json"
         if not path.exists():
             raise UsageError(f"{self.fold_folder}: cannot be adopted: there is no {path}, with which it was trained")
         trained = read_json(path)["configurations"].get(self.plans.entry.configuration, {})
-        plans = self.plans.content(self.dataset)
-        asked = {} if plans is None else dict(plans["configurations"][self.plans.entry.configuration])
-        override = self.plans.settings or {}
-        asked |= {key: override[key] for key in COMPARED if key in override}
-        asked["training"] = {**asked.get("training", {}), **override.get("training", {})}
-        change = contradiction(trained, asked)
+        network = self.plans.entry.network
+        recipe = None if network is None else network.recipe.model_dump(mode="json")
+        change = contradiction(trained, self.plans.asked_configuration(self.dataset), recipe)
         if change is not None:
             raise UsageError(
                 f"{self.fold_folder}: cannot be adopted: {change.name} was {change.before} when it was trained (by {path}) and "
                 f"would be {change.now} now"
             )
+
+    def adopt(self) -> str:
+        """Record a training of an earlier release as the one that is asked for; see `Job.adopt`."""
         TrainingRecord(
             ingredients=self.ingredients(self.commands()),
             comparison=str(self.layout.path),
             adopted=True,
             written=time.time(),
         ).write(self.fold_folder)
-        return f"{self.name}: adopted {self.fold_folder}, whose plans.json agrees with what is asked for"
+        return f"{self.name}: adopted {self.fold_folder}, which does not contradict what is asked for"
 
     def discard(self) -> str | None:
         """Move the training aside; see `Job.discard`."""
@@ -206,17 +222,32 @@ class Train(Job):
         return text
 
 
-def contradiction(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> Change | None:
-    """The first setting in which the configuration that a model was trained with is not the one that is asked for."""
+def contradiction(
+    trained: Mapping[str, Any], asked: Mapping[str, Any], recipe: Mapping[str, Any] | None
+) -> Change | None:
+    """The first setting in which the configuration that a model was trained with is not the one that is asked for.
+
+    Args:
+        trained: configuration in the model folder's plans.
+        asked: configuration that the comparison asks for.
+        recipe: training settings of the trainer where plans leave them out; None for trainers without a recipe.
+    """
 
     def shown(configuration: Mapping[str, Any]) -> Ingredients:
-        return {key: configuration[key] for key in COMPARED if key in configuration}
+        found = {key: configuration[key] for key in COMPARED if key in configuration}
+        architecture = configuration.get("architecture", {})
+        arguments = architecture.get("arch_kwargs", {})
+        found["network"] = architecture.get("network_class_name")
+        found["network arguments"] = {key: value for key, value in arguments.items() if key not in FOLLOWING_ARGUMENTS}
+        return found
 
-    change = change_of(shown(trained), shown(asked))
-    if change is None:
-        change = change_of(trained.get("training", {}), asked.get("training", {}))
-        return None if change is None else Change(f"training.{change.name}", change.before, change.now)
-    return change
+    explicit, found = asked.get("training", {}), trained.get("training", {})
+    if recipe is not None and not found:
+        return Change("training", "absent", "that of a recipe")
+    known = {key: value for key, value in (recipe or {}).items() if key in found}
+    wanted = {**known, **explicit}
+    settings = {key: value for key, value in found.items() if key in wanted}
+    return change_of(shown(trained), shown(asked)) or change_of({"training": settings}, {"training": wanted})
 
 
 def _epochs(fold: Path) -> int | None:
