@@ -82,7 +82,7 @@ class SegmentationNetwork(nn.Module):
         return len(self.decoder.seg_layers)
 
     def selected_decay_parameters(self) -> list[nn.Parameter]:
-        """The weights that a recipe with `weight_decay_on: selected` regularises: those the paper does."""
+        """Return the weights that a recipe with `weight_decay_on: selected` regularises: those the paper does."""
         return [weight for weight in self.parameters() if weight.ndim > 1]
 
 

@@ -1,4 +1,7 @@
-"""`python -m nnunet_glims.experiments.ensemble OUT MODEL MODEL --folds 0 1`: nnU-Net's ensemble of validation predictions."""
+"""Average the validation predictions of several models with nnU-Net's ensembling.
+
+Usage: `python -m nnunet_glims.experiments.ensemble_predictions OUT MODEL MODEL --folds 0 1`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from nnunetv2.ensembling.ensemble import ensemble_crossvalidations
 
 
 def main() -> None:
-    """Average the saved probabilities of the models' validation cases, fold by fold, into OUT."""
+    """Average the saved probabilities of the models' validation cases, fold by fold, and write the results to OUT."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
     parser.add_argument("models", nargs="+")

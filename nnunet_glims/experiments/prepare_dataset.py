@@ -1,6 +1,8 @@
-"""`python -m nnunet_glims.experiments.prepare_dataset FILE DATASET`: overrides and splits of a comparison.
+"""Apply the overrides of a comparison to a data set and make its splits.
 
-nnU-Net makes splits when the first training starts; of several that start together each would.
+Usage: `python -m nnunet_glims.experiments.prepare_dataset FILE DATASET`.
+
+nnU-Net makes splits when a training starts. Here they are made before, because several trainings may start together.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from nnunet_glims.processes import find_program
 
 
 def prepare_dataset(job: Prepare) -> None:
-    """Apply the entries' overrides, preprocess where they ask for it, and make the splits as nnU-Net would.
+    """Apply the entries' overrides, preprocess the data that only they use, and make the splits as nnU-Net would.
 
     Raises:
-        UsageError: plans of other content are there, or an override cannot be applied.
+        UsageError: a plans file with other content exists, or an override cannot be applied.
         ProcessingError: nnU-Net's preprocessing failed.
     """
     folder = job.layout.dataset(job.dataset)
@@ -62,7 +64,7 @@ def prepare_dataset(job: Prepare) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prepare a data set of a comparison."""
+    """Prepare the data set that the arguments name."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
     parser.add_argument("dataset", type=int)

@@ -1,4 +1,4 @@
-"""Planning, preprocessing, overrides and splits of a data set, before anything is trained on it."""
+"""The job that plans and preprocesses a data set, applies overrides and makes the splits, before trainings start."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Prepare(Job):
     """Prepares a data set.
 
     Attributes:
-        plans: of all entries and seeds.
-        replaces_plans: whether plans files of other content are replaced; set by `discard`.
-        preprocesses_again: whether data are preprocessed although they are there; set by `discard`.
+        plans: the plans of all entries and seeds.
+        replaces_plans: whether existing plans files with other content are replaced; set by `discard`.
+        preprocesses_again: whether data are preprocessed although preprocessed data exist; set by `discard`.
     """
 
     kind = "prepare"
@@ -39,7 +39,7 @@ class Prepare(Job):
 
     @property
     def environment(self) -> dict[str, str]:
-        """nnU-Net trains without data loading processes, but its planner needs one."""
+        """Variables to set: nnU-Net's planner needs a process, even where trainings have no data loading processes."""
         return {"nnUNet_n_proc_DA": "1"} if os.environ.get("nnUNet_n_proc_DA") == "0" else {}
 
     @property
@@ -54,7 +54,7 @@ class Prepare(Job):
         ]  # fmt: skip
 
     def commands(self) -> list[list[str]]:
-        """nnU-Net's planning and preprocessing where data are missing, then overrides and splits."""
+        """Return the commands for planning and preprocessing where data are missing, then for overrides and splits."""
         folder = self.layout.dataset(self.dataset)
         base = folder / f"{BASE_PLANS}.json"
         is_there = base.exists() and all(
@@ -70,7 +70,7 @@ class Prepare(Job):
         return commands
 
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """Images, label maps, base plans and overrides, one by one, so that what is added later changes nothing."""
+        """Return images, label maps, base plans and overrides, each under its own name, so that additions change no others."""
         folder, raw = self.layout.dataset(self.dataset), self.layout.raw / self.layout.dataset_names[self.dataset]
         found: Ingredients = {"method version": self.method_version, "dataset.json": file_digest(raw / "dataset.json")}
         for name in ("imagesTr", "labelsTr"):
@@ -83,12 +83,12 @@ class Prepare(Job):
         return present(found)
 
     def final_ingredients(self, before: Ingredients, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """With the plans that nnU-Net has made meanwhile."""
+        """Return the ingredients with the base plans that nnU-Net has made in the meantime."""
         now = self.ingredients(commands)
         return {**now, **{name: value for name, value in before.items() if not name.startswith(PLANS)}}
 
     def outcome(self) -> Outcome:
-        """Done where all plans, data and splits are there and were made from the same ingredients."""
+        """Return "done" if all plans, data and splits exist and were made from the same ingredients."""
         record = self.folder.read()
         if record is None or record.ending != "done":
             return MISSING
@@ -107,13 +107,13 @@ class Prepare(Job):
 
     @contextmanager
     def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
-        """Holds the data set, which other comparisons may prepare as well."""
+        """Lock the data set, because other comparisons may prepare it too; see `Job.work`."""
         folder = self.layout.dataset(self.dataset)
         with lock(folder / LOCK, f"preparing {folder}"):
             yield True
 
     def adopt(self) -> str:
-        """Take images that were copied again for those that the data were made from; see `Job.adopt`."""
+        """Accept images that were copied again as those that the data were made from; see `Job.adopt`."""
         record = self.folder.read()
         assert record is not None, "without a record the job is missing"
         record.ingredients = {**record.ingredients, **self.ingredients(())}
@@ -121,7 +121,7 @@ class Prepare(Job):
         return f"{self.name}: adopted files of the same names and sizes"
 
     def discard(self) -> str | None:
-        """Have plans replaced, and data preprocessed again if more than overrides changed; see `Job.discard`."""
+        """Replace the plans, and preprocess again if more than overrides has changed; see `Job.discard`."""
         self.replaces_plans = True
         record = self.folder.read()
         if record is not None:
