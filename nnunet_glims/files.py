@@ -29,8 +29,10 @@ except ImportError:  # Windows has no such locks: there, working folders of kill
 
 _SUFFIX = ".tmp"
 _LOCK = ".working.lock"
-_YOUNG_SECONDS = 2
-"""Seconds. A working folder is made a moment before its lock, so a younger one is taken to be in use."""
+_UNLOCKED = ".new"
+"""End of a working folder's name until the folder is locked."""
+_UNLOCKED_SECONDS = 60
+"""Age in seconds from which a folder that still has this name counts as left by a killed process."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -119,9 +121,10 @@ def working_folder(place: Path) -> Iterator[Path]:
     descriptor = None
     try:
         _remove_leftovers(place)
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_SUFFIX, dir=place.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNLOCKED, dir=place.parent))
         try:
             descriptor = _lock(folder)
+            folder = folder.rename(folder.with_name(folder.name.removesuffix(_UNLOCKED) + _SUFFIX))
             yield folder
         finally:
             if descriptor is not None:
@@ -202,19 +205,18 @@ def _remove_leftovers(place: Path) -> None:
         return
     prefix = f".{place.name}."
     with os.scandir(place.parent) as entries:
-        found = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX)]
+        found = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
     for path in found:
-        with contextlib.suppress(
-            OSError
-        ):  # locked by a living process, gone meanwhile, or no locks on this file system
-            if time.time() - os.stat(path).st_mtime < _YOUNG_SECONDS:
-                continue
-            descriptor = os.open(os.path.join(path, _LOCK), os.O_RDWR)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            finally:
-                os.close(descriptor)
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
+            if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.endswith(_SUFFIX):
+                descriptor = os.open(path / _LOCK, os.O_RDWR)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                finally:
+                    os.close(descriptor)
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(folder: Path) -> int | None:

@@ -142,8 +142,7 @@ with new_folder(Path(sys.argv[1])) as folder:
 """
 
 
-def test_the_next_run_removes_what_a_killed_one_left_but_nothing_of_a_living_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_YOUNG_SECONDS", 0)
+def test_the_next_run_removes_what_a_killed_one_left_but_nothing_of_a_living_one(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "out")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
@@ -167,7 +166,6 @@ def test_without_locks_nothing_is_taken_for_dead(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(files, "_YOUNG_SECONDS", 0)
     monkeypatch.setattr(files.fcntl, "flock", no_locks)
     with new_folder(tmp_path / "out") as folder:
         (folder / "file").touch()
@@ -197,14 +195,13 @@ def test_an_error_of_another_file_is_not_taken_for_one_of_the_disk(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_young_working_folders_are_left_alone(tmp_path):
-    folder = tmp_path / ".out.abc.tmp"
+def test_a_folder_that_is_not_locked_yet_is_left_alone_for_a_minute(tmp_path):
+    folder = tmp_path / ".out.abc.new"
     folder.mkdir()
-    (folder / files._LOCK).touch()
     with new_folder(tmp_path / "out"):
         pass
     assert folder.exists()
-    long_ago = time.time() - 60
+    long_ago = time.time() - 120
     os.utime(folder, (long_ago, long_ago))
     with new_folder(tmp_path / "out"):
         pass
