@@ -53,7 +53,7 @@ class EditableWithStartupFile(editable_wheel):
 
 
 def packages():
-    """Every folder with Python files, as an installed package name."""
+    """Return the installed package name of every folder with Python files."""
     found = []
     for name, folder in FOLDERS.items():
         for path in sorted({file.parent for file in (ROOT / folder).rglob("*.py")}):

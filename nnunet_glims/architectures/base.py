@@ -73,7 +73,7 @@ class SegmentationNetwork(nn.Module):
                 )
 
     def deep_supervision_scales(self) -> list[list[float]]:
-        """The resolution of each output relative to the patch, finest first."""
+        """Return the resolution of each output relative to the patch, finest first."""
         return scales(self.strides, self.num_outputs)
 
     @property

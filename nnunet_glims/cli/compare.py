@@ -219,7 +219,7 @@ def _logs(experiment, options, console) -> int:
 
 
 def _chosen(experiment, options, states):
-    """Named jobs, or all in some states."""
+    """Return the jobs that the user named, or all jobs in the given states."""
     found = [status.job for status in _statuses(experiment, options) if status.state in states]
     if not options.jobs:
         return found
