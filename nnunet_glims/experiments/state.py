@@ -138,7 +138,7 @@ class JobFolder:
         write_text(self.record_file, record.model_dump_json(indent=2) + "\n")
 
     def request_cancel(self) -> None:
-        """Record that the job must not be continued."""
+        """Record that the job must not be continued until it is submitted again."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.cancel_file.touch()
 

@@ -51,7 +51,7 @@ class Executor(ABC):
 
     @abstractmethod
     def cancel(self, jobs: Sequence[Job], tell: Tell) -> None:
-        """Stop jobs, so that they are not continued without `retry`. Trainings save a checkpoint first."""
+        """Stop jobs, which are then not continued until they are submitted again. Trainings save a checkpoint first."""
 
     def output(self, job: Job) -> Path | None:
         """Return the file with what a job printed; None where it was never started."""
