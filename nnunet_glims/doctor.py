@@ -34,7 +34,14 @@ ENOUGH_OPEN_FILES = 1024
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: what was checked, how it turned out, and what to do."""
+    """The result of one check.
+
+    Attributes:
+        topic: what was checked.
+        verdict: "ok", "warn" or "fail".
+        state: what was found.
+        way_out: what to do about it; empty if nothing needs to be done.
+    """
 
     topic: str
     verdict: Verdict

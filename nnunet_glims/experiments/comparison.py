@@ -101,7 +101,14 @@ def _check_follows_recipes(trainer: str) -> None:
 
 
 class Resources(BaseModel):
-    """What one job may use."""
+    """The resources of one job.
+
+    Attributes:
+        gpus: number of GPUs of a training.
+        cpus: number of processor cores.
+        memory_gb: memory in GB, for SLURM.
+        hours: SLURM's time limit. A training that needs longer is continued in a new job.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -139,7 +146,22 @@ class Slurm(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The content of the YAML file."""
+    """The content of the YAML file.
+
+    Attributes:
+        title: title of the leaderboard.
+        datasets: numbers of the data sets.
+        entries: the entries to compare.
+        folds: the folds to train.
+        seeds: seeds of the trainings, one training for each; None stands for a training without a seed.
+        device: "cuda", "cpu" or "mps".
+        evaluation: name of the preset of the evaluation.
+        ensembles: names of the entries of each ensemble.
+        published: names of networks whose published figures the leaderboard shows.
+        resources: the resources of one job.
+        parallel: number of jobs at the same time on one machine; None means one for each GPU, or one without GPUs.
+        slurm: settings of SLURM.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

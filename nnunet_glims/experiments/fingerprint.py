@@ -23,7 +23,13 @@ a recipe's precision may depend on it."""
 
 @dataclass(frozen=True)
 class Change:
-    """An ingredient that differs: its dotted name, its value when the result was made, and its value now."""
+    """An ingredient that differs.
+
+    Attributes:
+        name: name of the ingredient, with dots between nested keys.
+        before: its value when the result was made, as text.
+        now: its value now, as text.
+    """
 
     name: str
     before: str

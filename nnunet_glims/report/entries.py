@@ -52,7 +52,12 @@ class EntryFile(BaseModel):
 
 
 class BoardFile(BaseModel):
-    """The content of a leaderboard's YAML file."""
+    """The content of a leaderboard's YAML file.
+
+    Attributes:
+        title: heading of the page.
+        entries: the entries, in the order of the table.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

@@ -23,7 +23,12 @@ PRECISION_VARIABLE = "NNUNET_GLIMS_PRECISION"
 
 
 class RegionWeight(BaseModel):
-    """The weight of a region in the loss; the region is given by its labels."""
+    """The weight of a region in the loss.
+
+    Attributes:
+        labels: the labels of the region.
+        weight: its weight, above 0.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
