@@ -64,6 +64,7 @@ class RecipeSchedule:
         self.recipe = recipe
 
     def step(self, epoch: int) -> None:
+        """Set the learning rate of an epoch, counted from 0."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * self.recipe.lr_factor(epoch)
 
@@ -71,7 +72,7 @@ class RecipeSchedule:
 class RecipeTrainer(RobustTrainer):
     """Builds `light_network` for the patch and spacing of the plans, and trains it as their `training` block says.
 
-    Network and recipe are written, complete, to the model folder's plans.json, which is all that prediction reads.
+    Network and recipe are written completely to the model folder's plans.json, from which prediction reads them.
 
     Attributes:
         light_network: the registry's entry of the network.
@@ -134,6 +135,7 @@ class RecipeTrainer(RobustTrainer):
         return network
 
     def planned_precision(self) -> PrecisionSetting:
+        """Return the recipe's precision setting, which NNUNET_GLIMS_PRECISION overrides."""
         return self.recipe.precision
 
     def set_precision(self, setting: PrecisionSetting) -> None:
@@ -155,11 +157,13 @@ class RecipeTrainer(RobustTrainer):
         return super().recorded_fp32() or stored.get("precision") == "fp32" != self.recipe.precision
 
     def initialize(self) -> None:
+        """Set the recipe's seed, then build network, optimiser and loss."""
         if self.recipe.seed is not None:
             _seed(self.recipe.seed)
         super().initialize()
 
     def get_dataloaders(self):
+        """Return nnU-Net's data loaders. With a seed they depend on seed, epoch and worker only."""
         if self.recipe.seed is None:
             return super().get_dataloaders()
         # A resumed training must not repeat its first batches, and no two processes may load the same batches.
@@ -187,6 +191,7 @@ class RecipeTrainer(RobustTrainer):
             loader.restart()
 
     def configure_optimizers(self) -> tuple[Optimizer, RecipeSchedule]:
+        """Return the recipe's optimiser, with weight decay on the parameters that the recipe selects, and its schedule."""
         recipe = self.recipe
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         decayed = {id(parameter) for parameter in parameters}
@@ -208,6 +213,7 @@ class RecipeTrainer(RobustTrainer):
         return self.bare_network.deep_supervision_scales() if self.enable_deep_supervision else None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch deep supervision on or off; it stays off if the recipe does not use it."""
         super().set_deep_supervision_enabled(enabled and self.enable_deep_supervision)
 
     def _build_loss(self) -> nn.Module:
@@ -257,6 +263,7 @@ class RecipeTrainer(RobustTrainer):
         return weights
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        """Return nnU-Net's settings of the augmentation, without those that the recipe's augmentation does not have."""
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -270,6 +277,7 @@ class RecipeTrainer(RobustTrainer):
     def get_training_transforms(
         self, patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug, **kwargs
     ):
+        """Return nnU-Net's transforms for training, or with the augmentation "mirror" or "none" only mirroring or none."""
         if self.recipe.augmentation == "nnunet":
             return super().get_training_transforms(
                 patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug, **kwargs

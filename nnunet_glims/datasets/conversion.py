@@ -70,10 +70,12 @@ class Destination:
 
     @property
     def dataset(self) -> str:
+        """Name of the data set's folder, DatasetNNN_NAME."""
         return f"Dataset{self.number:03d}_{self.name}"
 
     @property
     def folder(self) -> Path:
+        """Folder of the complete data set."""
         return self.raw / self.dataset
 
     @property
