@@ -163,7 +163,7 @@ class RecipeTrainer(RobustTrainer):
         super().initialize()
 
     def get_dataloaders(self):
-        """Return nnU-Net's data loaders. With a seed they depend on seed, epoch and worker only."""
+        """Return nnU-Net's data loaders. With a seed, their random numbers depend on seed, epoch and worker only."""
         if self.recipe.seed is None:
             return super().get_dataloaders()
         # A resumed training must not repeat its first batches, and no two processes may load the same batches.
