@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _executor(experiment, options):
-    """The executor that the user named."""
+    """Return the executor that the user named."""
     if getattr(options, "executor", "local") == "slurm":
         from nnunet_glims.experiments.executors.slurm import Slurm
 

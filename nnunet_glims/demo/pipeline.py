@@ -55,10 +55,12 @@ class Workspace:
 
     @property
     def dataset(self) -> str:
+        """Name of the data set, DatasetNNN_NAME."""
         return self.raw.name
 
     @property
     def preprocessed(self) -> Path:
+        """Folder of the data set's plans and preprocessed data."""
         return self.folder / "nnUNet_preprocessed" / self.dataset
 
     def model(self, trainer: str, plans_name: str) -> Path:

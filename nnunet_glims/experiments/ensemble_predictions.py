@@ -14,7 +14,7 @@ from nnunet_glims.files import new_folder
 
 
 def main() -> None:
-    """Average the saved probabilities of the models' validation cases, fold by fold, into OUT."""
+    """Average the saved probabilities of the models' validation cases, fold by fold, and write the results to OUT."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
     parser.add_argument("models", nargs="+")

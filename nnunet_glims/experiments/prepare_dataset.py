@@ -1,6 +1,8 @@
-"""`python -m nnunet_glims.experiments.prepare_dataset FILE DATASET`: overrides and splits of a comparison.
+"""Apply the overrides of a comparison to a data set and make its splits.
 
-nnU-Net makes splits when the first training starts; of several that start together each would.
+Usage: `python -m nnunet_glims.experiments.prepare_dataset FILE DATASET`.
+
+nnU-Net makes splits when a training starts. Here they are made before, because several trainings may start together.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def prepare_dataset(job: Prepare, overwrite: bool = False, preprocess_again: boo
         preprocess_again: preprocess data although they are there.
 
     Raises:
-        UsageError: plans of other content are there, or an override cannot be applied.
+        UsageError: a plans file with other content exists, or an override cannot be applied.
         ProcessingError: nnU-Net's preprocessing failed.
     """
     folder = job.layout.dataset(job.dataset)
@@ -70,7 +72,7 @@ def prepare_dataset(job: Prepare, overwrite: bool = False, preprocess_again: boo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prepare a data set of a comparison."""
+    """Prepare the data set that the arguments name."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
     parser.add_argument("dataset", type=int)

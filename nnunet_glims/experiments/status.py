@@ -1,4 +1,4 @@
-"""What the jobs of a comparison are doing, by job.json, by their results, and by the executor."""
+"""Find the state of each job of a comparison from job.json, from its result, and from the executor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATES: tuple[State, ...] = ("waiting", "queued", "running", "done", "failed", "
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of one job.
+    """The state of one job.
 
     Attributes:
         job: the job.
@@ -31,7 +31,7 @@ class Status:
 
 
 def status_of(executor: Executor) -> list[Status]:
-    """Of all jobs of the executor's comparison, in order."""
+    """Return the status of all jobs of the executor's comparison, in their order."""
     experiment = executor.experiment
     experiment.look_again()
     states = executor.states()
@@ -56,7 +56,7 @@ def _status(job: Job, was_started: bool, states: Mapping[str, str]) -> Status:
     if outcome.state == "unrecorded":
         return Status(job, "refused", "nothing says what it was made from; run with --adopt takes it")
     record = job.folder.read() if was_started else None
-    if record is None or record.ending == "done":  # what was done is to be made again
+    if record is None or record.ending == "done":  # the job was never started, or its result is outdated
         return Status(job, "waiting", "" if outcome.change is None else f"is made again: {outcome.change}")
     if record.ending == "stopped":
         return Status(job, "waiting", "stopped; the next run goes on from there")
@@ -71,6 +71,6 @@ def _status(job: Job, was_started: bool, states: Mapping[str, str]) -> Status:
 
 
 def count(statuses: list[Status]) -> str:
-    """ "3 done, 1 running, 4 waiting" """
+    """Return the number of jobs in each state, such as "3 done, 1 running, 4 waiting"."""
     found = Counter(status.state for status in statuses)
     return ", ".join(f"{found[state]} {state}" for state in STATES if found[state])

@@ -1,4 +1,4 @@
-"""The leaderboard from evaluated folders to the page and the tables on disk."""
+"""Make a leaderboard from evaluated folders, and write its page and tables."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Leaderboard:
     """A leaderboard that was written.
 
     Attributes:
-        page: the HTML page; the tables lie beside it.
-        board: statistics, tests, ranks and costs.
+        page: the HTML page; the tables are in the same folder.
+        board: the data: statistics, tests, ranks and costs.
         shown: the cases that the page shows slice by slice.
     """
 
@@ -53,7 +53,7 @@ def leaderboard(
         out: folder for the page and the tables, which is made if it does not exist.
         title: heading of the page; None takes that of the YAML file, or "Leaderboard".
         metrics: names of the metrics to show; empty for Dice, HD95, NSD and, where measured, lesion-wise Dice and HD95.
-        intersection: compare on the cases that all entries have, where some miss cases.
+        intersection: compare on the cases that all entries have, if some entries lack cases.
         patients: CSV file with the columns case and patient; None looks for the conversion report of the data set.
         published: names of networks whose published figures are shown below the table.
         images: folder of images in nnU-Net's naming; None looks in nnUNet_raw.

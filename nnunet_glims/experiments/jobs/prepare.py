@@ -1,4 +1,4 @@
-"""Planning, preprocessing, overrides and splits of a data set, before anything is trained on it."""
+"""The job that plans and preprocesses a data set, applies overrides and makes the splits, before trainings start."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Prepare(Job):
 
     @property
     def environment(self) -> dict[str, str]:
-        """nnU-Net trains without data loading processes, but its planner needs one."""
+        """Variables to set: nnU-Net's planner needs a process, even where trainings have no data loading processes."""
         return {"nnUNet_n_proc_DA": "1"} if os.environ.get("nnUNet_n_proc_DA") == "0" else {}
 
     @property
@@ -73,7 +73,7 @@ class Prepare(Job):
         ]  # fmt: skip
 
     def commands(self) -> list[list[str]]:
-        """nnU-Net's planning and preprocessing where data are missing, then overrides and splits."""
+        """Return the commands for planning and preprocessing where data are missing, then for overrides and splits."""
         folder = self.layout.dataset(self.dataset)
         base = folder / f"{BASE_PLANS}.json"
         record = self.data_record()
@@ -165,7 +165,7 @@ class Prepare(Job):
 
     @contextmanager
     def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
-        """Holds the data set, which other comparisons may prepare as well."""
+        """Lock the data set, because other comparisons may prepare it too; see `Job.work`."""
         folder = self.layout.dataset(self.dataset)
         with lock(folder / LOCK, f"preparing {folder}"):
             yield True

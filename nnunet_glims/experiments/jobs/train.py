@@ -1,4 +1,4 @@
-"""The training of one fold, by nnU-Net's own command."""
+"""The job that trains one fold with nnU-Net's own command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nnunet_glims.training.recipes import PRECISION_VARIABLE
 
 LOCK = ".nnunet_glims.lock"
 REPLACED = "replaced"
-"""Folder in a model's folder for trainings that the user wanted to have made again."""
+"""Name of the folder in a model folder to which discarded trainings are moved."""
 PREPROCESSED = (".pkl", ".b2nd", ".npz")
 COMPARED = ("patch_size", "batch_size", "spacing", "normalization_schemes")
 FOLLOWING_ARGUMENTS = ("patch_size", "strides", "checkpointing")
@@ -35,7 +35,7 @@ class Train(Job):
     """Trains an entry on one fold.
 
     Attributes:
-        plans: of the entry.
+        plans: the plans of the entry.
         fold: number of the fold.
         keeps_probabilities: whether nnU-Net saves the probabilities of the validation cases, for ensembles.
     """
@@ -69,7 +69,7 @@ class Train(Job):
         return self.model / f"fold_{self.fold}"
 
     def commands(self) -> list[list[str]]:
-        """`nnUNetv2_train`, which goes on from a checkpoint where there is one."""
+        """Return the command of `nnUNetv2_train`, which continues from a checkpoint if there is one."""
         asked, entry = self.layout.comparison, self.plans.entry
         command = [
             "nnUNetv2_train", self.layout.dataset_names[self.dataset], entry.configuration, str(self.fold),
@@ -82,7 +82,7 @@ class Train(Job):
         return [command]
 
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """Override, plans, split and preprocessed data."""
+        """Return the override, plans, split, dataset.json, preprocessed data, and the precision variable."""
         folder = self.layout.dataset(self.dataset)
         splits = folder / "splits_final.json"
         folds = read_json(splits) if splits.exists() else []
@@ -112,13 +112,13 @@ class Train(Job):
         return chosen(planned)
 
     def outcome(self) -> Outcome:
-        """Done where the training and its validation came to their end and the record has the same ingredients."""
+        """Return "done" if the training and its validation are complete and the fold's record has the same ingredients."""
         return self._outcome(None)
 
     def _outcome(self, commands: Sequence[Sequence[str]] | None) -> Outcome:
-        """Of these commands; of those that are asked for now without any."""
+        """Return the state of the result of these commands; None stands for the commands that are asked for now."""
         fold = self.fold_folder
-        if not any(fold.glob("checkpoint_*.pth")):  # nothing was learned that could be lost
+        if not any(fold.glob("checkpoint_*.pth")):  # there is no training that could be lost
             return MISSING
         record = TrainingRecord.read(fold)
         if record is None:
@@ -135,7 +135,7 @@ class Train(Job):
 
     @contextmanager
     def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
-        """Holds the fold, which other comparisons may train as well, and records what it is trained from."""
+        """Lock the fold, because other comparisons may train it too, and record what it is trained from; see `Job.work`."""
         fold = self.fold_folder
         what = f"training {fold}"
         with lock(fold / LOCK, what):
@@ -206,7 +206,7 @@ class Train(Job):
         return f"{self.name}: is made again; the old training is now {aside}"
 
     def progress(self) -> str:
-        """Epoch, pseudo Dice and time left, by nnU-Net's own log."""
+        """Return epoch, pseudo Dice and remaining time, from nnU-Net's log."""
         fold = self.fold_folder
         log = read_training_log(fold)
         done = len(log.curves["pseudo Dice"])
@@ -251,7 +251,7 @@ def contradiction(
 
 
 def _epochs(fold: Path) -> int | None:
-    """How many the training is to have, from what nnU-Net wrote down at its start."""
+    """Return the number of epochs of the training, from debug.json, which nnU-Net writes at its start; None if unknown."""
     debug = fold / "debug.json"
     match = re.search(r'"num_epochs": "?(\d+)', debug.read_text(errors="replace")) if debug.exists() else None
     return int(match[1]) if match else None

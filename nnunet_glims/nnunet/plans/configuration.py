@@ -1,4 +1,4 @@
-"""Configurations of nnU-Net's plans: read, checked, and completed for one of the registered networks."""
+"""Read and check configurations of nnU-Net's plans, and complete them for one of the registered networks."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
 
 
 def read_base(dataset_folder: Path, base: str = BASE_PLANS) -> dict[str, Any]:
-    """The content of plans in a data set's folder in nnUNet_preprocessed; raises `UsageError` where there are none."""
+    """Return the content of a plans file in a data set's folder; raise `UsageError` if there is no such file."""
     path = dataset_folder / f"{base}.json"
     if not path.exists():
         raise UsageError(
@@ -110,7 +110,7 @@ def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[
 
 
 def without_left_open(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's arguments without those that follow from patch and spacing."""
+    """Return a network's arguments without those that are derived from patch and spacing."""
     return {name: value for name, value in arguments.items() if name not in ("patch_size", "strides")}
 
 
