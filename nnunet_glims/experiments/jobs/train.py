@@ -146,7 +146,8 @@ class Train(Job):
             if outcome.state == "refused":
                 raise UsageError(f"{fold}: {outcome.change}")
             if outcome.state == "unrecorded":
-                raise UsageError(f"{fold}: nothing says what this training was made from; run with --adopt to take it")
+                reason = outcome.change or "nothing says what this training was made from"
+                raise UsageError(f"{fold}: {reason}; run with --adopt to take it")
             if not outcome.is_done:
                 before = {} if record is None else record.ingredients
                 TrainingRecord(
@@ -225,7 +226,7 @@ class Train(Job):
 def contradiction(
     trained: Mapping[str, Any], asked: Mapping[str, Any], recipe: Mapping[str, Any] | None
 ) -> Change | None:
-    """The first setting in which the configuration that a model was trained with is not the one that is asked for.
+    """Return the first setting in which the configuration that a model was trained with is not the one that is asked for.
 
     Args:
         trained: configuration in the model folder's plans.
@@ -242,12 +243,13 @@ def contradiction(
         return found
 
     explicit, found = asked.get("training", {}), trained.get("training", {})
-    if recipe is not None and not found:
-        return Change("training", "absent", "that of a recipe")
     known = {key: value for key, value in (recipe or {}).items() if key in found}
     wanted = {**known, **explicit}
     settings = {key: value for key, value in found.items() if key in wanted}
-    return change_of(shown(trained), shown(asked)) or change_of({"training": settings}, {"training": wanted})
+    change = change_of(shown(trained), shown(asked)) or change_of({"training": settings}, {"training": wanted})
+    if change is None and recipe is not None and not found:
+        return Change("training", "absent", "that of a recipe")
+    return change
 
 
 def _epochs(fold: Path) -> int | None:
