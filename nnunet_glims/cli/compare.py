@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "--adopt",
                 action="store_true",
-                help="take trainings of earlier releases, which say not what they were made from",
+                help="take results that do not say what they were made from, or whose files were only written again",
             )
         if name == "plan":
             action.add_argument("--timing", action="store_true", help="time some steps of each entry, for hours")
