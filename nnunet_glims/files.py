@@ -36,12 +36,25 @@ _UNLOCKED_SECONDS = 60
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; raise `UsageError` with its path if it is missing or is not JSON."""
+def read_text(path: Path) -> str:
+    """Return the content of a text file in UTF-8; raise `UsageError` with its path if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path}: this is a folder, not a file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: this is no text in UTF-8: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; raise `UsageError` with its path if it cannot be read or is not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
     except ValueError as error:
         raise UsageError(f"{path}: this is not JSON: {error}") from None
 
@@ -180,6 +193,13 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def check_output_folder(out: Path) -> None:
+    """Raise `UsageError` where no folder for results can be made because a file has its name or that of one above."""
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place}: this is a file, and the results need a folder: choose another name")
 
 
 def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:

@@ -100,3 +100,27 @@ def test_a_failure_is_exit_code_1_and_debug_shows_where(preprocessed, capsys, mo
     assert "OSError: disk on fire (--debug shows where)" in capsys.readouterr().err
     with pytest.raises(OSError, match="disk on fire"):
         main(["--debug", "plans", "apply", "cpu_demo", "-d", "777"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plans apply FOLDER.json -d Dataset001_Toy",
+        "compare status FOLDER.json",
+        "postprocess FOLDER.json -o OUT --preset FOLDER.json",
+        "leaderboard A=FOLDER.json -o FILE",
+        "confusion A=FOLDER.json -o FILE",
+        "demo --out FILE",
+        "predict-onnx FOLDER.json FOLDER.json -o FILE",
+    ],
+)
+def test_a_folder_for_a_file_and_a_file_for_a_folder_are_wrong_use(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    (tmp_path / "Dataset001_Toy").mkdir()
+    (tmp_path / "FOLDER.json").mkdir()
+    (tmp_path / "FILE").write_text("mine")
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert "FOLDER.json" in error or "FILE" in error
+    assert "Error:" not in error and (tmp_path / "FILE").read_text() == "mine"

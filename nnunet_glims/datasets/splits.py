@@ -40,6 +40,8 @@ def from_file(path: Path, cases: Sequence[str]) -> Splits:
     try:
         named = {case for fold in splits for part in ("train", "val") for case in fold[part]}
         overlapping = {case for fold in splits for case in set(fold["train"]) & set(fold["val"])}
+        if not all(isinstance(case, str) for case in named):
+            raise TypeError
     except (TypeError, KeyError):
         raise UsageError(f'{path}: this is no list of {{"train": [case, …], "val": [case, …]}}') from None
     unknown = sorted(named - set(cases))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
+from nnunet_glims.files import read_text
 from nnunet_glims.networks import Network, network_named, network_of_trainer, networks
 from nnunet_glims.nnunet.plans.override import load_override, overridden_plans_name
 from nnunet_glims.training.recipes import Positive, Recipe
@@ -230,12 +231,12 @@ def read_comparison(path: Path) -> Comparison:
     Raises:
         UsageError: the file is missing, is not YAML, or has wrong content. The message lists every problem with line and key.
     """
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file. nnunet-glims compare init {path} writes one")
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file. nnunet-glims compare init {path} writes one") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UsageError(f"{path}: this is not YAML: {error}") from None
     _check_keys_once(yaml.compose(text), path)
     comparison = validate(Comparison, content, str(path), lambda keys: line_of(text, keys))

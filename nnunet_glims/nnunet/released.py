@@ -51,7 +51,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
             "If you trust where it is from, save its parameters alone, and import that file: python -c "
             f"\"import torch; torch.save(torch.load('{path}', 'cpu', weights_only=False)['state_dict'], 'weights.pt')\""
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise UsageError(f"{path}: this is no PyTorch checkpoint, or it is damaged: {str(error)[:200]}") from None
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.results import Results, is_evaluation, read_results
+from nnunet_glims.files import read_text
 from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER
 from nnunet_glims.nnunet.folders import RAW
 from nnunet_glims.nnunet.models import ModelFolder
@@ -171,11 +172,10 @@ def read_entries(board: BoardFile) -> list[LeaderboardEntry]:
 
 
 def _from_yaml(path: Path) -> BoardFile:
+    text = read_text(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise UsageError(f"{path}: this is not YAML: {error}") from None
     board = validate(BoardFile, content, str(path))
     for entry in board.entries:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import write_text
+from nnunet_glims.files import check_output_folder, write_text
 from nnunet_glims.networks import network_named
 from nnunet_glims.report import page, tables
 from nnunet_glims.report.board import Board, make_board
@@ -66,12 +66,13 @@ def leaderboard(
     networks = [network_named(name).name for name in published]
     if cases < 0:
         raise UsageError(f"{cases} cases to show: it must be 0 or more")
+    out = Path(out)
+    check_output_folder(out)
     given = entries if isinstance(entries, BoardFile) else board_file(entries)
     named_patients = None if patients is None else Path(patients)
     board = make_board(title or given.title, read_entries(given), metrics, intersection, named_patients)
     shown = choose_cases(board, cases, None if images is None else Path(images), channel)
     html = page.render(board, shown, networks)
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / PAGE, html)
     write_text(out / "leaderboard.md", tables.markdown(board))

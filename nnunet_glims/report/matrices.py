@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation import confusion
-from nnunet_glims.files import new_file, write_text
+from nnunet_glims.files import check_output_folder, new_file, write_text
 from nnunet_glims.report.drawing import PLAIN_STYLE
 from nnunet_glims.report.entries import LeaderboardEntry
 
@@ -42,6 +42,7 @@ def write_confusion(
         if not matrix.cases.any():
             what = f"has {only_with}" if only_with else "was evaluated"
             raise UsageError(f"{name}: none of its {len(results[name].cases)} cases {what}")
+    check_output_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "confusion.csv", confusion.table(found, labels).to_csv(index=False))
     with matplotlib.rc_context(PLAIN_STYLE):
