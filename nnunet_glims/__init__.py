@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nnunet_glims.nnunet.evaluation import evaluate_model
     from nnunet_glims.report.leaderboard import leaderboard
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "GLIMS",
