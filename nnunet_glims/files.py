@@ -4,6 +4,10 @@ Whatever the package writes, it writes into a hidden working folder beside the p
 `.NAME.RANDOM.tmp`. The complete result is synced to the disk and moved to its place by a rename. A process that is killed
 at any moment therefore leaves the old file or the new one, and at most a working folder. The next process that writes the
 same result removes such a folder, if no living process holds the lock in it.
+
+A folder cannot be replaced by one rename everywhere. An old folder is therefore first renamed to `.NAME.RANDOM.replaced`,
+beside its place. A process that is killed before the new folder takes the place leaves the old one there, and the next
+process that writes the same result puts it back before it does anything else.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ except ImportError:  # Windows has no such locks: there, working folders of kill
 
 _SUFFIX = ".tmp"
 _LOCK = ".working.lock"
+_REPLACED = ".replaced"
+"""Ends the name of an old folder from the moment it is moved away to the moment the new one has taken its place."""
 _UNLOCKED = ".new"
 """Ends the name of a working folder from the moment it is made to the moment it is locked."""
 _UNLOCKED_SECONDS = 60
@@ -98,13 +104,11 @@ def new_folder(out: Path) -> Iterator[Path]:
             move_folder(temporary, out)
             return
         sync_tree(temporary)
-        replaced = folder / f"{out.name}.replaced"  # removed with the working folder
-        out.rename(replaced)
+        out.rename(folder.with_suffix(_REPLACED))
         try:
             temporary.rename(out)
-        except BaseException:
-            replaced.rename(out)
-            raise
+        finally:
+            _remove_or_put_back(folder.with_suffix(_REPLACED), out)
         sync(out.parent)
 
 
@@ -200,12 +204,14 @@ def check_free_space(nbytes: int, folder: Path, what: str) -> None:
 
 
 def _remove_leftovers(place: Path) -> None:
-    """Remove the working folders for this place whose processes were killed."""
+    """Remove the working folders for this place whose processes were killed; put back an old folder they moved away."""
     if fcntl is None or not place.parent.is_dir():
         return
     prefix = f".{place.name}."
     with os.scandir(place.parent) as entries:
-        found = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
+        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+    # The random part has no dots: a name with more belongs to another place, whose name begins like this one's.
+    found = [place.parent / name for name in names if name.removeprefix(prefix).count(".") == 1]
     for path in found:
         with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
             if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
@@ -216,7 +222,16 @@ def _remove_leftovers(place: Path) -> None:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 finally:
                     os.close(descriptor)
+                _remove_or_put_back(path.with_suffix(_REPLACED), place)
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_or_put_back(replaced: Path, place: Path) -> None:
+    """Remove an old folder that was moved away where there is a new one, else put it back to its place."""
+    if place.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    elif replaced.exists():
+        replaced.rename(place)
 
 
 def _lock(folder: Path) -> int | None:
