@@ -236,13 +236,14 @@ def _limits() -> Iterator[Finding]:
 
 def _data_set(dataset: str, trainer: str, plans_name: str, configuration: str) -> Iterator[Finding]:
     from nnunet_glims.nnunet.folders import preprocessed_folder
+    from nnunet_glims.nnunet.plans.configuration import read_plans
 
     if not os.environ.get("nnUNet_preprocessed"):
         yield Finding("plans", "fail", "not looked for", "set nnUNet_preprocessed first")
         return
     try:
         folder = preprocessed_folder(dataset)
-        plans = read_json(folder / f"{plans_name}.json")
+        plans = read_plans(folder / f"{plans_name}.json")
         described = read_json(folder / "dataset.json")
     except UsageError as error:
         yield Finding("plans", "fail", str(error), f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}")
