@@ -296,7 +296,7 @@ def _network(
     )
     available, device, where = _memory()
     recipe = Recipe(**completed["training"])
-    need = training_step(network, patch, batch, recipe, device, labels.has_regions).total / GIB
+    required_gib = training_step(network, patch, batch, recipe, device, labels.has_regions).total / GIB
     strides = " ".join("×".join(map(str, step)) for step in network.strides[1:])
     yield Finding("patch and batch", "ok", f"{'×'.join(map(str, patch))}, batch {batch}; strides {strides}")
     yield Finding(
@@ -306,8 +306,8 @@ def _network(
         f"{count_gmac(network, channels, patch):.0f} GMAC a patch",
     )
     precision = "half precision" if in_half_precision(recipe, device) else "float32"
-    text = f"a training step takes about {need:.1f} GiB in {precision} ({where}: {available:.0f} GiB)"
-    if need > available:
+    text = f"a training step takes about {required_gib:.1f} GiB in {precision} ({where}: {available:.0f} GiB)"
+    if required_gib > available:
         smaller = f"nnunet-glims plans auto -d {folder.name} --network {ours.name.lower()} --vram GB"
         yield Finding("training memory", "warn", text, smaller)
     else:
@@ -343,7 +343,8 @@ def _splits(folder: Path, data: Path) -> Finding:
     except (UsageError, TypeError, KeyError) as error:
         return Finding("splits", "fail", f"{path} cannot be used: {error}", "delete it: nnU-Net makes another one")
     if unknown := sorted(named - cases):
-        return Finding("splits", "fail", f"{path} names cases that are not there: {', '.join(unknown[:5])}", "mend it")
+        way_out = "take these cases out of the file, or preprocess them as well"
+        return Finding("splits", "fail", f"{path} names cases that are not there: {', '.join(unknown[:5])}", way_out)
     return Finding("splits", "ok", f"{len(splits)} folds")
 
 

@@ -34,7 +34,14 @@ from nnunet_glims.processes import Progress, processes, quietly
 
 CASES, TABLE, SUMMARY = "cases.jsonl", "metrics.csv", "summary.json"
 
-_KINDS = {"key": str, "case": str, "fold": (int, NoneType), "truth": str, "regions": dict, "confusion": list}
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "key": str,
+    "case": str,
+    "fold": (int, NoneType),
+    "truth": str,
+    "regions": dict,
+    "confusion": list,
+}
 """Keys of a line of cases.jsonl that are read, with the types of their values."""
 
 METHOD_VERSION = 1
@@ -146,10 +153,10 @@ def evaluate_cases(
     if waiting:
         (out / SUMMARY).unlink(missing_ok=True)  # it would no longer describe the cases
     with (
-        processes(min(workers, len(waiting)), ordered=False) as apply,
+        processes(min(workers, len(waiting)), ordered=False) as parallel_map,
         (out / CASES).open("a", encoding="utf-8") as record,
     ):
-        results = apply(partial(_evaluated, settings), waiting)
+        results = parallel_map(partial(_evaluated, settings), waiting)
         for key, name, result in progress(results, "Evaluating", len(waiting)):
             if isinstance(result, str):
                 failed[name] = result
