@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the start-up file, and two folders of the repository's top level inside the package."""
+"""The settings that pyproject.toml cannot have: the start-up file, and two top-level folders as parts of the package."""
 
 import tempfile
 import zipfile
@@ -12,7 +12,7 @@ from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).parent
 STARTUP_FILE = "nnunet_glims.pth"
-# Python runs this line whenever it starts. It must not fail where the package is broken or half removed.
+# Python runs this line whenever it starts. It must not fail if the package is broken or partly removed.
 STARTUP_LINE = (
     "import os; "
     "exec('try:\\n from nnunet_glims.nnunet.discovery import announce; announce()\\nexcept Exception: pass')\n"
@@ -53,7 +53,7 @@ class EditableWithStartupFile(editable_wheel):
 
 
 def packages():
-    """Every folder with Python files, as an installed package name."""
+    """Return the installed package name of every folder with Python files."""
     found = []
     for name, folder in FOLDERS.items():
         for path in sorted({file.parent for file in (ROOT / folder).rglob("*.py")}):

@@ -1,8 +1,8 @@
 """Light 3D segmentation networks for nnU-Net v2: GLIMS, LATUP-Net, and Swin UNETR to compare them with.
 
 The names in `__all__` are the Python interface; docs/python.md shows how to use it. Each is imported when it is first used,
-because this module is imported whenever Python starts (see `nnunet_glims.nnunet.discovery`) and must cost nothing. Networks
-live in `nnunet_glims.architectures`, trainers in `nnunet_glims.trainers`.
+because this module is imported whenever Python starts (see `nnunet_glims.nnunet.discovery`) and must be fast. Networks
+are in `nnunet_glims.architectures`, trainers in `nnunet_glims.trainers`.
 """
 
 TYPE_CHECKING = False  # type checkers take this name for typing.TYPE_CHECKING, whose import takes milliseconds

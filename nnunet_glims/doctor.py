@@ -1,4 +1,4 @@
-"""What keeps a training from running well, found before it starts, each with its way out."""
+"""Find what would keep a training from running well, before it starts, and say what to do about it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nnunet_glims.processes import available_cores, available_memory
 Verdict = Literal["ok", "warn", "fail"]
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 ALWAYS_SHOWN = ("nnunetv2", "torch", "dynamic-network-architectures", "batchgeneratorsv2")
-"""Packages whose versions a bug report needs; of the others only those that do not fit are shown."""
+"""Packages whose versions are always shown, for bug reports; others are shown only if their version does not fit."""
 ENOUGH_FREE_GIB = 20
 ENOUGH_SHARED_GIB = 1
 ENOUGH_OPEN_FILES = 1024
@@ -34,7 +34,14 @@ ENOUGH_OPEN_FILES = 1024
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what it is, how it stands, and what to do about it."""
+    """The result of one check.
+
+    Attributes:
+        topic: what was checked.
+        verdict: "ok", "warn" or "fail".
+        state: what was found.
+        way_out: what to do about it; empty if nothing needs to be done.
+    """
 
     topic: str
     verdict: Verdict
@@ -48,11 +55,11 @@ def examine(
     plans: str = "nnUNetPlans",
     configuration: str = "3d_fullres",
 ) -> Iterator[Finding]:
-    """All findings: about the machine, then about the data set, its plans and the models trained with them.
+    """Yield all findings: about the machine, then about the data set, its plans and the models trained with them.
 
     Args:
-        dataset: number or name; None leaves data and models alone.
-        trainer, plans, configuration: as for nnUNetv2_train.
+        dataset: number or name of the data set; None checks the machine only.
+        trainer, plans, configuration: names as for nnUNetv2_train.
     """
     yield from _versions()
     yield from _folders()
@@ -68,7 +75,7 @@ def examine(
 
 
 def _versions() -> Iterator[Finding]:
-    """Python, then every package that the metadata of nnunet-glims asks for, against what it and nnU-Net admit."""
+    """Yield whether Python and each package that nnunet-glims requires have versions that its and nnU-Net's metadata allow."""
     yield _python()
     asked: dict[str, list[Requirement]] = {}
     for package in ("nnunet-glims", "nnunetv2"):
@@ -85,7 +92,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _requirements(package: str) -> list[Requirement]:
-    """What a package asks for on this system, without its extras."""
+    """Return the requirements of a package on this system, without those of its extras."""
     found = [Requirement(text) for text in importlib.metadata.requires(package) or ()]
     return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
 
@@ -132,7 +139,7 @@ def _folders() -> Iterator[Finding]:
 
 
 def _discovery(trainer: str) -> Finding:
-    """Asked in a process of its own, which starts as nnUNetv2_train does."""
+    """Return whether nnU-Net finds the trainer, in a process of its own that starts as nnUNetv2_train does."""
     program = (
         "import sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
         "found = find(sys.argv[1]); print(); print(found.__module__, found.__name__)"
@@ -315,7 +322,7 @@ def _network(
 
 
 def _memory() -> tuple[float, str, str]:
-    """GiB of the first GPU, or else of this process, with the device type and what to call the memory."""
+    """Return the memory in GiB of the first GPU, or without GPU of this process; the device type; and a name for the memory."""
     import torch
 
     if torch.cuda.is_available():

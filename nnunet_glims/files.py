@@ -1,13 +1,13 @@
-"""Files and folders that are complete or not there.
+"""Write files and folders so that they are complete or do not exist.
 
-Whatever the package writes, it writes into a hidden working folder beside the place where the result belongs:
-`.NAME.RANDOM.tmp`. The complete result is synced to the disk and moved to its place by a rename. A process that is killed
-at any moment therefore leaves the old file or the new one, and at most a working folder. The next process that writes the
-same result removes such a folder, if no living process holds the lock in it.
+Results are first written to a hidden working folder `.NAME.RANDOM.tmp` in the folder where they belong. The complete result
+is synced to the disk and renamed to its final name. A process that is killed at any moment therefore leaves either the old
+or the new file, and possibly a working folder. The next process that writes the same result removes such a folder, unless a
+living process holds the lock in it.
 
-A folder cannot be replaced by one rename everywhere. An old folder is therefore first renamed to `.NAME.RANDOM.replaced`,
-beside its place. A process that is killed before the new folder takes the place leaves the old one there, and the next
-process that writes the same result puts it back before it does anything else.
+A folder cannot be replaced by one rename on every system. An old folder is therefore first renamed to
+`.NAME.RANDOM.replaced`. A process that is killed before the new folder is at its place leaves the old one under that name,
+and the next process that writes the same result renames it back before it does anything else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nnunet_glims.errors import ProcessingError, UsageError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: there, working folders of killed processes stay
+except ImportError:  # Windows has no such locks: there, working folders of killed processes are not removed
     fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".tmp"
@@ -36,18 +36,31 @@ _LOCK = ".working.lock"
 _REPLACED = ".replaced"
 """Ends the name of an old folder from the moment it is moved away to the moment the new one has taken its place."""
 _UNLOCKED = ".new"
-"""Ends the name of a working folder from the moment it is made to the moment it is locked."""
+"""End of a working folder's name until the folder is locked."""
 _UNLOCKED_SECONDS = 60
-"""A folder that still has that name after this time was left by a process that was killed just then."""
+"""Age in seconds from which a folder that still has this name counts as left by a killed process."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def read_json(path: Path) -> Any:
-    """Return the file's content; raise `UsageError` naming the file and the place where it is missing or no JSON."""
+def read_text(path: Path) -> str:
+    """Return the content of a text file in UTF-8; raise `UsageError` with its path if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path}: this is a folder, not a file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: this is no text in UTF-8: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; raise `UsageError` with its path if it cannot be read or is not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
     except ValueError as error:
         raise UsageError(f"{path}: this is not JSON: {error}") from None
 
@@ -155,7 +168,7 @@ def unwritable(place: Path, reason: str) -> ProcessingError:
 
 
 def move_folder(folder: Path, place: Path) -> None:
-    """Sync a folder with all that is in it to the disk, then rename it to a place where there is none."""
+    """Sync a folder and its whole content to the disk, then rename it to a path that does not exist."""
     sync_tree(folder)
     folder.rename(place)
     sync(place.parent)
@@ -180,10 +193,17 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # the file system has no sync for this
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # the file system cannot sync this
             raise
     finally:
         os.close(descriptor)
+
+
+def check_output_folder(out: Path) -> None:
+    """Raise `UsageError` where no folder for results can be made because a file has its name or that of one above."""
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place}: this is a file, and the results need a folder: choose another name")
 
 
 def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
@@ -194,7 +214,7 @@ def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
 
 
 def check_free_space(nbytes: int, folder: Path, what: str) -> None:
-    """Raise `ProcessingError` where the disk of `folder` has fewer free bytes than that."""
+    """Raise `ProcessingError` if the disk of `folder` has fewer free bytes than `nbytes`; `what` names what needs them."""
     free = shutil.disk_usage(folder).free
     if nbytes > free:
         raise ProcessingError(
@@ -239,6 +259,6 @@ def _lock(folder: Path) -> int | None:
     if fcntl is None:
         return None
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    with contextlib.suppress(OSError):  # a file system without locks: nobody can take this folder for a dead one either
+    with contextlib.suppress(OSError):  # without locks, others do not remove the folder either
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return descriptor

@@ -1,4 +1,4 @@
-"""Where an image's voxels lie in space, and the box around the voxels of a mask."""
+"""The position of an image's voxels in space, and the bounding box of a mask."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DIRECTION_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the voxels of an image lie, as SimpleITK and nnU-Net read it.
+    """The position of an image's voxels in space, as SimpleITK and nnU-Net read it.
 
     Attributes:
-        size: voxels along x, y, z.
+        size: number of voxels along x, y, z.
         spacing: mm along x, y, z.
-        origin: place of the first voxel, mm.
+        origin: position of the first voxel in mm.
         direction: directions of the axes, row by row.
     """
 
@@ -64,7 +64,7 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
 
     Args:
         mask: an array of any number of axes; every voxel other than zero counts.
-        margin: by how many voxels the box is made larger on each side. It ends where the array ends.
+        margin: number of voxels that are added to the box on each side. The box does not go beyond the array.
 
     Returns:
         A slice for each axis, or None where the mask has no voxel other than zero.
@@ -77,7 +77,7 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
         if not len(filled):
             return None
         first, last = int(filled[0]), int(filled[-1])
-        part = part[(slice(None),) * axis + (slice(first, last + 1),)]  # the other axes have less to look at
+        part = part[(slice(None),) * axis + (slice(first, last + 1),)]  # other axes are searched in this part
         box.append(slice(max(first - margin, 0), min(last + 1 + margin, length)))
     return tuple(box)
 

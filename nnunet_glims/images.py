@@ -21,7 +21,7 @@ class LabelMap:
 
     Attributes:
         labels: (Z, Y, X) uint8.
-        geometry: in x, y, z.
+        geometry: geometry of the voxels, in x, y, z.
     """
 
     labels: np.ndarray
@@ -29,7 +29,7 @@ class LabelMap:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """mm along the axes of `labels`."""
+        """Spacing in mm along the axes of `labels` (z, y, x)."""
         return self.geometry.spacing[::-1]
 
 
@@ -83,7 +83,7 @@ def read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
 
 
 def check_compressed(file: Path) -> None:
-    """Read a gzip file to its end, because SimpleITK reads zeros where one is cut off; other files are left alone.
+    """Read a gzip file to its end, because SimpleITK reads zeros from a truncated file. Other files are not read.
 
     Raises:
         ProcessingError: the file is damaged or cut off.
@@ -103,7 +103,7 @@ def write_image(voxels: np.ndarray, geometry: Geometry, path: Path) -> None:
 
     Args:
         voxels: (Z, Y, X).
-        geometry: of the voxels, in x, y, z.
+        geometry: geometry of the voxels, in x, y, z.
         path: its ending names the format. An older file is replaced.
 
     Raises:

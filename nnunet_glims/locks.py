@@ -1,7 +1,8 @@
-"""The lock of this package: one process at a time does a thing, and the others learn who does it.
+"""Locks between processes: one process at a time does something, and the others learn which process it is.
 
-The lock is the system's own where the file system has locks: a killed process loses it at once. Lustre without `-o flock` and
-some NFS servers have none. There a file stands for the lock; one that a dead process of this machine left is removed.
+On file systems with locks the operating system's lock is used, which a killed process loses at once. Lustre without
+`-o flock` and some NFS servers have no locks. There, the existence of a file is the lock; a file that a dead process of this
+machine left is removed.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ from nnunet_glims.files import read_json, write_json
 
 try:
     import fcntl
-except ImportError:  # Windows: filelock takes msvcrt's locks, which every file system there has
+except ImportError:  # Windows: filelock uses msvcrt's locks, which all file systems there have
     fcntl = None  # type: ignore[assignment]
 
 NO_LOCKS = {getattr(errno, name) for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL")}
-"""What file systems without locks answer: Lustre ENOSYS, NFS without its lock service ENOLCK, FUSE the others."""
+"""Errors of file systems without locks: ENOSYS from Lustre, ENOLCK from NFS without lock service, the others from FUSE."""
 SECONDS_TO_WAIT = 0.5
-"""A process that only looks whether the lock is held lets go of it at once."""
+"""Seconds. A process that only checks whether the lock is held releases it at once."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told apart from a later one that has the same number.
+    """A process, which is distinguished from a later process with the same number.
 
     Attributes:
         host: name of the machine.
-        pid: its number there.
-        started: when the system started it, as the system writes it; empty where that is not known.
+        pid: number of the process on that machine.
+        started: start time in the notation of the operating system; empty if it is not known.
     """
 
     host: str
@@ -50,17 +51,17 @@ class Process:
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """The process of this machine that has the number now."""
+        """Return the process that has this number on this machine now."""
         return cls(socket.gethostname(), pid, _started(pid))
 
     @property
     def is_here(self) -> bool:
-        """Whether it is or was a process of this machine."""
+        """Whether the process is or was one of this machine."""
         return self.host == socket.gethostname()
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs on this machine."""
+        """Whether the process runs on this machine."""
         if not self.is_here:
             return False
         started = _started(self.pid)
@@ -69,11 +70,11 @@ class Process:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock.
+    """The holder of a lock.
 
     Attributes:
-        process: the process.
-        since: seconds since 1970.
+        process: the process that holds the lock.
+        since: when it took the lock, in seconds since 1970.
         slurm_job: number of the SLURM job that the process belongs to; empty outside of SLURM.
     """
 
@@ -90,7 +91,7 @@ class LockHeld(ProcessingError):
     """Another process holds the lock.
 
     Attributes:
-        holder: who it is; None where that is not known yet.
+        holder: the holder of the lock; None if it is not known yet.
     """
 
     def __init__(self, what: str, holder: Holder | None):
@@ -100,14 +101,14 @@ class LockHeld(ProcessingError):
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock while the block runs. The folder of the lock's file is made where it is missing.
+    """Hold a lock while the block runs. The folder of the lock's file is created if it does not exist.
 
     Args:
-        path: of the lock's file; who holds the lock stands beside it, in NAME.holder.
-        what: names what is locked in the error.
+        path: path of the lock's file. The file NAME.holder in the same folder describes the holder.
+        what: how the error message names what is locked.
 
     Raises:
-        LockHeld: another process holds it.
+        LockHeld: another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     described = path.with_name(f"{path.name}.holder")
@@ -122,7 +123,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
 
 def holder_of(path: Path) -> Holder | None:
-    """Who holds a lock; None where nobody does. A process of another machine counts as long as it holds the lock."""
+    """Return the holder of a lock; None if nobody holds it. A process of another machine counts while it holds the lock."""
     if not path.exists() and not _soft(path).exists():
         return None
     holder = _described(path.with_name(f"{path.name}.holder"))
@@ -142,12 +143,15 @@ def _acquired(path: Path, described: Path, what: str) -> BaseFileLock:
     try:
         found.acquire(poll_interval=0.05)
     except Timeout:
-        raise LockHeld(what, _described(described)) from None
+        holder = _described(described)
+        if holder is None and _soft(path).exists():
+            what = f"{what} (delete {_soft(path)} if no process does this any more)"
+        raise LockHeld(what, holder) from None
     return found
 
 
 def _has_locks(path: Path) -> bool:
-    """Whether the file system of the lock's file has locks, found out by asking for a shared one."""
+    """Return whether the file system of the lock's file has locks, by asking for a shared lock."""
     if fcntl is None:
         return True
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -165,7 +169,10 @@ def _soft(path: Path) -> Path:
 
 
 def _soft_lock(path: Path, described: Path) -> SoftFileLock:
-    """The lock by a file's existence, without that of a process that is dead or was this SLURM job's before it was requeued."""
+    """Return a lock by a file's existence, after removing a file that is left from a dead process.
+
+    A process of the same SLURM job before it was requeued counts as dead, too.
+    """
     holder = _described(described)
     if holder is not None:
         own = os.environ.get("SLURM_JOB_ID", "")
@@ -184,7 +191,7 @@ def _described(path: Path) -> Holder | None:
 
 
 def _started(pid: int) -> str:
-    """When the system started a process; empty where there is none, or where it has ended and waits to be collected."""
+    """Return when a process was started; an empty text if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
@@ -193,6 +200,6 @@ def _started(pid: int) -> str:
             return ""
     try:
         found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # Windows: only the number is known
+    except FileNotFoundError:  # Windows: only the number of the process is known
         return str(pid)
     return found.stdout.strip()

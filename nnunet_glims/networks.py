@@ -1,6 +1,6 @@
 """The registry of networks: which trainer trains which network, with which fixed arguments and which recipe.
 
-All code that relates these asks here. Other packages add their networks by an entry point of the group
+All code that needs these relations uses this module. Other packages add their networks by an entry point of the group
 `nnunet_glims.networks`; docs/networks.md shows how. Importing this module imports neither torch nor nnU-Net.
 """
 
@@ -30,18 +30,18 @@ class Network:
         name: how overrides and commands name it.
         path: import path of its class, as it stands in plans files.
         trainer: trainer class, which users give to `-tr`.
-        recipe: how this trainer trains it where plans say nothing else.
+        recipe: how this trainer trains the network, unless the plans say otherwise.
         paper: where the network is described.
-        licence: of the authors' code, and whether any of it is used.
+        licence: licence of the authors' code, and whether any of it is used here.
         parameters_m: millions of parameters as published.
-        gflops: billions of floating-point operations of a forward pass as published.
+        gflops: billions of floating-point operations of a forward pass, as published.
         published_for: input of these figures, as (channels, classes, patch size).
         results: published segmentation results, each with the data they were measured on.
         variants: further trainers of the same network, each with the constructor arguments on which it insists.
         trainers_module: import path of the module that has the trainer classes.
         stages: number of resolutions whose strides follow the data's spacing; None where the strides are fixed.
-        halvings: how often each side of a patch should be divisible by two.
-        checkpointing: values of the constructor argument of that name, the fastest first; empty where there is none.
+        halvings: number of times that each side of a patch should be divisible by two.
+        checkpointing: values of the constructor argument of that name, the fastest first; empty if there is no such argument.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Network:
         return {self.trainer: {}, **self.variants}
 
     def trainer_for(self, arguments: Mapping[str, Any]) -> str:
-        """The trainer to use with these constructor arguments: the one that insists on the most of them."""
+        """Return the trainer for these constructor arguments: of those whose fixed arguments agree, the one with the most."""
         suitable = [
             (len(fixed), name)
             for name, fixed in self.trainers.items()
@@ -75,11 +75,11 @@ class Network:
         return max(suitable, key=lambda pair: pair[0])[1]
 
     def load_class(self) -> type:
-        """The network's class; this imports torch. Raises `UsageError` where it cannot be imported."""
+        """Return the network's class; this imports torch. Raise `UsageError` if it cannot be imported."""
         return _load(self.path, f"network {self.name}")
 
     def load_trainer(self, trainer: str) -> type:
-        """The class of one of the network's trainers; this imports nnU-Net. Raises `UsageError` where it cannot be."""
+        """Return the class of one of the network's trainers; this imports nnU-Net. Raise `UsageError` if the import fails."""
         return _load(f"{self.trainers_module}.{trainer}", f"trainer {trainer}")
 
 
@@ -136,7 +136,7 @@ BUILT_IN = (
 
 @cache
 def networks() -> tuple[Network, ...]:
-    """All registered networks: those of this package, then those of other packages.
+    """Return all registered networks: those of this package, then those of other packages.
 
     A network of another package that cannot be used is left out with a warning that names its package and the reason.
     """
@@ -146,7 +146,7 @@ def networks() -> tuple[Network, ...]:
         try:
             network = entry.load()
             _check(network, found)
-        except Exception as error:  # anything may go wrong in code of others, and must not stop the rest
+        except Exception as error:  # code of other packages may raise anything
             warnings.warn(
                 f"the network {entry.name!r} of the package {package!r} is left out: {type(error).__name__}: {error}",
                 RuntimeWarning,
@@ -167,16 +167,16 @@ def _check(network: Any, others: list[Network]) -> None:
 
 
 def _in_order() -> Iterator[Network]:
-    """The networks of this package first, so that other packages are only looked for where these do not suffice."""
+    """Yield the networks of this package first, so that other packages are searched only if the network is not among them."""
     yield from BUILT_IN
     yield from networks()[len(BUILT_IN) :]
 
 
 def network_named(name: str) -> Network:
-    """The network of that name, in capital or small letters.
+    """Return the network of that name, in capital or small letters.
 
     Raises:
-        UsageError: there is none; the message has the nearest right name.
+        UsageError: there is no such network; the message has the nearest known name.
     """
     for network in _in_order():
         if network.name.lower() == name.lower():
@@ -185,17 +185,17 @@ def network_named(name: str) -> Network:
 
 
 def network_of_trainer(trainer: str) -> Network | None:
-    """The network that a trainer class of that name trains; None where the trainer is not registered here."""
+    """Return the network that a trainer class of that name trains; None where the trainer is not registered here."""
     return next((network for network in _in_order() if trainer in network.trainers), None)
 
 
 def network_of_class(path: str) -> Network | None:
-    """The network whose class has that import path; None where the class is not registered here."""
+    """Return the network whose class has that import path; None where the class is not registered here."""
     return next((network for network in _in_order() if network.path == path), None)
 
 
 def trained_by(trainer: str) -> tuple[Network, Mapping[str, Any]]:
-    """The network that a registered trainer trains, and the constructor arguments on which it insists.
+    """Return the network that a registered trainer trains, and the constructor arguments on which it insists.
 
     Raises:
         UsageError: no trainer of that name is registered.

@@ -1,4 +1,4 @@
-"""Cores and memory that this process may use, programs it finds, and work on many cases in several processes."""
+"""The cores and memory that this process may use, the search for programs, and work in several processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nnunet_glims.errors import ProcessingError, UsageError
 
 T = TypeVar("T")
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Passes results on as they come and shows how far the work is: (results, name of the work, expected number)."""
+"""Function (results, name of the work, expected number) that yields the results unchanged and shows how many there are."""
 
 
 MOST_WORKERS = 8
@@ -30,7 +30,7 @@ MEMORY_PER_WORKER = 2**30
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """How many processor cores this process may use.
+    """Return how many processor cores this process may use.
 
     This is the smallest of what the machine has, what the process is bound to, the processor time that control groups
     (containers, services) grant, and what SLURM allotted to the task.
@@ -45,7 +45,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
 
 def available_memory(root: Path = Path("/")) -> float:
-    """How many bytes of memory this process may use; infinite where the system does not say.
+    """Return how many bytes of memory this process may use; infinite where the system does not say.
 
     This is the smallest of the machine's memory, the limits of control groups (containers, services, SLURM), and what
     SLURM's variables say.
@@ -67,13 +67,13 @@ def available_memory(root: Path = Path("/")) -> float:
 
 
 def _slurm_number(variable: str) -> int:
-    """The number in one of SLURM's variables; 0 where it is not set or no number. For memory, SLURM's 0 means all."""
+    """Return the number in one of SLURM's variables; 0 if it is not set or not a number. For memory, SLURM's 0 means all."""
     value = os.environ.get(variable, "")
     return int(value) if value.isdecimal() else 0
 
 
 def _processor_quotas(root: Path) -> Iterator[float]:
-    """Cores that each control group of this process and each above it may use, rounded up.
+    """Yield the number of cores that each control group of this process and each above it may use, rounded up.
 
     The files hold a quota and a period of time. Without a quota, version 2 says "max" and version 1 says -1.
     """
@@ -85,7 +85,7 @@ def _processor_quotas(root: Path) -> Iterator[float]:
 
 
 def _memory_limits(root: Path) -> Iterator[float]:
-    """Bytes that each control group of this process and each above it may use.
+    """Yield the bytes of memory that each control group of this process and each above it may use.
 
     Without a limit, version 2 says "max" and version 1 a number larger than any memory.
     """
@@ -97,9 +97,9 @@ def _memory_limits(root: Path) -> Iterator[float]:
 
 
 def _control_groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process' control groups for a controller, and of those above them up to where they are mounted.
+    """Yield the folders of this process' control groups for a controller, and of their parents up to the mount point.
 
-    Inside a container /proc may name folders of the machine that are not mounted; then the mounted one alone exists.
+    Inside a container /proc may name folders of the machine that are not mounted; then only the mounted folder exists.
     """
     mounted = root / "sys/fs/cgroup"
     try:
@@ -121,7 +121,7 @@ def _control_groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _words(file: Path) -> list[str]:
-    """Words of a small file; none where it cannot be read."""
+    """Return the words of a small file; an empty list if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):
@@ -129,10 +129,10 @@ def _words(file: Path) -> list[str]:
 
 
 def workers_or_default(workers: int | None) -> int:
-    """How many processes to start: what the user asked for, else as many as cores and memory allow, at most 8.
+    """Return how many processes to start: what the user asked for, else as many as cores and memory allow, at most 8.
 
     Raises:
-        UsageError: the user asked for less than one.
+        UsageError: the user asked for fewer than one.
     """
     if workers is None:
         room = min(available_cores(), available_memory() // MEMORY_PER_WORKER, MOST_WORKERS)
@@ -156,16 +156,16 @@ def check_process_control(what: str) -> None:
 
 
 def find_program(name: str) -> str:
-    """Path of a command such as nnUNetv2_train.
+    """Return the path of a command such as nnUNetv2_train.
 
-    It is looked for in the environment of the running Python, activated or not, then in PATH; the bare name is returned
-    where it is in neither.
+    The command is searched in the environment of the running Python, activated or not, then in PATH. If it is in neither,
+    the name is returned unchanged.
     """
     return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name) or name
 
 
 def quietly(results: Iterable[Any], what: str, count: int) -> Iterable[Any]:
-    """The results as they are: progress is not shown."""
+    """Return the results unchanged: the function for `progress` that shows nothing."""
     return results
 
 
@@ -173,7 +173,7 @@ def quietly(results: Iterable[Any], what: str, count: int) -> Iterable[Any]:
 def processes(
     workers: int, ordered: bool = True
 ) -> Iterator[Callable[[Callable[[Any], T], Sequence[Any]], Iterable[T]]]:
-    """Give a function like `map` that works in several processes and yields results as they come.
+    """Give a function like `map` that works in several processes and yields results as soon as they are available.
 
     Args:
         workers: number of processes; with one, the work is done in this process.
@@ -206,7 +206,7 @@ def processes(
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, which a terminal tells as well; end this worker when its parent is killed."""
+    """Ignore Ctrl-C in a worker, because the parent receives it too; end the worker when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:

@@ -112,3 +112,27 @@ def test_progress_is_shown_on_a_terminal_only():
         assert list(progress_on(console)(iter([1, 2]), "Evaluating", 2)) == [1, 2]
         shown[terminal] = console.file.getvalue()
     assert "Evaluating" in shown[True] and shown[False] == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plans apply FOLDER.json -d Dataset001_Toy",
+        "compare status FOLDER.json",
+        "postprocess FOLDER.json -o OUT --preset FOLDER.json",
+        "leaderboard A=FOLDER.json -o FILE",
+        "confusion A=FOLDER.json -o FILE",
+        "demo --out FILE",
+        "predict-onnx FOLDER.json FOLDER.json -o FILE",
+    ],
+)
+def test_a_folder_for_a_file_and_a_file_for_a_folder_are_wrong_use(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    (tmp_path / "Dataset001_Toy").mkdir()
+    (tmp_path / "FOLDER.json").mkdir()
+    (tmp_path / "FILE").write_text("mine")
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert "FOLDER.json" in error or "FILE" in error
+    assert "Error:" not in error and (tmp_path / "FILE").read_text() == "mine"

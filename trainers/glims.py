@@ -5,7 +5,7 @@ from nnunet_glims.trainers.recipe_trainer import RecipeTrainer
 
 
 class nnUNetTrainerGLIMS(RecipeTrainer):
-    """GLIMS as its paper describes it, on any 3D patch nnU-Net plans."""
+    """GLIMS as its paper describes it, on any 3D patch that nnU-Net plans."""
 
     light_network, light_network_arguments = trained_by("nnUNetTrainerGLIMS")
 

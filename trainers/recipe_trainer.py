@@ -1,4 +1,4 @@
-"""An nnU-Net trainer for the networks of the registry, whose recipe stands in the plans."""
+"""An nnU-Net trainer for the networks of the registry, with a recipe from the plans."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def _seed(seed: int) -> None:
 
 
 def _mixed(*numbers: int) -> int:
-    """One seed of several numbers, below 2³²."""
+    """Return one seed below 2³² that depends on all of the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @cache
 def _say(text: str) -> None:
-    print(f"\n{text}")  # nnU-Net's progress bar has not ended its line
+    print(f"\n{text}")  # nnU-Net's progress bar leaves its line open
 
 
 def _say_precision(network: SegmentationNetwork, inputs: tuple[Tensor, ...]) -> None:
-    """Print once in a process, before a prediction, what is computed in."""
+    """Print the precision before a prediction, once in a process."""
     if network.training or network.precision is None or torch.compiler.is_compiling():
         return
     device_type = next(network.parameters()).device.type
@@ -57,25 +57,26 @@ def _say_precision(network: SegmentationNetwork, inputs: tuple[Tensor, ...]) -> 
 
 
 class RecipeSchedule:
-    """The recipe's learning rate, set when nnU-Net calls `step` at the start of an epoch."""
+    """A schedule that sets the recipe's learning rate when nnU-Net calls `step` at the start of an epoch."""
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe):
         self.optimizer = optimizer
         self.recipe = recipe
 
     def step(self, epoch: int) -> None:
+        """Set the learning rate of an epoch, counted from 0."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * self.recipe.lr_factor(epoch)
 
 
 class RecipeTrainer(RobustTrainer):
-    """Builds `light_network` for the plan's patch and spacing, and trains it as the plan's `training` block says.
+    """Builds `light_network` for the patch and spacing of the plans, and trains it as their `training` block says.
 
-    Network and recipe are written, complete, to the model folder's plans.json, which is all that prediction reads.
+    Network and recipe are written completely to the model folder's plans.json, from which prediction reads them.
 
     Attributes:
         light_network: the registry's entry of the network.
-        light_network_arguments: constructor arguments on which the trainer insists.
+        light_network_arguments: constructor arguments that the trainer fixes.
         recipe: how the network is trained.
     """
 
@@ -118,7 +119,7 @@ class RecipeTrainer(RobustTrainer):
     def build_network_architecture(
         cls, plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ) -> nn.Module:
-        """Build the plan's network. It computes in the plan's precision, or in that of NNUNET_GLIMS_PRECISION."""
+        """Build the network of the plans. It computes in the precision of the plans, or of NNUNET_GLIMS_PRECISION."""
         configuration = cls._complete(configuration_manager.configuration, plans_manager.plans_name)
         architecture = configuration["architecture"]
         network = get_network_from_plans(
@@ -134,15 +135,16 @@ class RecipeTrainer(RobustTrainer):
         return network
 
     def planned_precision(self) -> PrecisionSetting:
+        """Return the recipe's precision setting, which NNUNET_GLIMS_PRECISION overrides."""
         return self.recipe.precision
 
     def set_precision(self, setting: PrecisionSetting) -> None:
-        """Compute in this precision from now on, in the validation after the training too."""
+        """Compute in this precision from now on, and in the validation after the training."""
         super().set_precision(setting)
         self.bare_network.precision = setting
 
     def record_fp32(self) -> None:
-        """Note it in later checkpoints, and in the plans of the model folder for predictions."""
+        """Record the change to fp32 in later checkpoints, and in the model folder's plans.json for predictions."""
         super().record_fp32()
         for plans in (self.plans_manager.plans, self.my_init_kwargs["plans"]):
             plans["configurations"][self.configuration_name]["training"]["precision"] = "fp32"
@@ -150,19 +152,21 @@ class RecipeTrainer(RobustTrainer):
             write_json(Path(self.output_folder_base, "plans.json"), self.plans_manager.plans)
 
     def recorded_fp32(self) -> bool:
-        """Whether the training of the loaded checkpoint had gone on in fp32. Version 0.1 noted it in the plans alone."""
+        """Return whether the training of the loaded checkpoint changed to fp32; version 0.1 recorded this only in the plans."""
         stored = self.my_init_kwargs["plans"]["configurations"][self.configuration_name].get("training", {})
         return super().recorded_fp32() or stored.get("precision") == "fp32" != self.recipe.precision
 
     def initialize(self) -> None:
+        """Set the recipe's seed, then build network, optimiser and loss."""
         if self.recipe.seed is not None:
             _seed(self.recipe.seed)
         super().initialize()
 
     def get_dataloaders(self):
+        """Return nnU-Net's data loaders. With a seed, their random numbers depend on seed, epoch and worker only."""
         if self.recipe.seed is None:
             return super().get_dataloaders()
-        # A resumed training must not see the batches of its beginning again, nor one process those of another.
+        # A resumed training must not repeat its first batches, and no two processes may load the same batches.
         seed = _mixed(self.recipe.seed, self.current_epoch, self.local_rank)
         _seed(seed)
         loaders = super().get_dataloaders()
@@ -173,20 +177,21 @@ class RecipeTrainer(RobustTrainer):
 
     @staticmethod
     def _restart_with_seeds(loaders: Sequence[NonDetMultiThreadedAugmenter], seed: int) -> None:
-        """Start data loading processes again with seeds of their own. nnU-Net gives them none and has started them.
+        """Restart data loading processes with a seed each. nnU-Net has started them without seeds.
 
-        They are ended when as many batches are ready as are kept, because batchgenerators prints an error when a process
-        ends while a batch of it is read.
+        They are ended when their queues are full, because batchgenerators prints an error when a process ends while one of
+        its batches is read.
         """
         for number, loader in enumerate(loaders):
             loader.seeds = [_mixed(seed, number, process) for process in range(loader.num_processes)]
             while not (loader.results_loop_queue.full() or loader.abort_event.is_set()):
                 sleep(0.01)
-        sleep(0.1)  # for the one batch more that is read then
+        sleep(0.1)  # one more batch is read after the queue is full
         for loader in loaders:
             loader.restart()
 
     def configure_optimizers(self) -> tuple[Optimizer, RecipeSchedule]:
+        """Return the recipe's optimiser, with weight decay on the parameters that the recipe selects, and its schedule."""
         recipe = self.recipe
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         decayed = {id(parameter) for parameter in parameters}
@@ -208,6 +213,7 @@ class RecipeTrainer(RobustTrainer):
         return self.bare_network.deep_supervision_scales() if self.enable_deep_supervision else None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch deep supervision on or off; it stays off if the recipe does not use it."""
         super().set_deep_supervision_enabled(enabled and self.enable_deep_supervision)
 
     def _build_loss(self) -> nn.Module:
@@ -217,7 +223,7 @@ class RecipeTrainer(RobustTrainer):
         return loss
 
     def _plain_loss(self) -> nn.Module:
-        """The loss of one head."""
+        """Return the loss of one head."""
         if self.recipe.loss == "nnunet":
             loss = super()._build_loss()
             return loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
@@ -234,7 +240,7 @@ class RecipeTrainer(RobustTrainer):
         )
 
     def _foreground_weights(self) -> list[float]:
-        """Weight of each foreground label or region, in the order of the logits."""
+        """Return the weight of each foreground label or region, in the order of the logits."""
         labels = self.label_manager
         foreground = labels.foreground_regions if labels.has_regions else labels.foreground_labels
         if self.recipe.region_weights is None:
@@ -257,6 +263,7 @@ class RecipeTrainer(RobustTrainer):
         return weights
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        """Return nnU-Net's settings of the augmentation, without those that the recipe's augmentation does not have."""
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -270,6 +277,7 @@ class RecipeTrainer(RobustTrainer):
     def get_training_transforms(
         self, patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug, **kwargs
     ):
+        """Return nnU-Net's transforms for training, or with the augmentation "mirror" or "none" only mirroring or none."""
         if self.recipe.augmentation == "nnunet":
             return super().get_training_transforms(
                 patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug, **kwargs

@@ -1,4 +1,4 @@
-"""An nnU-Net trainer that loses no work to NaNs, a full disk, a time limit or a machine that fails."""
+"""An nnU-Net trainer that survives NaNs, full disks, time limits and machine failures without losing work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, StopSignals, worker
 from nnunet_glims.training.precision import PrecisionSetting, autocast, chosen, describe, resolve
 
 SKIPS_IN_A_ROW = 20
-"""Skipped steps after which a training counts as diverged. A gradient scaler finds its scale in fewer."""
+"""Number of skipped steps in a row after which a training counts as diverged. A gradient scaler needs fewer steps."""
 
 
 class NonFiniteTraining(RuntimeError):
@@ -32,19 +32,20 @@ class NonFiniteTraining(RuntimeError):
 class RobustTrainer(nnUNetTrainer):
     """nnU-Net's trainer, with any network, and three additions.
 
-    - A step whose loss or gradient is not finite is skipped. After `SKIPS_IN_A_ROW` of them the training goes back to its
-      last checkpoint and on in fp32.
-    - Checkpoints are written so that one is always intact, and a damaged one is not loaded.
-    - On SIGTERM or SIGUSR1 the training saves itself and leaves with `EXIT_STOPPED`; `--c` repeats the running epoch.
+    - A step whose loss or gradient is not finite is skipped. After `SKIPS_IN_A_ROW` such steps in a row the training
+      returns to its last checkpoint and continues in fp32.
+    - Checkpoints are written so that one is always intact, and damaged checkpoints are not loaded.
+    - On SIGTERM or SIGUSR1 the training saves a checkpoint and ends with exit code `EXIT_STOPPED`; `--c` repeats the
+      interrupted epoch.
 
     Used as it is, `class nnUNetTrainerSafe(RobustTrainer)` trains nnU-Net's own network, in fp16 on GPUs as nnU-Net does.
-    A subclass may choose the precision (`planned_precision`), pass it on (`set_precision`) and keep the change to fp32
-    elsewhere than in the checkpoint (`record_fp32`, `recorded_fp32`).
+    A subclass may choose the precision (`planned_precision`), pass it to its network (`set_precision`), and record the
+    change to fp32 in further places than the checkpoint (`record_fp32`, `recorded_fp32`).
 
     Attributes:
-        gradient_clip: largest norm of the gradient, None for no limit.
-        precision: setting that the network computes in.
-        skipped_steps: how many steps were skipped.
+        gradient_clip: largest norm of the gradient; None for no limit.
+        precision: setting of the precision in which the network computes.
+        skipped_steps: number of steps that were skipped.
     """
 
     def __init__(
@@ -64,43 +65,43 @@ class RobustTrainer(nnUNetTrainer):
     @property
     def bare_network(self) -> nn.Module:
         """The network without the wrappers of distributed training and torch.compile."""
-        # The optimizer is made before the network is wrapped.
+        # The optimizer is created before the network is wrapped.
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def initialize(self) -> None:
-        """Build network, optimiser and loss as nnU-Net does, on the threads that OMP_NUM_THREADS gives."""
+        """Build network, optimiser and loss as nnU-Net does, with the number of threads in OMP_NUM_THREADS."""
         threads = os.environ.get("OMP_NUM_THREADS", "")
         if self.device.type == "cpu" and threads.isdigit():
-            torch.set_num_threads(int(threads))  # nnU-Net takes all cores, whoever else is at work on them
+            torch.set_num_threads(int(threads))  # nnU-Net uses all cores, even if other processes use them
         super().initialize()
         self.set_precision(chosen(self.planned_precision()))
 
     # ---- precision
 
     def planned_precision(self) -> PrecisionSetting:
-        """The setting to train in where NNUNET_GLIMS_PRECISION says nothing else."""
+        """Return the precision setting of the training, which NNUNET_GLIMS_PRECISION overrides."""
         return "fp16" if self.device.type == "cuda" else "fp32"
 
     def set_precision(self, setting: PrecisionSetting) -> None:
-        """Compute in this precision from now on. Only fp16 on GPUs needs its gradients scaled."""
+        """Compute in this precision from now on. Gradients are scaled only for fp16 on GPUs."""
         self.precision = setting
         scaled = self.device.type == "cuda" and resolve(setting, "cuda") == "fp16"
         self.grad_scaler = GradScaler("cuda") if scaled else None
         self.print_to_log_file(f"Precision: {describe(setting, self.device.type)}")
 
     def record_fp32(self) -> None:
-        """Note for later checkpoints that the training has gone on in fp32."""
+        """Record in later checkpoints that the training has changed to fp32."""
         self.my_init_kwargs["precision"] = "fp32"
 
     def recorded_fp32(self) -> bool:
-        """Whether the training of the loaded checkpoint had gone on in fp32."""
+        """Return whether the training of the loaded checkpoint had changed to fp32."""
         return self.my_init_kwargs.get("precision") == "fp32"
 
     # ---- steps
 
     def train_step(self, batch: dict) -> dict:
-        """One step, skipped where loss or gradient are not finite."""
+        """Train one step; it is skipped if the loss or the gradient is not finite."""
         data = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"]
         if isinstance(target, list):
@@ -132,7 +133,7 @@ class RobustTrainer(nnUNetTrainer):
         return {"loss": loss.detach().cpu().numpy()}
 
     def _agree(self, loss: Tensor, norm: Tensor) -> tuple[bool, bool]:
-        """Whether the step is finite and whether training is to stop. All workers of a distributed training agree."""
+        """Return whether the step is finite and whether to stop, the same for all workers of a distributed training."""
         bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
         flags = torch.stack([bad.float(), torch.full_like(norm, self._stop_signals.received is not None)])
         if self.is_ddp:
@@ -153,12 +154,12 @@ class RobustTrainer(nnUNetTrainer):
             raise NonFiniteTraining
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Log the epoch's loss, in which skipped steps do not count."""
+        """Log the epoch's loss, without skipped steps."""
         finite = [output for output in train_outputs if np.isfinite(output["loss"])]
         super().on_train_epoch_end(finite or train_outputs)
 
     def validation_step(self, batch: dict) -> dict:
-        """One step of the validation after an epoch. A signal stops the training here too."""
+        """Compute one step of the validation after an epoch. A signal stops the training here too."""
         if self._stop_signals.received is not None and not self.is_ddp:
             self._stop()
         return super().validation_step(batch)
@@ -167,7 +168,7 @@ class RobustTrainer(nnUNetTrainer):
         """Train to the last epoch.
 
         Raises:
-            SystemExit: with `EXIT_STOPPED` after a signal, when all is saved.
+            SystemExit: with `EXIT_STOPPED` after a signal, when the checkpoint is written.
             ProcessingError: a checkpoint could not be written.
             RuntimeError: the training diverged in fp32.
         """
@@ -184,7 +185,7 @@ class RobustTrainer(nnUNetTrainer):
             self._go_back_in_fp32()
             self.run_training()
         except RuntimeError as error:
-            # The data loading processes may get the signal too; without them the next batch is an error.
+            # The signal may have ended the data loading processes, so that the next batch raises an error.
             if self._stop_signals.received is None or not workers_died(error):
                 raise
             self._stop()
@@ -211,24 +212,24 @@ class RobustTrainer(nnUNetTrainer):
             Path(self.output_folder, PREVIOUS).unlink(missing_ok=True)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Predict the validation cases. A signal ends this at once; `--c` or `--val` does it again."""
+        """Predict the validation cases. A signal ends this at once; `--c` or `--val` repeats it."""
         with self._stop_signals.leaving():
             super().perform_actual_validation(save_probabilities)
 
     # ---- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint so that a crash leaves the old one or the new one; see `write_checkpoint` for its errors."""
+        """Write a checkpoint so that a crash leaves the old or the new one; errors are those of `write_checkpoint`."""
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
         else:
             write_checkpoint(Path(filename), super().save_checkpoint)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Load a checkpoint; where it is damaged, the newest intact one beside it.
+        """Load a checkpoint, or if it is damaged, the newest intact one in its folder.
 
         Raises:
-            RuntimeError: none is intact.
+            RuntimeError: no checkpoint is intact.
         """
         if isinstance(filename_or_checkpoint, str):
             wanted = Path(filename_or_checkpoint)
@@ -247,16 +248,16 @@ class RobustTrainer(nnUNetTrainer):
             self.record_fp32()
 
     def _save_to_repeat_epoch(self) -> None:
-        """Write the latest checkpoint as after the epoch before the running one, without changing the trainer."""
+        """Write the latest checkpoint with the number of the previous epoch, so that the running one is repeated."""
         earlier = copy.copy(self)
-        earlier.current_epoch = self.current_epoch - 1  # nnU-Net stores the one after it
+        earlier.current_epoch = self.current_epoch - 1  # nnU-Net stores this number plus 1
         earlier.logger = _LogOfEarlierEpochs(self.logger.get_checkpoint(), self.current_epoch)
         earlier.save_checkpoint(os.path.join(self.output_folder, LATEST))
 
     # ---- stopping
 
     def _stop(self) -> None:
-        """Save so that --c repeats the running epoch, and leave."""
+        """Save, so that --c repeats the running epoch, and end the process."""
         self._save_to_repeat_epoch()
         if self.is_ddp:
             distributed.barrier()
@@ -274,7 +275,7 @@ class RobustTrainer(nnUNetTrainer):
 
 
 class _LogOfEarlierEpochs:
-    """What a checkpoint keeps of nnU-Net's log, cut before an epoch."""
+    """nnU-Net's log as checkpoints store it, without an epoch and those after it."""
 
     def __init__(self, values: Mapping[str, list[Any]], epoch: int):
         self._values, self._epoch = values, epoch
@@ -284,7 +285,7 @@ class _LogOfEarlierEpochs:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU what torch reserved at most, else what the process held at most."""
+    """Return the peak memory in bytes: on a GPU that reserved by torch, else that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     try:

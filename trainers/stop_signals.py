@@ -1,4 +1,4 @@
-"""Signals with which a scheduler announces the end of a job: remembered, so that a training can stop between two steps."""
+"""Remember signals with which a scheduler announces the end of a job, so that a training can stop between two steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 EXIT_STOPPED = 75
-"""Exit code after SIGTERM or SIGUSR1: all is saved, and the same command with --c goes on (EX_TEMPFAIL of sysexits.h)."""
+"""Exit code after SIGTERM or SIGUSR1 when the training has saved and can be continued with --c (EX_TEMPFAIL)."""
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Windows has no SIGUSR1."""
@@ -21,15 +21,15 @@ _WORKERS_DIED = "One or more background workers are no longer alive"
 
 
 def workers_died(error: BaseException) -> bool:
-    """Whether the error says that data loading processes have died, which a signal to all processes of a job causes."""
+    """Return whether an error says that data loading processes have died, as after a signal to all processes of a job."""
     return isinstance(error, RuntimeError) and str(error).startswith(_WORKERS_DIED)
 
 
 class StopSignals:
     """Remembers the signal that this process received.
 
-    Data loading processes, which are forked with this handler, end on SIGTERM as usual. They ignore SIGUSR1, so that a
-    scheduler may send it to all processes of a job: the training process ends them when all is saved.
+    Data loading processes inherit this handler. They end on SIGTERM as usual and ignore SIGUSR1, so that a scheduler may send
+    it to all processes of a job. The training process ends them after it has saved.
 
     Attributes:
         received: number of the signal, or None.
@@ -41,18 +41,18 @@ class StopSignals:
 
     @property
     def name(self) -> str:
-        """The signal's name, such as SIGTERM. Without one it came to another process of a distributed training."""
+        """The signal's name, such as SIGTERM, or a text if another process of a distributed training received it."""
         return "a signal to another worker" if self.received is None else signal.Signals(self.received).name
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
-        """Inside, a signal is only remembered. In other threads than the main one nothing changes."""
+        """Within this context, a signal is only remembered. Outside of the main thread nothing is changed."""
         with _handled_by(self._remember):
             yield
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
-        """Inside, a signal ends the process with `EXIT_STOPPED`, at once if it was received before."""
+        """Within this context, a signal ends the process with `EXIT_STOPPED`, at once if it was received before."""
         if self.received is not None:
             raise SystemExit(EXIT_STOPPED)
         with _handled_by(_leave):

@@ -1,4 +1,4 @@
-"""What all networks here have in common: input check, precision, deep supervision."""
+"""The base class of all networks: input check, precision, deep supervision."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from nnunet_glims.training.precision import PrecisionSetting, autocast
 class SegmentationNetwork(nn.Module):
     """A network as nnU-Net uses it.
 
-    A subclass computes a list of logits, finest first, in `logits` and has a `decoder` whose attribute
-    `deep_supervision` decides whether callers get that list or only its first entry. The heads are `decoder.seg_layers`:
-    nnU-Net knows them by that name when it starts from pretrained weights of other labels.
+    A subclass computes a list of logits, finest first, in the method `logits`. It has a `decoder` whose attribute
+    `deep_supervision` decides whether `forward` returns this list or only its first entry. The heads are in
+    `decoder.seg_layers`, the name by which nnU-Net finds them when it starts from pretrained weights for other labels.
 
     Attributes:
-        precision: None (the caller's autocast holds), "fp32", "bf16", "fp16" or "auto" (bf16 or fp16 on GPUs, fp32 on CPUs).
-            Set, it holds in prediction too, where nnU-Net always asks for fp16 on GPUs.
+        precision: "fp32", "bf16", "fp16", "auto" (bf16 or fp16 on GPUs, fp32 on CPUs), or None, with which the caller's
+            autocast stays in effect. It also applies to prediction, where nnU-Net itself would use fp16 on all GPUs.
         strides: stride of each stage relative to the one before, finest first.
-        divisor: what an input's D, H, W must be multiples of.
+        divisor: three numbers of which an input's D, H, W must be multiples.
     """
 
     precision: PrecisionSetting | None = None
@@ -41,13 +41,13 @@ class SegmentationNetwork(nn.Module):
         self.num_classes = num_classes
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """(N, C, D, H, W) -> logits of every head, finest first."""
+        """Return the logits of every head, finest first, for an input (N, C, D, H, W)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(N, C, D, H, W) -> (N, classes, D, H, W), or with deep supervision a list of them, finest first.
+        """Return logits (N, classes, D, H, W) for an input (N, C, D, H, W); with deep supervision a list, finest first.
 
-        Logits leave in float32 at least, so that losses and averaged predictions never see half precision.
+        Logits are float32 or float64, so that losses and averages of predictions are not computed in half precision.
 
         Raises:
             UsageError: the input's number of axes or channels is not what the network was built for.
@@ -65,7 +65,7 @@ class SegmentationNetwork(nn.Module):
         return outputs if self.decoder.deep_supervision else outputs[0]
 
     def check_size(self, size: Sequence[int]) -> None:
-        """Raise `UsageError` where an input's D, H, W are not multiples of `divisor`."""
+        """Raise `UsageError` if an input's D, H, W are not multiples of `divisor`."""
         for axis in range(3):
             if size[axis] % self.divisor[axis]:
                 raise UsageError(
@@ -73,7 +73,7 @@ class SegmentationNetwork(nn.Module):
                 )
 
     def deep_supervision_scales(self) -> list[list[float]]:
-        """Resolution of each output relative to the patch, finest first."""
+        """Return the resolution of each output relative to the patch, finest first."""
         return scales(self.strides, self.num_outputs)
 
     @property
@@ -82,12 +82,12 @@ class SegmentationNetwork(nn.Module):
         return len(self.decoder.seg_layers)
 
     def selected_decay_parameters(self) -> list[nn.Parameter]:
-        """The weights that a recipe with `weight_decay_on: selected` regularises: those the paper does."""
+        """Return the weights that the network's paper regularises, for recipes with `weight_decay_on: selected`."""
         return [weight for weight in self.parameters() if weight.ndim > 1]
 
 
 def check_names(found: Sequence[str], expected: Sequence[str], what: str) -> None:
-    """Raise `UsageError` naming what is missing from and what is left over in released weights."""
+    """Raise `UsageError` with the names that are missing from released weights and those that are not expected."""
     missing = sorted(set(expected) - set(found))
     left_over = sorted(set(found) - set(expected))
     if missing or left_over:
@@ -100,6 +100,6 @@ def check_names(found: Sequence[str], expected: Sequence[str], what: str) -> Non
 
 
 def check_shape(name: str, found: Sequence[int], expected: Sequence[int], what: str) -> None:
-    """Raise `UsageError` where one released array has another shape than the network needs."""
+    """Raise `UsageError` if a released array does not have the shape that the network needs."""
     if tuple(found) != tuple(expected):
         raise UsageError(f"released {what}: {name} has shape {tuple(found)}, expected {tuple(expected)}")

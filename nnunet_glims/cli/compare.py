@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "--adopt",
                 action="store_true",
-                help="take trainings of earlier releases, which say not what they were made from",
+                help="take results that do not say what they were made from, or whose files were only written again",
             )
         if name == "plan":
             action.add_argument("--timing", action="store_true", help="time some steps of each entry, for hours")
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _executor(experiment, options):
-    """The executor that the user named."""
+    """Return the executor that the user named."""
     if getattr(options, "executor", "local") == "slurm":
         from nnunet_glims.experiments.executors.slurm import Slurm
 
@@ -129,18 +129,18 @@ def _run(experiment, options, console, chosen=None) -> int:
         raise UsageError(f"--parallel {options.parallel}: at least one job at a time is needed")
     jobs = [job for job in experiment.jobs.values() if chosen is None or job.name in chosen]
     executor = _executor(experiment, options)
+    again, adopt = getattr(options, "again", []), getattr(options, "adopt", False)
     with ExitStack() as held:
         try:
             held.enter_context(lock(experiment.layout.lock, f"running {experiment.layout.path}"))
         except LockHeld as other:
+            if again or adopt:
+                raise
             console.print(
                 f"Another run of this comparison is at work ({other.holder}). Here is what it does; Ctrl-C leaves it alone."
             )
             return _watch(experiment, options, console)
-        experiment.make_again(getattr(options, "again", []), console.print)
-        if getattr(options, "adopt", False):
-            experiment.adopt(jobs, console.print)
-        experiment.check(jobs)
+        experiment.settle(jobs, again, adopt, console.print)
         failed = executor.submit(jobs, console.print)
     if executor.waits:
         _print_reports(experiment, console)
@@ -218,24 +218,27 @@ def _logs(experiment, options, console) -> int:
     return 0
 
 
-def _chosen(experiment, options, states):
+def _chosen(experiment, options, states, console):
     """Named jobs, or all in some states."""
     found = [status.job for status in _statuses(experiment, options) if status.state in states]
     if not options.jobs:
         return found
     named = [experiment.job_named(name) for name in options.jobs]
+    for job in named:
+        if job not in found:
+            console.print(f"{job.name}: is not {' or '.join(states)}, and is left alone")
     return [job for job in named if job in found]
 
 
 def _cancel(experiment, options, console) -> int:
-    jobs = _chosen(experiment, options, ("running", "queued"))
+    jobs = _chosen(experiment, options, ("running", "queued"), console)
     _executor(experiment, options).cancel(jobs, console.print)
     console.print(f"cancelled {len(jobs)} jobs" + (f": {', '.join(job.name for job in jobs[:10])}" if jobs else ""))
     return 0
 
 
 def _retry(experiment, options, console) -> int:
-    jobs = {job.name for job in _chosen(experiment, options, ("failed",))}
+    jobs = {job.name for job in _chosen(experiment, options, ("failed", "cancelled"), console)}
     if not jobs:
         console.print("nothing failed")
         return 0

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Returns 1 where something fails."""
+    """Print the findings; return 1 if a check fails, else 0."""
     import json
     from dataclasses import asdict
 

@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _folds(given):
-    """The numbers of the folds; None for all."""
+    """Return the numbers of the folds; None for all."""
     from nnunet_glims.errors import UsageError
 
     if given is None:
@@ -113,7 +113,7 @@ def _folds(given):
 
 
 def _tolerances(given):
-    """The tolerance of all regions, None where it is not given, and region -> its own tolerance."""
+    """Return the tolerance of all regions, None where it is not given, and region -> its own tolerance."""
     from nnunet_glims.errors import UsageError
 
     of_all, by_region = None, {}

@@ -1,4 +1,4 @@
-"""The source of a conversion: a folder, or a zip or tar archive whose images are unpacked for the time of the conversion."""
+"""The source of a conversion: a folder, or a zip or tar archive whose images are unpacked while the conversion runs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _DAMAGES = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, EOFError, zlib
 
 @dataclass(frozen=True)
 class Source:
-    """A release that can be read.
+    """The files of a release.
 
     Attributes:
-        folder: where its files lie, in whatever folders below.
-        files: its NIfTI files, sorted. Files whose names begin with ._ are notes of macOS, and left out.
-        fingerprint: what tells it from any other source, as JSON: path, size, time of change, and a sum over the names,
-            sizes and times (in a zip: checksums) of its images.
+        folder: folder that contains the files, directly or in folders below it.
+        files: the NIfTI files, sorted. Files whose names begin with ._ are metadata of macOS and are left out.
+        fingerprint: identifies the source, as JSON: path, size, time of change, and a digest of the names, sizes and times
+            (in a zip: checksums) of its images.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Source:
 
 
 def is_archive(source: Path) -> bool:
-    """Return whether a file is a zip or tar, compressed or not, or is named like one."""
+    """Return whether a file is a zip or tar archive, compressed or not, or has the name of one."""
     if not source.is_file():
         return False
     return source.name.lower().endswith(_ARCHIVE_ENDINGS) or zipfile.is_zipfile(source) or tarfile.is_tarfile(source)
@@ -52,7 +52,7 @@ def opened(source: Path, unpacked: Path) -> Iterator[Source]:
 
     Args:
         source: a folder, or a zip or tar archive.
-        unpacked: place beside which the new folder is made.
+        unpacked: path in whose parent folder the new folder is made.
 
     Raises:
         UsageError: there is no such source, or it is neither a folder nor an archive.
@@ -73,9 +73,9 @@ def opened(source: Path, unpacked: Path) -> Iterator[Source]:
 
 
 def inside_name(name: str) -> str | None:
-    r"""Return the name of a member with / between folders, or None where it is absolute or leads out of its folder.
+    r"""Return the name of a member with / between folders; None if it is absolute or leads out of its folder.
 
-    Some programs for Windows write \ between folders, against the standard of zip; drive letters make a name absolute.
+    Some Windows programs write \ between folders, contrary to the zip standard. A name with a drive letter is absolute.
     """
     path = PureWindowsPath(name)
     return None if path.anchor or ".." in path.parts else path.as_posix()
@@ -98,7 +98,7 @@ def _digest(listing: Iterable[tuple[Any, ...]]) -> str:
 
 
 def _unpack(source: Path, folder: Path) -> str:
-    """Unpack the NIfTI files of an archive, and return a sum over its listing."""
+    """Unpack the NIfTI files of an archive, and return a digest of its listing."""
     try:
         with zipfile.ZipFile(source) if zipfile.is_zipfile(source) else tarfile.open(source) as archive:
             if isinstance(archive, zipfile.ZipFile):
@@ -107,7 +107,7 @@ def _unpack(source: Path, folder: Path) -> str:
     except UserError:
         raise
     except OSError as error:
-        if error.errno is not None:  # of the file system; the others are of gzip and bzip2, about the content
+        if error.errno is not None:  # an error of the file system; gzip and bzip2 raise errors about the content
             raise
         raise _damaged(source, error) from None
     except _DAMAGES as error:
@@ -143,7 +143,7 @@ def _unpack_tar(source: Path, archive: tarfile.TarFile, folder: Path) -> str:
         renamed.name = _checked_name(source, member.name)
         archive.extract(renamed, folder, set_attrs=False)
     assert archive.fileobj is not None
-    while archive.fileobj.read(2**20):  # to the sum at the end of a compressed archive
+    while archive.fileobj.read(2**20):  # up to the checksum at the end of a compressed archive
         pass
     return _digest((member.name, member.size, member.mtime) for member in members)
 

@@ -1,4 +1,4 @@
-"""Sorts the files of a BraTS release (adult glioma) into cases, by the facts in `nnunet_glims.releases.brats`."""
+"""Sort the files of a BraTS release (adult glioma) into cases, by the facts in `nnunet_glims.releases.brats`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def read(files: Sequence[Path], release: str = "auto", channels: Sequence[str] =
     """Sort a release's files into cases.
 
     Args:
-        files: all files of the release, in whatever folders.
-        release: a key of `RELEASES`, or "auto" to go by the cases' names.
-        channels: keys of `CHANNELS`, in the order wanted.
+        files: all files of the release, in any folders.
+        release: a key of `RELEASES`, or "auto" to derive it from the names of the cases.
+        channels: keys of `CHANNELS`, in the order of the converted channels.
 
     Raises:
-        UsageError: no such release or channel, no case among the files, or names that do not
-            say which release it is.
+        UsageError: the release or a channel is unknown, there is no case among the files, or their names do not determine
+            the release.
     """
     for channel in channels:
         if channel not in CHANNELS:
@@ -78,7 +78,7 @@ def read(files: Sequence[Path], release: str = "auto", channels: Sequence[str] =
 
 
 def _by_case(files: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], list[Problem]]:
-    """Return files by case and by channel (or `SEGMENTATION`), and the problems of files that are there twice."""
+    """Return case -> channel (or `SEGMENTATION`) -> file, and a problem for each file that exists twice."""
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     problems = []
     strays = []

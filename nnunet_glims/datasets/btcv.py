@@ -1,4 +1,4 @@
-"""Pairs the images and labels of BTCV by their number, by the facts in `nnunet_glims.releases.btcv`."""
+"""Pair the images and label maps of BTCV, by the facts in `nnunet_glims.releases.btcv`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _FILE = re.compile(FILE_NAME)
 
 
 def read(files: Sequence[Path], protocol: str = "btcv13", split: str = "nnunet") -> Release:
-    """Pair images and labels by their number.
+    """Pair images and label maps by the number in their names.
 
     Args:
-        files: all files of the release, in whatever folders.
+        files: all files of the release, in any folders.
         protocol: "btcv13" for all organs, "synapse8" for eight organs and the published 18 training and 12 test cases.
-        split: "nnunet" leaves the split to nnU-Net, "24-6" validates on cases 35 to 40; `synapse8` has its own.
+        split: "nnunet" leaves the split to nnU-Net, "24-6" validates on cases 35 to 40; "synapse8" has a split of its own.
 
     Raises:
-        UsageError: no such protocol or split, or no image among the files.
+        UsageError: the protocol or the split is unknown, or there is no image among the files.
     """
     for value, known, what in ((protocol, PROTOCOLS, "protocol"), (split, SPLITS, "split")):
         if value not in known:

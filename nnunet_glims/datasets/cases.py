@@ -1,4 +1,4 @@
-"""The cases of a release as its reader finds them, and how they are described in nnU-Net's layout."""
+"""The cases of a release, and their description in nnU-Net's layout."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a release.
+    """A problem of a release.
 
     Attributes:
-        case: name of the case; "" where the problem belongs to no single case.
-        file: path of the file; "" where the problem belongs to no single file.
+        case: name of the case; "" if the problem does not belong to a single case.
+        file: path of the file; "" if the problem does not belong to a single file.
         message: what is wrong.
     """
 
@@ -31,7 +31,7 @@ class SourceCase:
 
     Attributes:
         name: the case's name in the release.
-        images: a file for each channel, in the order of the data set's channels.
+        images: one file per channel, in the order of the data set's channels.
         label: the file of its segmentation; None for a test case.
         patient: the patient's name. Cases of one patient stay in one fold.
     """
@@ -49,17 +49,17 @@ class SourceCase:
 
 @dataclass(frozen=True)
 class Release:
-    """A release, read but not checked voxel by voxel.
+    """The cases of a release, whose voxels have not been checked.
 
     Attributes:
         name: name of the release, for example "BraTS 2021".
         cases: the cases, sorted by name.
         channels: names of the channels, in the order of `SourceCase.images`.
-        labels: the entry of dataset.json: name -> label, or labels of a region.
-        regions_class_order: the entry of dataset.json; None without regions.
-        label_map: label in the release -> label in nnU-Net. Other labels are errors.
-        reference, licence: the entries of dataset.json.
-        problems: problems with names, such as a case that is there twice.
+        labels: the entry "labels" of dataset.json: name -> label, or labels of a region.
+        regions_class_order: the entry of this name in dataset.json; None without regions.
+        label_map: label in the release -> label in nnU-Net. Other labels are reported as problems.
+        reference, licence: the entries of these names in dataset.json.
+        problems: problems with names, such as a case that exists twice.
         splits: content of nnU-Net's splits_final.json; None leaves the split to nnU-Net.
     """
 
@@ -76,5 +76,5 @@ class Release:
 
     @property
     def file_ending(self) -> str:
-        """The ending of the converted files: ".nii" where all files of the release have it, else ".nii.gz"."""
+        """The ending of the converted files: ".nii" if all files of the release have it, else ".nii.gz"."""
         return ".nii" if all(file.suffix == ".nii" for case in self.cases for file in case.files) else ".nii.gz"

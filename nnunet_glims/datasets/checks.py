@@ -1,4 +1,4 @@
-"""Is a case of a release fit for training? Every file is read to its last byte."""
+"""Check whether a case of a release can be used for training. Every file is read to its last byte."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nnunet_glims.images import read_nifti
 
 
 def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Problem]:
-    """Return all problems of a case, none of which is an exception.
+    """Return all problems of a case; none of them is raised as an exception.
 
-    Problems are files that are damaged or cut off, not 3D, of different geometry, with values that are not finite, or a
-    segmentation with labels other than `allowed_labels`.
+    Problems are damaged or truncated files, images that are not 3D, different geometries, values that are not finite, and
+    labels other than `allowed_labels` in the segmentation.
     """
     problems = []
     reference: tuple[Path, Geometry] | None = None

@@ -1,5 +1,4 @@
-"""Converts a release to nnU-Net's raw layout. Everything is checked first, then written so that a crash leaves no half
-file."""
+"""Convert a release to nnU-Net's raw layout. All files are checked before any is written; a crash leaves no partial file."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ Transfer = Literal["copy", "symlink", "move"]
 
 
 class BadRelease(UsageError):
-    """A release with problems, all of them in the message."""
+    """A release with problems, all of which the message lists."""
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = problems
@@ -57,12 +56,12 @@ class BadRelease(UsageError):
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a converted data set goes.
+    """The folder and name of a converted data set.
 
     Attributes:
         raw: nnU-Net's folder of raw data sets.
-        number: of the data set, 1 to 999.
-        name: of the data set, after DatasetNNN_.
+        number: number of the data set, 1 to 999.
+        name: name of the data set, without DatasetNNN_.
     """
 
     raw: Path
@@ -71,15 +70,17 @@ class Destination:
 
     @property
     def dataset(self) -> str:
+        """Name of the data set's folder, DatasetNNN_NAME."""
         return f"Dataset{self.number:03d}_{self.name}"
 
     @property
     def folder(self) -> Path:
+        """Folder of the complete data set."""
         return self.raw / self.dataset
 
     @property
     def unfinished(self) -> Path:
-        """Where it is written until it is complete. nnU-Net does not see names that begin with a dot.
+        """The folder for the data set until it is complete. nnU-Net does not see it, because its name begins with a dot.
 
         The folder holds the plan of the conversion, and the data set in the folder `dataset`.
         """
@@ -87,11 +88,11 @@ class Destination:
 
     @property
     def unpacked(self) -> Path:
-        """Place beside which the images of an archive are unpacked."""
+        """Path in whose parent folder the images of an archive are unpacked."""
         return self.raw / f".{self.dataset}.unpacked"
 
     def check(self) -> None:
-        """Raise `UsageError` where the number or name cannot be used or is taken."""
+        """Raise `UsageError` if the number or name cannot be used or is taken."""
         if not 1 <= self.number <= 999:
             raise UsageError(f"data set number {self.number}: use one from 1 to 999")
         if not self.name or not all(part.isalnum() for part in self.name.replace("-", "_").split("_") if part):
@@ -120,23 +121,24 @@ def convert(
     """Check a release, then write it to `destination.folder`.
 
     Args:
-        release: as the data set's module read it.
-        source: what it was read from. The report names files relative to its folder.
-        destination: where it goes.
-        transfer: how files that need no change get there; "move" is for files that were unpacked for this conversion.
-        split: file with the splits; None for those of the release, or, where a patient has several cases, folds by
-            patient; otherwise nnU-Net draws its own folds.
-        workers: processes.
-        resume: go on with an interrupted conversion of the same release.
-        skip_bad: leave cases with problems out instead of refusing the release.
-        progress: shows how far the work is.
+        release: the release, as the data set's module returned it.
+        source: the files of the release. The report names files relative to its folder.
+        destination: folder and name of the converted data set.
+        transfer: how files that need no change are transferred; "move" is for files that were unpacked for this conversion.
+        split: file with the splits; None takes those of the release or, if a patient has several cases, folds by patient.
+            Otherwise nnU-Net draws its own folds.
+        workers: number of processes.
+        resume: whether to continue an interrupted conversion of the same release.
+        skip_bad: whether to leave cases with problems out instead of refusing the release.
+        progress: shows how many files are done.
 
     Returns:
         The content of conversion_report.json.
 
     Raises:
-        BadRelease: problems, without `skip_bad`.
-        UsageError: the destination is taken, or an interrupted conversion is in the way or was another one.
+        BadRelease: the release has problems, and `skip_bad` is not set.
+        UsageError: the destination exists, or there is an unfinished conversion that is not to be resumed or differs from
+            this one.
         ProcessingError: the disk is full, or a process was killed.
     """
     destination.check()
@@ -202,7 +204,7 @@ def _splits(release: Release, training: Sequence[SourceCase], split: Path | None
 
 
 def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: bool) -> None:
-    """Make the unfinished folder, or check that the one that is there belongs to the same conversion."""
+    """Make the unfinished folder, or check that the existing one belongs to the same conversion."""
     folder = destination.unfinished
     subfolders = ("imagesTr", "labelsTr", *(("imagesTs",) if plan["test_cases"] else ()))
     if folder.exists():
@@ -225,7 +227,7 @@ def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: 
         for name in subfolders:
             (started / folder.name / _DATASET / name).mkdir(parents=True)
         write_json(started / folder.name / _PLAN, plan)
-        move_folder(started / folder.name, folder)  # fails where another conversion made it meanwhile
+        move_folder(started / folder.name, folder)  # fails if another conversion has made it in the meantime
 
 
 def _difference(key: str, now: Any, before: Any) -> str:
@@ -240,22 +242,22 @@ class _WrittenFile:
     source: Path
     target: Path
     transfer: Transfer
-    label_map: Mapping[int, int] | None  # None for files whose voxels stay as they are
+    label_map: Mapping[int, int] | None  # None for files whose voxels are not changed
 
     @property
     def nbytes(self) -> int:
-        """About how many bytes the file will take on the disk."""
+        """The approximate number of bytes of the file on the disk."""
         return self.source.stat().st_size if self.transfer == "copy" or self.label_map is not None else 0
 
     def write(self) -> None:
-        """Write the file; it is complete or not there."""
+        """Write the file, which is complete or does not exist."""
         packed = self.source.suffix == ".gz"
         if self.label_map is not None or packed != (self.target.suffix == ".gz"):
             content = self.source.read_bytes()
             content = gzip.decompress(content) if packed else content
             if self.label_map is not None:
                 content = relabelled(content, self.label_map)
-            # Without a time stamp, so that the same release gives the same bytes.
+            # There is no time stamp, so that the same release gives the same bytes.
             write_bytes(self.target, gzip.compress(content, 6, mtime=0) if self.target.suffix == ".gz" else content)
         elif self.transfer == "symlink":
             self.target.symlink_to(self.source.resolve())
@@ -268,7 +270,7 @@ class _WrittenFile:
 
 
 def relabelled(nifti: bytes, label_map: Mapping[int, int]) -> bytes:
-    """Return a NIfTI file with other labels, as uint8, and the same header and geometry to the last bit."""
+    """Return a NIfTI file with labels replaced, as uint8; header and geometry stay the same to the last bit."""
     image = nibabel.Nifti1Image.from_bytes(nifti)
     labels = np.asanyarray(image.dataobj)
     changed = np.zeros(labels.shape, np.uint8)

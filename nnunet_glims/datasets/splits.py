@@ -18,12 +18,12 @@ FOLDS, SEED = 5, 12345
 def by_patient(patient_of: Mapping[str, str]) -> Splits:
     """Draw five folds of patients as nnU-Net draws five folds of cases (shuffled, with its seed).
 
-    All cases of a patient are in one fold. Fewer than five patients give as many folds as there are patients.
+    All cases of a patient are in one fold. With fewer than five patients there are as many folds as patients.
 
     Args:
         patient_of: case -> patient.
     """
-    from sklearn.model_selection import KFold  # a second that the worker processes of a conversion need not spend
+    from sklearn.model_selection import KFold  # takes a second, which worker processes need not spend
 
     patients = np.array(sorted(set(patient_of.values())))
     splits = []
@@ -36,11 +36,13 @@ def by_patient(patient_of: Mapping[str, str]) -> Splits:
 
 
 def from_file(path: Path, cases: Sequence[str]) -> Splits:
-    """Read splits from a file; raise `UsageError` where it has another form or names cases that are not there."""
+    """Read splits from a file; raise `UsageError` if it has another form or names cases that do not exist."""
     splits = read_json(path)
     try:
         named = {case for fold in splits for part in ("train", "val") for case in fold[part]}
         overlapping = {case for fold in splits for case in set(fold["train"]) & set(fold["val"])}
+        if not all(isinstance(case, str) for case in named):
+            raise TypeError
     except (TypeError, KeyError):
         raise UsageError(f'{path}: this is no list of {{"train": [case, …], "val": [case, …]}}') from None
     unknown = sorted(named - set(cases))

@@ -1,4 +1,4 @@
-"""Packs predictions into the zip that a challenge takes. All of them are checked; only a complete zip gets its name."""
+"""Pack predictions into the zip that a challenge expects. All are checked, and only a complete zip gets its name."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class Challenge:
-    """What a challenge expects.
+    """The file names and labels that a challenge expects.
 
     Attributes:
         label_map: label that `nnunet-glims convert` writes -> label of the challenge.
-        file_name: gives the name of a segmentation's file, from the case's name.
-        release: beginning of the names that conversion_report.json has for releases of the challenge.
+        file_name: function from the name of a case to the name of its segmentation's file.
+        release: beginning of the names of the challenge's releases in conversion_report.json.
     """
 
     label_map: Mapping[int, int]
@@ -46,7 +46,7 @@ def _brats(release: str) -> Challenge:
 
 
 def _btcv_file_name(case: str) -> str:
-    """Return the name of a segmentation; a name that is not of BTCV's form stays, as the platform may know it."""
+    """Return the name of a segmentation's file; a case name of another form is kept, because the platform may know it."""
     match = re.fullmatch(btcv.FILE_NAME, f"{case}.nii.gz")
     return btcv.SUBMISSION_NAME.format(number=int(match["number"])) if match else f"{case}.nii.gz"
 
@@ -62,7 +62,7 @@ CHALLENGES = {
 
 
 def challenge_named(name: str) -> Challenge:
-    """Return the challenge of that name; raise `UsageError` with the nearest known name where there is none."""
+    """Return the challenge of that name; raise `UsageError` with the nearest known name if there is none."""
     if name not in CHALLENGES:
         raise UsageError(f"challenge {name!r} is unknown: {nearest(name, list(CHALLENGES))}")
     return CHALLENGES[name]
@@ -73,7 +73,7 @@ class Expected:
     """The cases to submit.
 
     Attributes:
-        images: case -> an image whose geometry its segmentation must have; None where no image is given.
+        images: case -> an image whose geometry the segmentation must have; None if there is no image.
         label_map: label in the predictions -> label of the challenge.
     """
 
@@ -82,15 +82,15 @@ class Expected:
 
 
 def expected_cases(challenge: Challenge, dataset: Path | None, cases: Path | None) -> Expected:
-    """Return which cases are to be submitted, and with which labels.
+    """Return the cases to submit, and the labels to give them.
 
     Args:
-        challenge: gives the labels where the data set has no conversion_report.json.
+        challenge: gives the labels if the data set has no conversion_report.json.
         dataset: folder DatasetNNN_NAME in nnUNet_raw. Its images give the geometry, its conversion_report.json the labels.
-        cases: text file with a case on each line; None for the cases in the data set's imagesTs.
+        cases: text file with one case per line; None takes the cases in the data set's imagesTs.
 
     Raises:
-        UsageError: a folder or file is missing, there is no test case, or the data set is of another challenge.
+        UsageError: a folder or file is missing, there is no test case, or the data set belongs to another challenge.
     """
     images: dict[str, Path] = {}
     label_map = challenge.label_map
@@ -136,16 +136,16 @@ def expected_cases(challenge: Challenge, dataset: Path | None, cases: Path | Non
 def write_submission(
     predictions: Path, out: Path, challenge: Challenge, expected: Expected, progress: Progress = quietly
 ) -> dict[str, int]:
-    """Check all predictions, then write them to a zip that is complete or not there.
+    """Check all predictions, then write them to a zip, which is complete or does not exist.
 
-    The segmentations are uint8 NIfTI at the zip's top level. Where the image is given, they have its header, so that
-    their geometry is that of the release to the last bit.
+    The segmentations are uint8 NIfTI files at the zip's top level. If there is an image, they have its header, so that their
+    geometry is that of the release to the last bit.
 
     Returns:
-        File name in the zip -> voxels that are not background.
+        File name in the zip -> number of voxels that are not background.
 
     Raises:
-        UsageError: `out` is taken or no zip, or the predictions have problems, all of them in one message.
+        UsageError: `out` exists or does not end in .zip, or the predictions have problems, which one message lists.
         ProcessingError: the zip cannot be written, or an image of the data set is damaged.
     """
     if out.suffix != ".zip":
@@ -185,7 +185,7 @@ def _listed(problems: Sequence[str]) -> str:
 
 
 def _predictions(folder: Path) -> dict[str, Path]:
-    """Return the label maps of a folder by case."""
+    """Return case -> label map for a folder."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
     found = label_maps(folder)
@@ -197,7 +197,7 @@ def _predictions(folder: Path) -> dict[str, Path]:
 def _segmentation(
     file: Path, image: Path | None, label_map: Mapping[int, int]
 ) -> tuple[nibabel.Nifti1Image | None, list[str]]:
-    """Return the image that goes into the zip, or what is wrong with the prediction."""
+    """Return the image to write into the zip, or None, and the problems of the prediction."""
     try:
         voxels, geometry = read_nifti(file)
     except ProcessingError as error:

@@ -21,7 +21,7 @@ from nnunet_glims import __version__
 from nnunet_glims.demo.phantom import write_raw_dataset
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation.regions import short
-from nnunet_glims.files import read_json, write_json, write_text
+from nnunet_glims.files import check_output_folder, read_json, write_json, write_text
 from nnunet_glims.networks import network_named
 from nnunet_glims.nnunet.evaluation import evaluate_folders
 from nnunet_glims.nnunet.models import ModelFolder
@@ -55,10 +55,12 @@ class Workspace:
 
     @property
     def dataset(self) -> str:
+        """Name of the data set, DatasetNNN_NAME."""
         return self.raw.name
 
     @property
     def preprocessed(self) -> Path:
+        """Folder of the data set's plans and preprocessed data."""
         return self.folder / "nnUNet_preprocessed" / self.dataset
 
     def model(self, trainer: str, plans_name: str) -> Path:
@@ -183,6 +185,7 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
         ProcessingError: one of nnU-Net's commands failed; the message has the end of its output.
     """
     folder = folder.resolve()
+    check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     console = console or Console()
     raw = write_raw_dataset(folder / "nnUNet_raw") if data is None else _check_raw(data.resolve())

@@ -1,4 +1,4 @@
-"""Metrics of segmentations by one documented protocol, on label maps as NumPy arrays or files. See docs/evaluation.md."""
+"""Metrics of segmentations by one documented protocol, for label maps as NumPy arrays or as files. See docs/evaluation.md."""
 
 from nnunet_glims.evaluation.case import CaseMeasures, measure_case
 from nnunet_glims.evaluation.lesions import LesionRules

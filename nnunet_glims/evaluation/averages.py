@@ -1,4 +1,4 @@
-"""Means over the seeds of an entry, then over the cases of a patient.
+"""Average metrics over the seeds of an entry, then over the cases of a patient.
 
 A table of results has a row for each entry, seed, case and region, with a column for each metric. Values that are not defined
 (NaN) are left out of each mean; a mean of no defined value is not defined either.

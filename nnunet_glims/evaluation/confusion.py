@@ -38,7 +38,7 @@ def row_normalised(counts: np.ndarray) -> np.ndarray:
 
 
 def counts_of(line: Mapping[str, Any], size: int) -> np.ndarray:
-    """The (size, size) voxels of a line of cases.jsonl, whose own matrix may be smaller."""
+    """Return the confusion matrix, (size, size) voxels, of a line of cases.jsonl, whose own matrix may be smaller."""
     counts = np.asarray(line["confusion"])
     padded = np.zeros((size, size), np.int64)
     padded[: len(counts), : len(counts)] = counts
@@ -46,16 +46,16 @@ def counts_of(line: Mapping[str, Any], size: int) -> np.ndarray:
 
 
 def over_cases(lines: Sequence[Mapping[str, Any]], size: int, only_with: Collection[int] = ()) -> Confusion:
-    """Mean and standard deviation over cases; a case counts in the rows of the labels that it has.
+    """Return mean and standard deviation over cases; a case counts in the rows of those labels that its truth has.
 
     Args:
-        lines: lines of cases.jsonl. A case that has several, of several seeds, counts once, with their mean.
+        lines: lines of cases.jsonl. A case with several lines, one for each seed, counts once, with their mean.
         size: number of labels, with the background.
-        only_with: labels; cases whose truth has none of them are left out. Empty takes all cases.
+        only_with: labels; cases whose truth has none of them are left out. If empty, all cases count.
     """
     of_case: dict[str, np.ndarray] = {}
     for line in lines:
-        # All matrices of a case have the same sums of rows, so that the sum of counts has the mean of their parts.
+        # All seeds have the same truth, hence the same row sums: normalising the sum of counts gives the mean of the parts.
         of_case[line["case"]] = of_case.get(line["case"], 0) + counts_of(line, size)
     matrices = list(of_case.values())
     if only_with:
@@ -71,7 +71,7 @@ def over_cases(lines: Sequence[Mapping[str, Any]], size: int, only_with: Collect
 
 
 def label_names(evaluations: Sequence[Results]) -> list[str]:
-    """Names of the labels: the field's names, the region that is this label alone, or "label" and the number."""
+    """Return the label names: the standard name, else the region with this label alone, else "label" and the number."""
     size = max((len(line["confusion"]) for results in evaluations for line in results.cases), default=1)
     names = ["background", *(f"label {label}" for label in range(1, size))]
     regions = {region: tuple(labels) for region, labels in evaluations[0].summary["regions"].items()}
@@ -85,7 +85,7 @@ def label_names(evaluations: Sequence[Results]) -> list[str]:
 
 
 def region_labels(evaluations: Mapping[str, Results], region: str) -> tuple[int, ...]:
-    """The labels of a region, by its name or abbreviation.
+    """Return the labels of a region, by its name or abbreviation.
 
     Raises:
         UsageError: an evaluation does not have the region, or it has other labels in another evaluation.
@@ -104,7 +104,7 @@ def region_labels(evaluations: Mapping[str, Results], region: str) -> tuple[int,
 
 
 def table(confusions: Mapping[str, Confusion], names: Sequence[str]) -> pd.DataFrame:
-    """The matrices as a table with a row for each entry, true label and predicted label."""
+    """Return the matrices as a table with a row for each entry, true label and predicted label."""
     return pd.DataFrame(
         [
             {

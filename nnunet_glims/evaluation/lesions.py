@@ -1,8 +1,8 @@
 """True lesions and the predicted components that belong to them, as BraTS 2023 compares them (arXiv 2305.17033 and the
 challenge's published protocol).
 
-A lesion of the truth is what one connected component of the dilated truth holds. The predicted components that touch the
-dilated lesion are compared with it together; the others are false positives.
+A true lesion is the part of the truth inside one connected component of the dilated truth. The predicted components that
+touch the dilated lesion are compared with it together; all others are false positives.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from nnunet_glims.geometry import bounding_box
 
 @dataclass(frozen=True)
 class LesionRules:
-    """What differs between the challenges.
+    """The settings of the lesion-wise metrics, in which the challenges differ.
 
     Attributes:
-        dilation: steps by which true lesions are dilated, with faces and edges as neighbours. Closer ones are one lesion.
-        ignored_mm3: true lesions of this volume or less do not count. False positives of any volume do.
+        dilation: number of steps by which the truth is dilated, in which faces and edges are neighbours. Components that
+            then touch each other are one lesion.
+        ignored_mm3: true lesions of this volume (mm³) or less do not count. False positives of any volume count.
     """
 
     dilation: int
@@ -36,9 +37,9 @@ class LesionMatches:
     """The true lesions that count, each with the predicted components that belong to it.
 
     Attributes:
-        dice: Dice of each lesion; 0 for a missed one.
-        hd95: HD95 of each lesion in mm; None for a missed one.
-        false: predicted components that belong to no lesion.
+        dice: Dice of each lesion; 0 for a lesion that was missed.
+        hd95: HD95 of each lesion in mm; None for a lesion that was missed.
+        false: number of predicted components that belong to no lesion.
     """
 
     dice: Sequence[float]
@@ -47,17 +48,17 @@ class LesionMatches:
 
     @property
     def missed(self) -> int:
-        """Lesions that no predicted component touches."""
+        """Number of lesions that no predicted component touches."""
         return sum(distance is None for distance in self.hd95)
 
     @property
     def found(self) -> int:
-        """Lesions that a predicted component touches."""
+        """Number of lesions that a predicted component touches."""
         return len(self.hd95) - self.missed
 
     @property
     def counted(self) -> int:
-        """Lesions and false positives, which means are over."""
+        """Number of lesions plus false positives, by which sums are divided."""
         return len(self.hd95) + self.false
 
 
@@ -68,15 +69,15 @@ def match_lesions(
     prediction_surface: Surface,
     rules: LesionRules,
 ) -> LesionMatches:
-    """Find each true lesion's predicted components, and compare them.
+    """Find the predicted components of each true lesion, and compute Dice and HD95 of each lesion.
 
     Args:
         truth, prediction: (X, Y, Z) boolean masks.
-        truth_surface, prediction_surface: their surfels.
+        truth_surface, prediction_surface: surfaces of both masks by the definition "surfels".
         rules: what counts as a lesion.
     """
     components, count = _components(prediction)
-    near = bounding_box(truth, rules.dilation) or (slice(0, 1),) * 3  # dilation sees nothing beyond
+    near = bounding_box(truth, rules.dilation) or (slice(0, 1),) * 3  # dilation reaches no further than this box
     dilated, _ = _components(_dilated(truth[near], rules.dilation))
     lesions = np.where(truth[near], dilated, 0)
     touched = _touching(dilated, components[near])
@@ -108,18 +109,18 @@ def match_lesions(
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """26-connected components, numbered from 1, and how many there are."""
+    """Return the 26-connected components, numbered from 1, and how many there are."""
     labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
     return labels, int(count)
 
 
 def _dilated(mask: np.ndarray, steps: int) -> np.ndarray:
-    """The mask, dilated by so many steps with faces and edges as neighbours."""
+    """Return the mask, dilated by a number of steps, in which faces and edges are neighbours."""
     return binary_dilation(mask, generate_binary_structure(3, 2), iterations=steps) if steps else mask
 
 
 def _touching(lesions: np.ndarray, components: np.ndarray) -> dict[int, dict[int, int]]:
-    """Lesion -> predicted component -> number of voxels that they share."""
+    """Return lesion -> predicted component -> number of voxels that they share."""
     both = (lesions > 0) & (components > 0)
     many = int(components.max(initial=0)) + 1
     pairs, counts = np.unique(lesions[both].astype(np.int64) * many + components[both], return_counts=True)
@@ -130,7 +131,7 @@ def _touching(lesions: np.ndarray, components: np.ndarray) -> dict[int, dict[int
 
 
 def _labels_at(surface: Surface, labels: np.ndarray, start: Sequence[int] = (0, 0, 0)) -> np.ndarray:
-    """(n,) the label of the voxels around each sample of the surface; `labels` begin at the voxel `start`.
+    """Return the label (n,) of the voxels around each sample of the surface; `labels` begin at the voxel `start`.
 
     Components have no corner in common, so there is only one label around each corner.
     """

@@ -1,4 +1,4 @@
-"""One region of one case, as metrics see it: two masks and what was measured of them."""
+"""The input of metrics: the two masks of one region of one case, and their distances and lesions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nnunet_glims.evaluation.voxels import VoxelCounts
 
 @dataclass(frozen=True)
 class RegionMasks:
-    """The true and the predicted mask of one region. Distances and lesions are measured when a metric first asks for them.
+    """The true and the predicted mask of one region. Distances and lesions are computed when they are first used.
 
     Attributes:
         truth, prediction: (X, Y, Z) boolean masks.
-        voxels: counts of the whole image, of which the masks may be a part around both regions.
+        voxels: voxel counts of the whole image. The masks may be cropped to a box around both regions.
         spacing: mm along each axis.
-        definition: what the surface of a mask is.
-        tolerance_mm: of the normalised surface Dice.
-        penalty_mm: the distance that counts where one mask is empty, for missed lesions and for false ones.
-        lesion_rules: None where the protocol has no lesion-wise metrics.
+        definition: definition of surfaces, see `evaluation.surfaces`.
+        tolerance_mm: tolerance of the normalised surface Dice in mm.
+        penalty_mm: distance in mm that counts where one mask is empty, and for missed and false lesions.
+        lesion_rules: settings of the lesion-wise metrics; None where the protocol has none.
     """
 
     truth: np.ndarray

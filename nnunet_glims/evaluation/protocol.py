@@ -1,4 +1,4 @@
-"""What is measured and how: the settings of an evaluation, and those of the challenges."""
+"""The settings of an evaluation, and the presets of the challenges."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Protocol:
     """Settings of an evaluation.
 
     Attributes:
-        surface: a definition of `nnunet_glims.evaluation.surfaces`.
-        penalty: a key of `PENALTIES`. One penalty holds for all distances, of whole regions and of lesions.
-        tolerance_mm: of the normalised surface Dice.
-        region_tolerances_mm: region -> mm, for regions with a tolerance of their own.
-        lesions: rules for lesion-wise metrics; None leaves these metrics out.
+        surface: name of a definition of surfaces, see `nnunet_glims.evaluation.surfaces`.
+        penalty: a key of `PENALTIES`. The penalty holds for all distances, those of whole regions and those of lesions.
+        tolerance_mm: tolerance of the normalised surface Dice in mm.
+        region_tolerances_mm: region -> tolerance in mm, for regions with a tolerance of their own.
+        lesions: settings of the lesion-wise metrics; None leaves these metrics out.
     """
 
     surface: Definition = "surfels"
@@ -54,11 +54,11 @@ class Protocol:
                 raise UsageError(f"tolerance {tolerance} mm: it must be a number, 0 or more")
 
     def tolerance(self, region: str) -> float:
-        """The tolerance of a region in mm."""
+        """Return the tolerance of a region in mm."""
         return self.region_tolerances_mm.get(region, self.tolerance_mm)
 
     def penalty_mm(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
-        """The distance in mm that the penalty stands for, in an image of that shape (voxels) and spacing (mm)."""
+        """Return the distance in mm that the penalty stands for, in an image of that shape (voxels) and spacing (mm)."""
         fixed = PENALTIES[self.penalty]
         return float(np.linalg.norm(np.multiply(shape, spacing))) if fixed is None else fixed
 
@@ -68,7 +68,7 @@ class Protocol:
         return tuple(metric for metric in METRICS if self.lesions is not None or metric.needs != "lesions")
 
     def as_json(self) -> dict[str, Any]:
-        """All settings, as kept beside results."""
+        """Return all settings as JSON, as summary.json has them."""
         return {**asdict(self), "region_tolerances_mm": dict(self.region_tolerances_mm)}
 
 
@@ -92,18 +92,18 @@ def protocol_for(
     tolerance: float | None = None,
     region_tolerances: Mapping[str, float] | None = None,
 ) -> Protocol:
-    """A preset with changes that a user asks for; None leaves a setting as the preset has it.
+    """Return a preset with some settings changed; None leaves a setting as the preset has it.
 
     Args:
         regions: names of the regions that are evaluated.
         preset: a key of `PRESETS`.
-        surface: a definition of surfaces.
-        penalty: a key of `PENALTIES`; only the preset "default" takes one.
-        tolerance: mm, for all regions.
-        region_tolerances: region -> mm.
+        surface: name of a definition of surfaces.
+        penalty: a key of `PENALTIES`; only the preset "default" accepts one.
+        tolerance: tolerance in mm for all regions.
+        region_tolerances: region -> tolerance in mm.
 
     Raises:
-        UsageError: a name is unknown, a tolerance is negative, or a penalty is given beside a challenge's preset.
+        UsageError: a name is unknown, a tolerance is negative, or a penalty is given together with a challenge's preset.
     """
     changes: dict[str, Any] = {}
     if penalty is not None:
@@ -127,7 +127,7 @@ def protocol_for(
 
 
 def preset_named(name: str) -> Protocol:
-    """The preset of that name; raises `UsageError` with the nearest right one."""
+    """Return the preset of that name; raise `UsageError` with the nearest known name if there is none."""
     if name not in PRESETS:
         raise UsageError(f"preset {name!r} is unknown: {nearest(name, list(PRESETS))}")
     return PRESETS[name]

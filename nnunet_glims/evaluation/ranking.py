@@ -1,4 +1,4 @@
-"""Which of several entries is better, on the same patients: paired tests, ranks patient by patient, critical differences.
+"""Compare several entries on the same patients: paired tests, ranks patient by patient, critical differences.
 
 All functions take a table of patient means, as `nnunet_glims.evaluation.averages.patient_means` returns it. Where the patients
 are not known, each case is a patient of its own.
@@ -25,15 +25,15 @@ PERMUTATIONS, _AT_ONCE = 100_000, 10_000
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two entries on the same patients, in one metric of one region.
+    """The paired test of two entries on the same patients, in one metric of one region.
 
     Attributes:
-        difference: mean of first minus second.
-        p: of the two-sided Wilcoxon signed-rank test (1945); differences of zero are left out.
-        p_holm: adjusted by Holm's method (1979) over all pairs of entries and all regions of the metric.
-        effect: matched-pairs rank-biserial correlation (Kerby 2014): 1 where the first is larger for every patient, -1
-            where the second is, 0 where neither tends to be.
-        patients: how many have a value of both entries.
+        difference: mean over patients of the first entry's value minus the second's.
+        p: p value of the two-sided Wilcoxon signed-rank test (1945); differences of zero are left out.
+        p_holm: p value adjusted by Holm's method (1979) over all pairs of entries and all regions of the metric.
+        effect: matched-pairs rank-biserial correlation (Kerby 2014): 1 if the first is larger for every patient, -1 if the
+            second is, 0 if neither tends to be.
+        patients: number of patients with a value for both entries.
     """
 
     metric: str
@@ -54,11 +54,11 @@ class Ranking:
     Attributes:
         by_patient: (patient, entry) mean rank over regions and metrics; 1 is the best. A value that is not defined ranks
             last.
-        places: (patient, entry) place of the entry by that mean, from 1. Friedman's and Nemenyi's tests are of these places.
-        p: (entry, entry) of a paired permutation test of the mean rank, adjusted by Holm's method over all pairs.
-        friedman_p: of Friedman's test of the places; None for fewer than three entries or two patients.
-        critical_difference: of Nemenyi's test at 0.05 (Demšar 2006): mean places that differ by less do not differ
-            significantly. None for fewer than two patients.
+        places: (patient, entry) place of the entry by that mean, from 1. Friedman's and Nemenyi's tests use these places.
+        p: (entry, entry) p values of paired permutation tests of the mean rank, adjusted by Holm's method over all pairs.
+        friedman_p: p value of Friedman's test of the places; None for fewer than three entries or fewer than two patients.
+        critical_difference: critical difference of Nemenyi's test at 0.05 (Demšar 2006): mean places that differ by less do
+            not differ significantly. None for fewer than two patients.
     """
 
     by_patient: pd.DataFrame
@@ -74,7 +74,7 @@ class Ranking:
 
 
 def paired_tests(table: pd.DataFrame, metric: str) -> list[PairedTest]:
-    """Test the difference of every pair of entries in every region."""
+    """Return the test of every pair of entries in every region, for one metric."""
     found = []
     for region in dict.fromkeys(table["region"]):
         values = values_by_entry(table, region, metric)
@@ -100,7 +100,7 @@ def paired_tests(table: pd.DataFrame, metric: str) -> list[PairedTest]:
 
 
 def signed_rank(differences: np.ndarray) -> tuple[float, float]:
-    """p of the Wilcoxon signed-rank test and the rank-biserial correlation of paired differences."""
+    """Return the p value of the Wilcoxon signed-rank test and the rank-biserial correlation of paired differences."""
     nonzero = differences[differences != 0]
     if not len(nonzero):
         return 1.0, 0.0
@@ -110,7 +110,7 @@ def signed_rank(differences: np.ndarray) -> tuple[float, float]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjust p values by Holm's step-down method."""
+    """Return p values adjusted by Holm's step-down method."""
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
     steps = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
@@ -119,12 +119,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def rank(table: pd.DataFrame, metrics: Sequence[Metric]) -> Ranking:
-    """Rank entries patient by patient, in all regions and by these metrics, each of which has a better direction."""
+    """Rank entries patient by patient, in all regions and by these metrics, for each of which larger or smaller is better."""
     ranks = []
     for region in dict.fromkeys(table["region"]):
         for metric in metrics:
             values = values_by_entry(table, region, metric.name)
-            # To 9 digits: values that differ by rounding only are equal.
+            # Values are compared to 9 digits, so that those that differ by rounding only are equal.
             rounded = values.round(9)
             ranks.append(rounded.rank(axis=1, ascending=not metric.higher_is_better, na_option="bottom"))
     by_patient = sum(ranks[1:], ranks[0]) / len(ranks)
@@ -144,13 +144,13 @@ def rank(table: pd.DataFrame, metrics: Sequence[Metric]) -> Ranking:
 
 
 def permutation_p(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p of paired permutation tests: whether a mean difference is larger than if any pair could be swapped.
+    """Return two-sided p values of paired permutation tests, in which the two values of any pair may be swapped.
 
     Args:
         differences: (patients, tests).
 
     Returns:
-        (tests,), exact where there are few patients, else by random swaps, the same ones in all tests.
+        (tests,): exact values for few patients, else estimates from random swaps, which are the same in all tests.
     """
     patients = len(differences)
     observed = abs(differences.sum(0)) - 1e-9

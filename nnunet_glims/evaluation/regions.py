@@ -16,26 +16,26 @@ NAMED_REGIONS: Mapping[str, Regions] = {"brats": brats.REGIONS, "brats-original"
 
 
 def short(region: str) -> str:
-    """The abbreviation that the field uses for a region, such as WT; the region's own name where there is none."""
+    """Return the usual abbreviation of a region, such as WT; its full name if there is none."""
     return brats.SHORT_NAMES.get(region, region)
 
 
 def regions_named(name: str) -> Regions:
-    """The regions of that name; raises `UsageError` with the nearest right one."""
+    """Return the regions of that name; raise `UsageError` with the nearest known name if there is none."""
     if name not in NAMED_REGIONS:
         raise UsageError(f"regions {name!r} are unknown: {nearest(name, list(NAMED_REGIONS))}, or give a JSON file")
     return NAMED_REGIONS[name]
 
 
 def regions_from(content: Any, where: str) -> Regions:
-    """Regions from {"name": [labels], ...}; a single label may stand without brackets.
+    """Return regions from {"name": [labels], ...}; a single label may be given without brackets.
 
     Args:
-        content: what a user or a JSON file gives.
-        where: what error messages call it, such as the file's path.
+        content: what a user or a JSON file gives as regions.
+        where: how error messages name the source, such as the file's path.
 
     Raises:
-        UsageError: this is something else, or a label is not from 1 to 255.
+        UsageError: the content has another form, or a label is not from 1 to 255.
     """
     if not isinstance(content, Mapping) or not content:
         raise UsageError(f'{where}: regions must be {{"name": [labels], ...}}')

@@ -1,9 +1,9 @@
-"""Evaluation of many cases, to tables on disk and back.
+"""Evaluate many cases, write the results to disk, and read them.
 
-An evaluation is a folder:
+An evaluation is a folder with three files:
 
-cases.jsonl: a line for each evaluated case, added when the case is done. A case with a line is not computed again while the
-    settings, both files and the version of the metrics are the same.
+cases.jsonl: a line for each evaluated case, appended when the case is done. A case that has a line is not computed again
+    while the settings, both files and the version of the metrics are the same.
 metrics.csv: a row for each case and region.
 summary.json: settings, counts, and the statistics of each region and metric.
 """
@@ -56,8 +56,8 @@ class CaseFiles:
     Attributes:
         name: name of the case.
         truth: true label map.
-        prediction: predicted label map; None where there is none, which counts as an empty one.
-        fold: the fold of a cross-validation that predicted it; None outside of cross-validation.
+        prediction: predicted label map; None if there is none, which counts as an empty prediction.
+        fold: the fold of a cross-validation that predicted the case; None outside of cross-validation.
     """
 
     name: str
@@ -68,7 +68,7 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything besides the files that the numbers depend on.
+    """All settings that the numbers depend on besides the files.
 
     Attributes:
         regions: name -> labels.
@@ -81,7 +81,7 @@ class Settings:
     ignored: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as they are kept beside results."""
+        """Return the settings as JSON, as summary.json has them."""
         return {
             "regions": {name: list(labels) for name, labels in self.regions.items()},
             "protocol": self.protocol.as_json(),
@@ -120,16 +120,16 @@ def evaluate_cases(
 ) -> dict[str, Any]:
     """Evaluate cases and write the tables to `out`, which is made if it does not exist.
 
-    A case that cannot be evaluated is listed under "failed" of the summary; the others are evaluated all the same.
+    A case that cannot be evaluated is listed under "failed" in the summary; all other cases are evaluated.
 
     Args:
         files: the cases.
         settings: what is measured and how.
         out: folder for the tables.
-        workers: processes.
-        without_truth: predictions that belong to no label map, for the summary.
+        workers: number of processes.
+        without_truth: predictions without a true label map, which the summary lists.
         origin: further keys of the summary, which say where the predictions come from.
-        progress: shows how far the work has got.
+        progress: shows how many cases are done.
 
     Returns:
         The content of summary.json.
@@ -151,7 +151,7 @@ def evaluate_cases(
     failed: dict[str, str] = {}
     waiting = [(key, case) for key, case in keys.items() if key not in done]
     if waiting:
-        (out / SUMMARY).unlink(missing_ok=True)  # it would no longer describe the cases
+        (out / SUMMARY).unlink(missing_ok=True)  # it does not describe the new results
     with (
         processes(min(workers, len(waiting)), ordered=False) as parallel_map,
         (out / CASES).open("a", encoding="utf-8") as record,
@@ -202,15 +202,15 @@ def read_results(folder: Path) -> Results:
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Whether the folder has an evaluation that was completed."""
+    """Return whether the folder has an evaluation that was completed."""
     summary = folder / SUMMARY
     return (folder / CASES).exists() and summary.exists() and "statistics" in read_json(summary)
 
 
 def changed_file(results: Results) -> tuple[str, Path] | None:
-    """A case, and a file of it, whose size or time is no longer that of the evaluation; None where all are as they were.
+    """Return a case and one of its files that has changed in size or time since the evaluation; None if none has.
 
-    Files that no longer exist do not count, and neither do results of the first release.
+    Files that no longer exist do not count. Results of the first release have no sizes and times to compare.
     """
     for line in results.cases:
         if results.method_version == 0:
@@ -222,13 +222,13 @@ def changed_file(results: Results) -> tuple[str, Path] | None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that were written completely."""
+    """Return the lines that were written completely."""
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():
         try:
             found = json.loads(line)
-        except ValueError:  # cut off when the evaluation was stopped, or damaged
+        except ValueError:  # the line was cut off when the evaluation was stopped, or it is damaged
             continue
         if isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in _KINDS.items()):
             yield found
@@ -242,7 +242,7 @@ def _end_last_line(path: Path) -> None:
 
 
 def _key(case: CaseFiles, settings: Settings) -> str:
-    """The same text only for the same settings, version of the metrics, and files that have not changed."""
+    """Return a text that is the same only for the same settings, version of the metrics, and unchanged files."""
     files = [None if file is None else _stamp(file) for file in (case.truth, case.prediction)]
     content = {
         "method_version": METHOD_VERSION,
@@ -255,7 +255,7 @@ def _key(case: CaseFiles, settings: Settings) -> str:
 
 
 def _stamp(file: Path) -> list[Any] | None:
-    """Path, bytes and time of the last change of a file; None where it does not exist."""
+    """Return path, size in bytes and time of change of a file; None if it does not exist."""
     if not file.exists():
         return None
     stat = file.stat()
@@ -263,13 +263,13 @@ def _stamp(file: Path) -> list[Any] | None:
 
 
 def _evaluated(settings: Settings, waiting: tuple[str, CaseFiles]) -> tuple[str, str, dict[str, Any] | str]:
-    """The case's key, its name, and its line of cases.jsonl or what is wrong with it."""
+    """Return the case's key, its name, and its line of cases.jsonl or what is wrong with it."""
     key, case = waiting
     try:
         return key, case.name, {"key": key, **_measured(case, settings)}
     except UserError as error:
         return key, case.name, str(error)
-    except Exception as error:  # not enough memory, say: it must not cost the other cases
+    except Exception as error:  # for example too little memory: the other cases are evaluated all the same
         return key, case.name, f"{type(error).__name__}: {error}"
 
 
@@ -323,7 +323,7 @@ def _summary(table: pd.DataFrame, settings: Settings) -> dict[str, Any]:
     empty, statistics = {}, {}
     for region in settings.regions:
         rows = table[table["region"] == region].drop(columns=["fold", "region"])
-        rows = rows.groupby("case", sort=False).mean()  # a case of two folds counts once
+        rows = rows.groupby("case", sort=False).mean()  # a case that two folds predicted counts once
         if rows.empty:
             continue
         no_truth, no_prediction = rows["truth_ml"] == 0, rows["volume_ml"] == 0

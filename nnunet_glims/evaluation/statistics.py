@@ -11,7 +11,7 @@ SEED = 2026
 
 
 def describe(values: Sequence[float] | np.ndarray) -> dict[str, float | int | list[float] | None]:
-    """Number of values, mean, standard deviation (n - 1), median, quartiles, and 95 % interval of the mean.
+    """Return number of values, mean, standard deviation (n - 1), median, quartiles, and 95 % interval of the mean.
 
     Values that are not finite are left out and counted as "undefined". A statistic that needs more values is None.
     """
@@ -32,7 +32,7 @@ def describe(values: Sequence[float] | np.ndarray) -> dict[str, float | int | li
 
 
 def bootstrap_interval(values: np.ndarray) -> list[float] | None:
-    """95 % percentile bootstrap interval of the mean (Efron 1979), always from the same resamples; None for one value."""
+    """Return the 95 % percentile bootstrap interval of the mean (Efron 1979), from fixed resamples; None for a single value."""
     if len(values) < 2:
         return None
     rng = np.random.default_rng(SEED)

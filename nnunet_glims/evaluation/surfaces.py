@@ -1,13 +1,14 @@
-"""Surfaces of binary masks and the distances between them, by three definitions that have a name in the field.
+"""Surfaces of binary masks and the distances between them, by three definitions in common use.
 
 surfels: the surface lies between voxels. It is sampled at the corners of the voxel grid, and each sample has the area of the
-    surface there. A Hausdorff percentile is the larger of the two directed ones. As google-deepmind/surface-distance, which
-    BraTS 2023 used.
-voxels: the surface is the voxels of the mask with a face neighbour outside of it. The larger of the two directed
-    percentiles, as MONAI.
-pooled: the same voxels; the percentile of both directions' distances together, as medpy.
+    surface there. A Hausdorff percentile is the larger of the two directed ones. This is the definition of
+    google-deepmind/surface-distance, which BraTS 2023 used.
+voxels: the surface consists of the mask's voxels with a face neighbour outside of it. A Hausdorff percentile is the larger
+    of the two directed ones. This is MONAI's definition.
+pooled: the surface consists of the same voxels. A Hausdorff percentile is that of both directions' distances together.
+    This is medpy's definition.
 
-All of them let a mask end at the image's border. Distances are Euclidean, in mm.
+In all of them a mask ends at the image's border. Distances are Euclidean, in mm.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Surface:
     """Samples of a surface.
 
     Attributes:
-        points: (n, 3) integers, the samples' places in units of the spacing.
+        points: (n, 3) integers, the samples' positions in units of the spacing.
         weights: (n,) areas in mm² (surfels), or ones.
         spacing: mm along each axis.
     """
@@ -49,17 +50,17 @@ class Surface:
 
     @cached_property
     def tree(self) -> KDTree:
-        """A k-d tree of the samples in mm, to find the nearest one."""
+        """A k-d tree of the samples in mm."""
         return KDTree(self.points * self.spacing, balanced_tree=False, compact_nodes=False)
 
     def distances_to(self, other: Surface) -> np.ndarray:
-        """(n,) mm from each sample to the nearest one of a surface that is not empty."""
+        """Return the distance (n,) in mm from each sample to the nearest sample of a surface that is not empty."""
         _, nearest = other.tree.query(self.points * self.spacing)
         return np.sqrt((((self.points - other.points[nearest]) * self.spacing) ** 2).sum(1))
 
 
 def surface_of(mask: np.ndarray, spacing: Sequence[float], definition: Definition = "surfels") -> Surface:
-    """The surface of a 3D boolean mask; empty if the mask is."""
+    """Return the surface of a 3D boolean mask; it is empty if the mask is."""
     x, y, z = (float(mm) for mm in spacing)
     box = bounding_box(mask)
     if box is None:
@@ -82,7 +83,7 @@ def surface_of(mask: np.ndarray, spacing: Sequence[float], definition: Definitio
 
 
 def corner_codes(padded: np.ndarray) -> np.ndarray:
-    """For each corner of the voxel grid, which of the 8 voxels around it are set.
+    """Return for each corner of the voxel grid which of the 8 voxels around it are set, as a code of 8 bits.
 
     Args:
         padded: (X, Y, Z) zeros and ones, uint8.
@@ -97,10 +98,10 @@ def corner_codes(padded: np.ndarray) -> np.ndarray:
 
 @cache
 def corner_areas(spacing: tuple[float, float, float]) -> np.ndarray:
-    """(256,) mm²: area of the surface around a corner with each of the codes.
+    """Return the area (256,) in mm² of the surface around a corner, for each code.
 
-    The surface is that of Lorensen and Cline's marching cubes (1987), through the middles of the edges, around whichever of
-    inside and outside has fewer voxels.
+    The surface is that of Lorensen and Cline's marching cubes (1987). It goes through the middles of the edges and encloses
+    the inner or the outer voxels of the corner, whichever are fewer.
     """
     areas = np.zeros(256)
     for code, triangles in _triangles().items():
@@ -111,7 +112,7 @@ def corner_areas(spacing: tuple[float, float, float]) -> np.ndarray:
 
 @cache
 def _triangles() -> dict[int, np.ndarray]:
-    """Code -> (n, 3, 3): corners of the triangles, in voxels."""
+    """Return code -> the corners (n, 3, 3) of its n triangles, in voxels."""
     found = {}
     for code in range(1, 255):
         fewer = code if code.bit_count() <= 4 else 255 - code
@@ -126,8 +127,8 @@ class SurfaceDistances:
     """Distances between two surfaces, neither of which is empty.
 
     Attributes:
-        from_truth: (n,) mm from each sample of the true surface to the predicted one.
-        from_prediction: (m,) mm from each sample of the predicted surface to the true one.
+        from_truth: (n,) distance in mm from each sample of the true surface to the predicted one.
+        from_prediction: (m,) distance in mm from each sample of the predicted surface to the true one.
         truth_weights, prediction_weights: (n,) and (m,) weights of the samples, as `Surface` has them.
         definition: how percentiles are taken.
     """
@@ -140,7 +141,7 @@ class SurfaceDistances:
 
     @classmethod
     def between(cls, truth: Surface, prediction: Surface, definition: Definition = "surfels") -> SurfaceDistances:
-        """The distances between two surfaces, neither of which is empty."""
+        """Return the distances between two surfaces, neither of which is empty."""
         return cls(
             truth.distances_to(prediction),
             prediction.distances_to(truth),
@@ -150,7 +151,7 @@ class SurfaceDistances:
         )
 
     def hausdorff(self, percentile: float) -> float:
-        """Hausdorff distance in mm at that percentile: 95 for HD95, 100 for the largest distance."""
+        """Return the Hausdorff distance in mm at a percentile: 95 for HD95, 100 for the largest distance."""
         if self.definition == "pooled":
             return float(np.percentile(np.concatenate([self.from_truth, self.from_prediction]), percentile))
         if self.definition == "voxels":
@@ -161,19 +162,19 @@ class SurfaceDistances:
         )
 
     def average(self) -> float:
-        """Average symmetric surface distance in mm: the mean over both surfaces together, weighted by area."""
+        """Return the average symmetric surface distance in mm: the mean over both surfaces together, weighted by area."""
         total = self.from_truth @ self.truth_weights + self.from_prediction @ self.prediction_weights
         return float(total / (self.truth_weights.sum() + self.prediction_weights.sum()))
 
     def within(self, tolerance: float) -> float:
-        """Normalised surface Dice: the part of both surfaces that is within `tolerance` mm of the other."""
+        """Return the normalised surface Dice: the part of both surfaces that is within `tolerance` mm of the other."""
         far = self.truth_weights[self.from_truth > tolerance].sum()
         far += self.prediction_weights[self.from_prediction > tolerance].sum()
         return float(1 - far / (self.truth_weights.sum() + self.prediction_weights.sum()))
 
 
 def _weighted_percentile(distances: np.ndarray, weights: np.ndarray, percentile: float) -> float:
-    """The smallest distance that at least `percentile` % of the weight does not exceed."""
+    """Return the smallest distance that at least `percentile` % of the weight does not exceed."""
     order = np.lexsort((weights, distances))
     reached = np.cumsum(weights[order]) / weights.sum()
     place = min(int(np.searchsorted(reached, percentile / 100)), len(order) - 1)

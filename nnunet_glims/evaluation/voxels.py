@@ -1,4 +1,4 @@
-"""Counts of voxels: confusion matrices, and what they say about one region."""
+"""Counts of voxels: confusion matrices, and the counts of one region."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, labels: int) -> 
 
 @dataclass(frozen=True)
 class VoxelCounts:
-    """Voxels of one region: true positives, false positives, false negatives, true negatives."""
+    """Voxel counts of one region: true positives, false positives, false negatives, true negatives."""
 
     tp: int
     fp: int
@@ -35,7 +35,7 @@ class VoxelCounts:
 
     @classmethod
     def of_region(cls, confusion: np.ndarray, region: Collection[int]) -> VoxelCounts:
-        """The counts of the region that these labels form together, from a confusion matrix of all labels."""
+        """Return the counts of a region, given by its labels, from a confusion matrix of all labels."""
         inside = np.isin(np.arange(len(confusion)), list(region))
         tp = int(confusion[np.ix_(inside, inside)].sum())
         fp = int(confusion[np.ix_(~inside, inside)].sum())
@@ -44,10 +44,10 @@ class VoxelCounts:
 
     @property
     def truth(self) -> int:
-        """Voxels of the true region."""
+        """Number of voxels of the true region."""
         return self.tp + self.fn
 
     @property
     def prediction(self) -> int:
-        """Voxels of the predicted region."""
+        """Number of voxels of the predicted region."""
         return self.tp + self.fp

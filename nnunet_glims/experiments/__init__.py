@@ -1,1 +1,1 @@
-"""Comparison runs: networks × data sets × seeds × folds as data, brought to their end by one command."""
+"""Comparisons of networks on data sets, with seeds and folds: described by a YAML file and run by one command."""

@@ -1,4 +1,4 @@
-"""A comparison as a YAML file, checked; errors name line and key."""
+"""Read the YAML file of a comparison and check it. Error messages name the line and the key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
-from nnunet_glims.networks import Network, network_of_trainer, networks
+from nnunet_glims.files import read_text
+from nnunet_glims.networks import Network, network_named, network_of_trainer, networks
 from nnunet_glims.nnunet.plans.override import load_override, overridden_plans_name
 from nnunet_glims.training.recipes import Positive, Recipe
 from nnunet_glims.validation import validate
@@ -61,15 +62,15 @@ resources:                  # what one job may use
 
 
 class Entry(BaseModel):
-    """One thing that is compared: a trainer with its plans.
+    """One entry of a comparison: a trainer with its plans.
 
     Attributes:
-        name: in tables and file names.
-        trainer: nnU-Net trainer class.
-        plans: plans to start from.
+        name: name of the entry in tables and file names.
+        trainer: name of the nnU-Net trainer class.
+        plans: name of the base plans.
         override: a plans override for these plans, by name or as a path ending in .json, relative to the YAML file.
-        configuration: of the plans.
-        training: changed recipe settings; for our trainers.
+        configuration: name of the configuration in the plans, such as 3d_fullres.
+        training: recipe settings to change; only trainers of this package have a recipe.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -90,7 +91,7 @@ class Entry(BaseModel):
 
     @property
     def network(self) -> Network | None:
-        """What its trainer trains, where that is one of ours, which follow recipes."""
+        """The network that the trainer trains; None where the trainer does not follow a recipe, such as nnU-Net's own."""
         return network_of_trainer(self.trainer)
 
 
@@ -101,7 +102,14 @@ def _check_follows_recipes(trainer: str) -> None:
 
 
 class Resources(BaseModel):
-    """What one job may use."""
+    """The resources of one job.
+
+    Attributes:
+        gpus: number of GPUs of a training.
+        cpus: number of processor cores.
+        memory_gb: memory in GB, for SLURM.
+        hours: SLURM's time limit. A training that needs longer is continued in a new job.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -115,14 +123,15 @@ class Slurm(BaseModel):
     """Where and how SLURM runs jobs.
 
     Attributes:
-        partition: None takes the cluster's default.
-        gpu_type: as in --gres gpu:TYPE:N.
-        at_once: most trainings of a data set that run at a time.
-        array_size: most jobs of one array, below the cluster's MaxArraySize; of more jobs, several arrays are made.
-        additional: other options of sbatch, without dashes before them.
-        setup: shell lines before each job, such as `module load`.
-        signal_seconds: how long before the time limit a training is told to save.
-        requeues: how often a training may go on in a new job.
+        partition: name of the partition; None takes the cluster's default.
+        gpu_type: type of GPU, as in --gres gpu:TYPE:N; None takes any.
+        at_once: largest number of trainings of a data set that run at the same time.
+        array_size: largest number of jobs in one array, below the cluster's MaxArraySize. More jobs are split into several
+            arrays.
+        additional: further options of sbatch, without leading dashes.
+        setup: shell lines that run before each job, such as `module load`.
+        signal_seconds: seconds before the time limit at which a training is told to save.
+        requeues: how often a training may be continued in a new job.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -138,7 +147,22 @@ class Slurm(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The content of the file."""
+    """The content of the YAML file.
+
+    Attributes:
+        title: title of the leaderboard.
+        datasets: numbers of the data sets.
+        entries: the entries to compare.
+        folds: the folds to train.
+        seeds: seeds of the trainings, one training for each; None stands for a training without a seed.
+        device: "cuda", "cpu" or "mps".
+        evaluation: name of the preset of the evaluation.
+        ensembles: names of the entries of each ensemble.
+        published: names of networks whose published figures the leaderboard shows.
+        resources: the resources of one job.
+        parallel: number of jobs at the same time on one machine; None means one for each GPU, or one without GPUs.
+        slurm: settings of SLURM.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -187,6 +211,13 @@ class Comparison(BaseModel):
             seen.append(set(members))
         return ensembles
 
+    @field_validator("published")
+    @classmethod
+    def _check_published(cls, published: list[str]) -> list[str]:
+        for name in published:
+            network_named(name)
+        return published
+
     @field_validator("evaluation")
     @classmethod
     def _check_evaluation(cls, evaluation: str) -> str:
@@ -195,18 +226,19 @@ class Comparison(BaseModel):
 
 
 def read_comparison(path: Path) -> Comparison:
-    """The checked comparison; paths of overrides are made absolute.
+    """Read a comparison and check it. Paths of overrides are made absolute.
 
     Raises:
-        UsageError: the file is missing, no YAML, or wrong; every problem with its line and key.
+        UsageError: the file is missing, is not YAML, or has wrong content. The message lists every problem with line and key.
     """
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file. nnunet-glims compare init {path} writes one")
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file. nnunet-glims compare init {path} writes one") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UsageError(f"{path}: this is not YAML: {error}") from None
+    _check_keys_once(yaml.compose(text), path)
     comparison = validate(Comparison, content, str(path), lambda keys: line_of(text, keys))
 
     def where(number: int, key: str) -> str:
@@ -228,7 +260,7 @@ def read_comparison(path: Path) -> Comparison:
 
 
 def _check_names(comparison: Comparison, path: Path, where: Callable[[int, str], str]) -> None:
-    """Refuse names that would make two things share one file or folder, also on disks that ignore capital letters."""
+    """Raise `UsageError` where two names would lead to the same file or folder, also on disks that ignore capital letters."""
     jobs: dict[str, tuple[int, Seed | None]] = {}
     models: dict[str, tuple[int, Seed | None]] = {}
     overrides: dict[str, tuple[int, tuple[Any, ...]]] = {}
@@ -263,12 +295,12 @@ def _described(comparison: Comparison, of: tuple[int, Seed | None]) -> str:
 
 
 def seeded_name(entry: Entry, seed: Seed | None) -> str:
-    """Part of the names of an entry's jobs and files."""
+    """Return the part that an entry and a seed contribute to the names of jobs and files."""
     return file_name(entry.name) + ("" if seed is None else f"_seed{seed}")
 
 
 def plans_name(path: Path, entry: Entry, seed: Seed | None) -> str:
-    """Of the plans that an entry of the comparison in the file `path` is trained with."""
+    """Return the name of the plans that an entry of the comparison in the file `path` is trained with."""
     if entry.training or seed is not None:
         return overridden_plans_name(derived_override_name(path, entry, seed), entry.plans)
     if entry.override is not None:
@@ -277,12 +309,27 @@ def plans_name(path: Path, entry: Entry, seed: Seed | None) -> str:
 
 
 def derived_override_name(path: Path, entry: Entry, seed: Seed | None) -> str:
-    """Of the override that adds an entry's settings and seed."""
+    """Return the name of the override that adds an entry's settings and seed."""
     return f"{file_name(path.stem)}_{seeded_name(entry, seed)}"
 
 
+def _check_keys_once(node: yaml.Node | None, path: Path) -> None:
+    """Raise `UsageError` where a key is given twice, of which YAML takes the last silently."""
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _check_keys_once(entry, path)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if str(key.value) in seen:
+                raise UsageError(f"{path}:{line}: {key.value}: this key stands in line {seen[str(key.value)]} already")
+            seen[str(key.value)] = line
+            _check_keys_once(value, path)
+
+
 def line_of(text: str, keys: list[Any]) -> int:
-    """The line, counted from 1, of the value that these keys and numbers lead to, or of what is nearest above it."""
+    """Return the line, counted from 1, of the value at a path of keys and list indices, or of its nearest parent."""
     node = yaml.compose(text)
     line = 1 if node is None else node.start_mark.line + 1
     for key in keys:
@@ -300,5 +347,5 @@ def line_of(text: str, keys: list[Any]) -> int:
 
 
 def file_name(text: str) -> str:
-    """With only letters, digits, _ . and -."""
+    """Return the text with every character other than letters, digits, _ . and - replaced, for use in file names."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)

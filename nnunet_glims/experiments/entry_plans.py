@@ -1,4 +1,4 @@
-"""The plans of an entry: which override makes them, and what of them a training depends on."""
+"""The plans of an entry: the override that makes them, and the part of them that a training depends on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.layout import Layout
 from nnunet_glims.files import read_json, write_json
+from nnunet_glims.networks import trained_by
 from nnunet_glims.nnunet.plans.override import load_override
 from nnunet_glims.nnunet.plans.record import without_record
 
@@ -21,9 +22,9 @@ class EntryPlans:
     """The plans that an entry is trained with, for one seed.
 
     Attributes:
-        layout: of the comparison.
-        entry: the entry.
-        seed: None leaves random numbers to chance.
+        layout: folders of the comparison.
+        entry: the entry of the comparison.
+        seed: seed of the trainings; None for trainings without a seed.
     """
 
     layout: Layout
@@ -37,12 +38,12 @@ class EntryPlans:
 
     @property
     def is_derived(self) -> bool:
-        """Whether the comparison writes an override of its own, with the entry's settings and seed."""
+        """Whether the comparison writes its own override for these plans, with the entry's settings and seed."""
         return bool(self.entry.training) or self.seed is not None
 
     @cached_property
     def override(self) -> dict[str, Any] | None:
-        """Content of the override that makes the plans; None where they are taken as they are."""
+        """The content of the override that makes the plans; None where the base plans are used unchanged."""
         entry = self.entry
         content: dict[str, Any] = {"description": entry.name, "source": self.layout.path.name}
         if entry.override is not None:
@@ -59,14 +60,17 @@ class EntryPlans:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What of the override changes plans, with the plans that it starts from; None likewise."""
+        """The override without its texts, with the name of the base plans; None where the base plans are used unchanged."""
         if self.override is None:
             return None
         texts = ("description", "source")
         return {"base": self.entry.plans, **{key: value for key, value in self.override.items() if key not in texts}}
 
     def written_override(self) -> str | None:
-        """Name or path of the override, whose file is written where it is the comparison's own; None likewise."""
+        """Return the name or path of the override, after writing its file if it is the comparison's own.
+
+        Returns None where the base plans are used unchanged.
+        """
         if not self.is_derived:
             return self.entry.override
         path = self.layout.derived_override(self.entry, self.seed)
@@ -75,11 +79,11 @@ class EntryPlans:
         return str(path)
 
     def path(self, dataset: int) -> Path:
-        """The plans file."""
+        """Return the path of the plans file of a data set, given by its number."""
         return self.layout.plans(dataset, self.entry, self.seed)
 
     def content(self, dataset: int) -> dict[str, Any] | None:
-        """The plans without other configurations than the entry's; None where they or it are not there yet."""
+        """Return the plans with the entry's configuration only; None where the plans or this configuration do not exist yet."""
         path = self.path(dataset)
         if not path.exists():
             return None
@@ -90,16 +94,39 @@ class EntryPlans:
             name = chosen[name].get("inherits_from", "")
         return {**plans, "configurations": chosen} if chosen else None
 
+    def asked_configuration(self, dataset: int) -> dict[str, Any]:
+        """The entry's configuration with what the override and the trainer change in it, as far as plans are there yet."""
+        content = self.content(dataset)
+        name = self.entry.configuration
+        asked = {} if content is None else resolved(content["configurations"], name)
+        override = self.override or {}
+        asked |= {key: override[key] for key in ("patch_size", "batch_size", "spacing") if key in override}
+        asked["training"] = {**asked.get("training", {}), **override.get("training", {})}
+        if self.entry.network is not None:
+            network, fixed = trained_by(self.entry.trainer)
+            planned = asked.get("architecture", {})
+            given = planned.get("arch_kwargs", {}) if planned.get("network_class_name") == network.path else {}
+            arguments = {**given, **override.get("network_arguments", {}), **fixed}
+            asked["architecture"] = {"network_class_name": network.path, "arch_kwargs": arguments}
+        return asked
+
     def data(self, dataset: int) -> Path | None:
-        """The folder of preprocessed data; None where the plans are not there yet."""
+        """Return the folder of preprocessed data; None where the plans do not exist yet."""
         plans = self.content(dataset)
         if plans is None:
             return None
         return self.path(dataset).parent / data_identifier(plans, self.entry.configuration)
 
 
+def resolved(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A configuration with what it inherits from others."""
+    own = configurations.get(name, {})
+    inherited = resolved(configurations, own["inherits_from"]) if "inherits_from" in own else {}
+    return {**inherited, **own}
+
+
 def data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
-    """Name of the folder of preprocessed data that a configuration uses; raises `UsageError` for one that is unknown."""
+    """Return the name of a configuration's folder of preprocessed data; raise `UsageError` for an unknown configuration."""
     configurations = plans["configurations"]
     if configuration not in configurations:
         raise UsageError(
@@ -110,6 +137,6 @@ def data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
 
 
 def is_preprocessed(folder: Path, data: str) -> bool:
-    """Whether all cases are in a data set's folder of preprocessed data. nnU-Net writes a case's .pkl last."""
+    """Return whether a folder of preprocessed data holds all cases of the data set. nnU-Net writes a case's .pkl last."""
     cases = read_json(folder / "dataset.json")["numTraining"]
     return len(list((folder / data).glob("*.pkl"))) >= cases

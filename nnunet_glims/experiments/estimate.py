@@ -1,4 +1,4 @@
-"""What a comparison will need: steps, hours, disk."""
+"""Estimate what a comparison will need: training steps, hours and disk space."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunet_glims.experiments.comparison import Entry
+from nnunet_glims.experiments.entry_plans import resolved
 from nnunet_glims.experiments.executors.local import free_bytes
 from nnunet_glims.experiments.layout import Layout
 from nnunet_glims.files import read_json
@@ -18,26 +19,31 @@ from nnunet_glims.nnunet.plans.configuration import BASE_PLANS
 from nnunet_glims.nnunet.plans.override import apply_override, load_override
 
 NNUNET_STEPS = (1000, 250, 50)
-"""Epochs, training and validation steps an epoch of nnU-Net's own trainer."""
+"""Epochs, and training and validation steps in an epoch, of nnU-Net's own trainer."""
 NNUNET_PARAMETERS = 31e6
-"""About what nnU-Net's planned 3D network has."""
+"""Approximate number of parameters of the 3D network that nnU-Net plans."""
 CHECKPOINTS = 3
-"""latest or final, best, and the previous one while a new one is written."""
+"""Number of checkpoints: the latest or final one, the best one, and the previous one."""
 BYTES_A_PARAMETER = 12
-"""Of a checkpoint: weight and two moments in float32."""
+"""Bytes of a checkpoint for each parameter: weight and two moments in float32."""
 PREPROCESSED = 2.5
-"""Times the compressed raw images: 1.8 for BraTS and CHAOS, 3.1 for Hippocampus."""
+"""Assumed ratio of the size of preprocessed to compressed raw images. It was 1.8 for BraTS and CHAOS, 3.1 for Hippocampus."""
 TIMED_STEPS = 4
 
 
 def estimate(layout: Layout, timing: bool) -> Iterator[str]:
-    """Lines to show: steps and disk of each entry, and hours, timed now, where its data set is planned."""
+    """Yield lines of text with the training steps and disk space of each entry.
+
+    Args:
+        layout: the comparison.
+        timing: measure the time of training steps now, to estimate hours, for entries whose plans exist.
+    """
     total_hours, total_bytes, unplanned = 0.0, 0.0, set()
     trainings = len(layout.comparison.folds) * len(layout.comparison.seeds)
     for number in layout.comparison.datasets:
         name = layout.dataset_names[number]
         for entry in layout.comparison.entries:
-            epochs, steps, validation = _length(entry)
+            epochs, steps, validation = _length(layout, number, entry)
             many = "trainings" if trainings > 1 else "training"
             line = f"{name} {entry.name}: {trainings} {many} of {epochs * steps:,} steps"
             parameters = entry.network.parameters_m * 1e6 if entry.network is not None else NNUNET_PARAMETERS
@@ -45,7 +51,7 @@ def estimate(layout: Layout, timing: bool) -> Iterator[str]:
             if built is not None:
                 parameters = sum(parameter.numel() for parameter in built[0].parameters())
                 seconds = _timed(layout, *built)
-                # a validation step is a forward pass: about a third
+                # A validation step is a forward pass, which takes about a third of a training step.
                 hours = seconds * epochs * (steps + validation / 3) / 3600
                 total_hours += trainings * hours
                 line += f", {seconds:.2f} s a step here, {hours:.1f} h each"
@@ -74,10 +80,14 @@ def _size(nbytes: float) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
 
 
-def _length(entry: Entry) -> tuple[int, int, int]:
+def _length(layout: Layout, number: int, entry: Entry) -> tuple[int, int, int]:
     if entry.network is None:
         return NNUNET_STEPS
     recipe = entry.network.recipe
+    base = layout.dataset(number) / f"{entry.plans}.json"
+    if base.exists():
+        settings = resolved(read_json(base)["configurations"], entry.configuration).get("training", {})
+        recipe = recipe.changed(settings, f"{base}: training")
     if entry.override is not None:
         recipe = recipe.changed(load_override(entry.override)[1].training, entry.override)
     recipe = recipe.changed(entry.training, entry.name)
@@ -85,7 +95,7 @@ def _length(entry: Entry) -> tuple[int, int, int]:
 
 
 def _built(layout: Layout, number: int, entry: Entry) -> tuple[Any, int, list[int], int] | None:
-    """The entry's network, its input channels, patch and batch; None where its plans are not there yet."""
+    """Return the entry's network, its input channels, patch and batch; None where its plans do not exist yet."""
     folder = layout.dataset(number)
     path = folder / f"{entry.plans}.json"
     if not path.exists():
@@ -101,7 +111,7 @@ def _built(layout: Layout, number: int, entry: Entry) -> tuple[Any, int, list[in
 
 
 def _timed(layout: Layout, network: Any, channels: int, patch: list[int], batch: int) -> float:
-    """Seconds of a training step on random numbers."""
+    """Return the seconds that a training step on random numbers takes."""
     import torch
 
     device = layout.comparison.device

@@ -1,8 +1,8 @@
-"""A comparison and its jobs."""
+"""The jobs of a comparison, and which of their results are up to date."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,13 +23,13 @@ MOST_REFUSALS = 5
 
 
 class Experiment:
-    """A comparison, its jobs and what is on disk of their results.
+    """A comparison, its jobs, and the results that are on disk.
 
     Attributes:
-        layout: where everything lies.
+        layout: the files and folders of the comparison.
 
     Raises:
-        UsageError: when it is made; see `Layout`.
+        UsageError: on construction; see `Layout`.
     """
 
     def __init__(self, path: Path):
@@ -37,7 +37,7 @@ class Experiment:
 
     @cached_property
     def jobs(self) -> dict[str, Job]:
-        """Name -> job, in an order in which they can be done."""
+        """Name -> job. Each job comes after those that it needs."""
         return {job.name: job for job in self._jobs()}
 
     def _jobs(self) -> Iterator[Job]:
@@ -69,50 +69,57 @@ class Experiment:
 
     @property
     def reports(self) -> list[Report]:
-        """The jobs that write leaderboards, one a data set."""
+        """The jobs that write leaderboards, one for each data set."""
         return [job for job in self.jobs.values() if isinstance(job, Report)]
 
     def job_named(self, name: str) -> Job:
-        """The job of that name; raises `UsageError` with the nearest right one."""
+        """Return the job of that name; raise `UsageError` with the nearest known name if there is none."""
         if name not in self.jobs:
             raise UsageError(f"job {name!r} is unknown: {nearest(name, list(self.jobs))}")
         return self.jobs[name]
 
     def look_again(self) -> None:
-        """Forget what was seen of large files."""
+        """Forget the digests of folders, so that changed files are noticed."""
         self.layout.listings.forget()
 
     def is_done(self, job: Job) -> bool:
-        """Whether the result that is asked for is there."""
+        """Return whether the job's result exists and was made from what the comparison asks for."""
         return job.outcome().is_done
 
-    def make_again(self, names: Iterable[str], tell: Callable[[str], None]) -> None:
-        """Have jobs done again whose results are there, or were made from something else. Trainings are moved aside.
+    def settle(self, jobs: Sequence[Job], again: Sequence[str], adopt: bool, tell: Callable[[str], None]) -> None:
+        """Decide about results that are there, before anything runs. Nothing is changed where something is refused.
+
+        Args:
+            jobs: that are to be done.
+            again: names of jobs whose results are made again. Old trainings are moved aside.
+            adopt: take results that do not say what they were made from for the ones that are asked for.
+            tell: is called with a line for the user.
 
         Raises:
-            UsageError: a job is unknown.
-            LockHeld: a training is under way.
+            UsageError: a job is unknown, or results were made from something else than is asked for, or do not say from
+                what.
+            LockHeld: a training that is to be made again is under way.
         """
-        for job in [self.job_named(name) for name in names]:
-            told = job.discard()
-            if told is not None:
+        chosen = {name: self.job_named(name) for name in again}
+        others = [job for job in jobs if job.name not in chosen]
+        unrecorded = [job for job in others if adopt and job.outcome().state == "unrecorded"]
+        self.check([job for job in others if job not in unrecorded])
+        for job in unrecorded:
+            job.check_adoption()
+        for job in chosen.values():
+            if (told := job.discard()) is not None:
                 tell(told)
-
-    def adopt(self, jobs: Iterable[Job], tell: Callable[[str], None]) -> None:
-        """Take results that do not say what they were made from for the ones that are asked for.
-
-        Raises:
-            UsageError: one contradicts what is asked for.
-        """
-        for job in jobs:
+        for job in unrecorded:
             if job.outcome().state == "unrecorded":
                 tell(job.adopt())
+        self.look_again()
+        self.check(jobs)
 
     def check(self, jobs: Iterable[Job]) -> None:
-        """Refuse results that were made from something else than is asked for, or do not say from what.
+        """Check that no result was made from something other than what is asked for, and that each has a record.
 
         Raises:
-            UsageError: there are such results; the message names the values and the ways out.
+            UsageError: there are such results. The message names the values that differ and what to do.
         """
         outcomes: dict[str, Outcome] = {job.name: job.outcome() for job in jobs}
         refused = {name: outcome for name, outcome in outcomes.items() if outcome.state == "refused"}

@@ -1,4 +1,4 @@
-"""What a result was made from, as named ingredients that can be compared and shown."""
+"""Describe what a result was made from by named ingredients, which can be compared and shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_glims.nnunet.plans.record import first_difference
 
 Ingredients = dict[str, Any]
-"""Name -> JSON value. Nested values are those that a message should show one by one, such as settings of a training."""
+"""Name -> JSON value. Values are nested where messages should name a part of them, such as one training setting."""
 
 TIMES = "times of change"
 NEUTRAL_OPTIONS = {"-num_gpus": 1, "--npz": 0, "--c": 0, "--workers": 1, "-np": 1, "-npfp": 1, "-o": 1}
@@ -23,7 +23,13 @@ a recipe's precision may depend on it."""
 
 @dataclass(frozen=True)
 class Change:
-    """One ingredient that differs: its dotted name, its value when the result was made, and now."""
+    """An ingredient that differs.
+
+    Attributes:
+        name: name of the ingredient, with dots between nested keys.
+        before: its value when the result was made, as text.
+        now: its value now, as text.
+    """
 
     name: str
     before: str
@@ -31,7 +37,7 @@ class Change:
 
     @property
     def is_of_times_alone(self) -> bool:
-        """Whether files of the same names and sizes were only written or copied again, as far as can be seen."""
+        """Whether only times of change differ, so that files of the same names and sizes were probably copied or rewritten."""
         return self.name.endswith(f".{TIMES}")
 
     def __str__(self) -> str:
@@ -41,17 +47,25 @@ class Change:
 
 
 def change_of(before: Ingredients, now: Ingredients) -> Change | None:
-    """The first ingredient with another value, among those that both have; None where there is no such ingredient."""
+    """Return the first ingredient that both have with different values; None if there is none."""
     shared = [name for name in before if name in now]
-    difference = first_difference({name: before[name] for name in shared}, {name: now[name] for name in shared})
+    then, today = ({name: values[name] for name in shared} for values in (before, now))
+    difference = first_difference(_without_times(then), _without_times(today)) or first_difference(then, today)
     return None if difference is None else Change(*difference)
 
 
-def command_parts(commands: Sequence[Sequence[str]]) -> dict[str, dict[str, list[str]]]:
-    """Commands as program -> option -> its values, so that a message can name the option that differs.
+def _without_times(value: Any) -> Any:
+    """Ingredients without the times of files, so that a difference in time alone is the last one to be found."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _without_times(inner) for name, inner in value.items() if name != TIMES}
 
-    Paths of programs and options that do not change the result are left out. Values before the first
-    option are those of the option "".
+
+def command_parts(commands: Sequence[Sequence[str]]) -> dict[str, dict[str, list[str]]]:
+    """Return commands as program -> option -> its values, so that a message can name the option that differs.
+
+    The folders of programs, and options that do not change the result, are left out. Values before the first
+    option are listed under the option "".
     """
     parts: dict[str, dict[str, list[str]]] = {}
     for command in commands:
@@ -72,33 +86,33 @@ def command_parts(commands: Sequence[Sequence[str]]) -> dict[str, dict[str, list
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, shortened to 16 digits; the order of keys does not count."""
+    """Return the first 16 digits of the SHA-256 of a JSON value; the order of keys does not count."""
     return sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str | None:
-    """SHA-256 of a small file's bytes, shortened to 16 digits; None where there is no such file."""
+    """Return the first 16 digits of the SHA-256 of a small file; None if it does not exist."""
     return sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else None
 
 
 class Listings:
-    """Digests of names and sizes, and of names and times of change, of files that are too large to be read.
+    """Digests of files that are too large to be read: one of names and sizes, one of names and times of change.
 
-    Each folder is looked at once until `forget` is called.
+    Each folder is read once, until `forget` is called.
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[Path, tuple[str, ...]], dict[str, str] | None] = {}
 
     def digest(self, folder: Path, endings: tuple[str, ...] = ("",)) -> dict[str, str] | None:
-        """The digests of a folder's files whose names end so; None where there is no such folder."""
+        """Return the digests of the files in a folder whose names have one of the endings; None if there is no such folder."""
         key = (folder, endings)
         if key not in self._known:
             self._known[key] = _listing_digest(folder, endings)
         return self._known[key]
 
     def forget(self) -> None:
-        """Look again."""
+        """Read every folder again when its digests are next asked for."""
         self._known.clear()
 
 
@@ -120,5 +134,5 @@ def _listing_digest(folder: Path, endings: tuple[str, ...]) -> dict[str, str] | 
 
 
 def present(ingredients: Mapping[str, Any]) -> Ingredients:
-    """Without those that are not there, which are None."""
+    """Return the ingredients without those that are None, because they do not exist yet."""
     return {name: value for name, value in ingredients.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The leaderboard of what is done so far."""
+"""Make the leaderboard of the entries that are complete so far."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ EXECUTOR = "report"
 
 
 def report(experiment: Experiment, tell: Callable[[str], None]) -> list[Path]:
-    """Evaluate the entries whose trainings are all done, and compare them on the cases they share; returns the pages.
+    """Evaluate the entries whose trainings are all done, and compare them on their common cases.
+
+    Returns the paths of the pages, one for each data set.
 
     Raises:
-        UsageError: no entry's trainings are done.
+        UsageError: there is no entry whose trainings are all done.
         StepFailed: a command failed.
     """
     pages = []
@@ -29,9 +31,11 @@ def report(experiment: Experiment, tell: Callable[[str], None]) -> list[Path]:
                 continue
             if not experiment.is_done(evaluation):
                 tell(f"{evaluation.name}: started")
+                evaluation.folder.cancel_file.unlink(missing_ok=True)
                 Step(evaluation, EXECUTOR)()
             usable.append(evaluation)
         if usable:
+            job.folder.cancel_file.unlink(missing_ok=True)
             Step(job, EXECUTOR, job.commands_of(usable))()
             pages.append(job.page)
     if not pages:

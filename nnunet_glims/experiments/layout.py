@@ -1,4 +1,4 @@
-"""Where everything of a comparison lies. Only paths and names: nothing is read but the comparison, nothing is written."""
+"""The paths and names of all files of a comparison. Only the YAML file is read, and nothing is written."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Layout:
     """The folders of a comparison.
 
     Attributes:
-        path: of the YAML file.
+        path: path of the YAML file.
         comparison: its content.
         raw, preprocessed, results: nnU-Net's folders.
-        state: the folder beside the YAML file with jobs, tables, derived overrides and the report.
+        state: the folder NAME.run beside the YAML file, with jobs, tables, derived overrides and the report.
         dataset_names: name of each data set by its number.
-        listings: digests of folders of large files, remembered while one look at the comparison lasts.
+        listings: digests of folders of large files, kept until `Experiment.look_again` is called.
 
     Raises:
-        UsageError: when it is made: the file is wrong, nnU-Net's variables are not set, or a data set is nowhere.
+        UsageError: on construction, if the YAML file is wrong, nnU-Net's variables are not set, or a data set is missing.
     """
 
     def __init__(self, path: Path):
@@ -45,12 +45,13 @@ class Layout:
         if missing:
             raise UsageError(f"the environment variable {missing[0]} is not set: nnU-Net needs {', '.join(FOLDERS)}")
         self.raw, self.preprocessed, self.results = (Path(os.environ[name]) for name in FOLDERS)
-        self.state = self.path.with_suffix(".run")
+        stem = self.path.name.removesuffix(".yaml")  # of another ending the whole name, so that no two files share it
+        self.state = self.path.with_name(f"{stem}.run")
         self.listings = Listings()
         self.dataset_names = {number: self._dataset_name(number) for number in self.comparison.datasets}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which looks again."""
+        """Return the state for another process, which reads folders itself instead of taking over their digests."""
         return {**self.__dict__, "listings": Listings()}
 
     def _dataset_name(self, number: int) -> str:
@@ -87,43 +88,43 @@ class Layout:
         return self.state / "submitit"
 
     def job(self, name: str) -> JobFolder:
-        """The folder of a job."""
+        """Return the folder of a job."""
         return JobFolder(self.state / "jobs" / name)
 
     def dataset(self, number: int) -> Path:
-        """The folder of a data set's plans and preprocessed data."""
+        """Return the folder of a data set's plans and preprocessed data."""
         return self.preprocessed / self.dataset_names[number]
 
     def truths(self, number: int) -> Path:
-        """The folder of a data set's true label maps, as nnU-Net keeps them."""
+        """Return the folder of a data set's true label maps, as nnU-Net keeps them."""
         return self.dataset(number) / "gt_segmentations"
 
     def plans_name(self, entry: Entry, seed: int | None) -> str:
-        """Name of the plans that an entry is trained with."""
+        """Return the name of the plans that an entry is trained with."""
         return plans_name(self.path, entry, seed)
 
     def plans(self, number: int, entry: Entry, seed: int | None) -> Path:
-        """The file of the plans that an entry is trained with."""
+        """Return the file of the plans that an entry is trained with."""
         return self.dataset(number) / f"{self.plans_name(entry, seed)}.json"
 
     def derived_override(self, entry: Entry, seed: int | None) -> Path:
-        """The file of the override that adds an entry's settings and seed."""
+        """Return the file of the override that adds an entry's settings and seed."""
         return self.state / "plans" / f"{derived_override_name(self.path, entry, seed)}.json"
 
     def model(self, number: int, entry: Entry, seed: int | None) -> Path:
-        """The model folder of an entry."""
+        """Return the model folder of an entry."""
         name = f"{entry.trainer}__{self.plans_name(entry, seed)}__{entry.configuration}"
         return self.results / self.dataset_names[number] / name
 
     def evaluation(self, number: int, entry: Entry, seed: int | None) -> Path:
-        """The folder of an entry's tables. It is the comparison's own: another one may ask for another preset."""
+        """Return the folder of an entry's tables. Each comparison has its own, because presets may differ."""
         return self.state / "evaluations" / f"D{number:03d}_{seeded_name(entry, seed)}"
 
     def ensemble(self, number: int, members: tuple[str, ...], seed: int | None) -> Path:
-        """The folder of an ensemble's predictions and tables."""
+        """Return the folder of an ensemble's predictions and tables."""
         seeded = "" if seed is None else f"_seed{seed}"
         return self.state / "ensembles" / f"D{number:03d}_{'+'.join(map(file_name, members))}{seeded}"
 
     def report(self, number: int) -> Path:
-        """The folder of a data set's leaderboard."""
+        """Return the folder of a data set's leaderboard."""
         return self.state / "report" / self.dataset_names[number]

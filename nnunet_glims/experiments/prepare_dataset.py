@@ -1,6 +1,8 @@
-"""`python -m nnunet_glims.experiments.prepare_dataset FILE DATASET`: overrides and splits of a comparison.
+"""Apply the overrides of a comparison to a data set and make its splits.
 
-nnU-Net makes splits when the first training starts; of several that start together each would.
+Usage: `python -m nnunet_glims.experiments.prepare_dataset FILE DATASET`.
+
+nnU-Net makes splits when a training starts. Here they are made before, because several trainings may start together.
 """
 
 from __future__ import annotations
@@ -18,12 +20,20 @@ from nnunet_glims.files import read_json, write_json
 from nnunet_glims.nnunet.plans.override import apply_override
 from nnunet_glims.processes import find_program
 
+SPLIT_SEED, FOLDS = 12345, 5
+"""As in `nnUNetTrainer.do_split`."""
 
-def prepare_dataset(job: Prepare) -> None:
+
+def prepare_dataset(job: Prepare, overwrite: bool = False, preprocess_again: bool = False) -> None:
     """Apply the entries' overrides, preprocess where they ask for it, and make the splits as nnU-Net would.
 
+    Args:
+        job: of the data set.
+        overwrite: replace plans files of other content.
+        preprocess_again: preprocess data although they are there.
+
     Raises:
-        UsageError: plans of other content are there, or an override cannot be applied.
+        UsageError: a plans file with other content exists, or an override cannot be applied.
         ProcessingError: nnU-Net's preprocessing failed.
     """
     folder = job.layout.dataset(job.dataset)
@@ -33,13 +43,13 @@ def prepare_dataset(job: Prepare) -> None:
             continue
         configuration = plans.entry.configuration
         try:
-            applied = apply_override(folder, override, configuration, plans.entry.plans, job.replaces_plans)
+            applied = apply_override(folder, override, configuration, plans.entry.plans, overwrite)
         except UsageError as error:
             again = f"nnunet-glims compare run {job.layout.path} --again {job.name}"
             raise UsageError(f"{error} (in a comparison, --overwrite is: {again})") from None
         print(f"wrote {applied.path}", flush=True)
         data = data_identifier(read_json(applied.path), configuration)
-        is_there = applied.is_preprocessed and is_preprocessed(folder, data) and not job.preprocesses_again
+        is_there = applied.is_preprocessed and is_preprocessed(folder, data) and not preprocess_again
         if applied.preprocess_command is not None and not is_there:
             program, *arguments = applied.preprocess_command.split()
             command = [program, *arguments, "-np", str(job.layout.comparison.resources.cpus)]
@@ -57,24 +67,26 @@ def prepare_dataset(job: Prepare) -> None:
                 f"{job.plans[0].path(job.dataset)}: there are no such plans, or no such configuration in them"
             )
         cases = sorted(path.name.removesuffix(".pkl") for path in data_folder.glob("*.pkl"))
-        write_json(splits, generate_crossval_split(cases, seed=12345, n_splits=5))
+        write_json(splits, generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=FOLDS))
         print(f"wrote {splits}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prepare a data set of a comparison."""
+    """Prepare the data set that the arguments name."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
     parser.add_argument("dataset", type=int)
+    parser.add_argument("--asked", required=True)
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--preprocess-again", action="store_true")
     options = parser.parse_args(arguments)
     experiment = Experiment(options.file)
     job = experiment.job_named(f"prepare_D{options.dataset:03d}")
     assert isinstance(job, Prepare)
-    job.replaces_plans, job.preprocesses_again = options.overwrite, options.preprocess_again
+    if job.asked != options.asked:
+        raise SystemExit(f"{options.file}: was changed after this job had begun: run the comparison again")
     try:
-        prepare_dataset(job)
+        prepare_dataset(job, options.overwrite, options.preprocess_again)
     except (UsageError, ProcessingError) as error:
         raise SystemExit(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""job.json: what is remembered of a job. Besides SLURM's numbers this is the only state of a comparison."""
+"""job.json, the record of a job. Besides SLURM's numbers this is the only state of a comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BYTES_OF_A_LINE = 4096
 
 
 class ProcessRecord(BaseModel):
-    """A process of some machine; see `nnunet_glims.locks.Process`."""
+    """A process, as JSON; see `nnunet_glims.locks.Process`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,13 +34,13 @@ class ProcessRecord(BaseModel):
 
     @classmethod
     def of(cls, pid: int) -> ProcessRecord:
-        """The process of this machine that has the number now."""
+        """Return the process that has this number on this machine now."""
         process = Process.of(pid)
         return cls(host=process.host, pid=process.pid, started=process.started)
 
     @property
     def process(self) -> Process:
-        """The process itself, which can be asked whether it is alive."""
+        """The process, which tells whether it is alive."""
         return Process(self.host, self.pid, self.started)
 
 
@@ -48,9 +48,9 @@ class Attempt(BaseModel):
     """One start of one command.
 
     Attributes:
-        command: with its arguments.
-        process: that ran it.
-        began, ended: seconds since 1970; `ended` is None while it runs, and where its end was not seen.
+        command: the command with its arguments.
+        process: the process that ran it.
+        began, ended: seconds since 1970; `ended` is None while the command runs, or if its end was not recorded.
         code: exit code; negative for the number of the signal that killed it.
     """
 
@@ -67,17 +67,17 @@ class JobRecord(BaseModel):
     """The content of job.json.
 
     Attributes:
-        name: of the job.
-        kind: of the job.
-        commands: that do it.
-        ingredients: what its result is made from.
+        name: name of the job.
+        kind: kind of the job.
+        commands: the commands that do the job.
+        ingredients: what the result is made from.
         runner: the process that runs the commands one after the other.
         executor: local, slurm or in-process.
         executor_id: the executor's number for the job; empty where it has none.
-        began: when the job was last started, seconds since 1970.
-        ended: when it ended; None while it runs, and where its end was not seen.
-        ending: how it ended: done, failed, stopped (it saved, and goes on), cancelled; None likewise.
-        reason: what is wrong, for the user.
+        began: when the job was last started, in seconds since 1970.
+        ended: when it ended; None while it runs, or if its end was not recorded.
+        ending: how it ended: done, failed, stopped (it has saved and will be continued), or cancelled; None as for `ended`.
+        reason: what went wrong, for the user.
         attempts: all starts of commands since the job was last started.
     """
 
@@ -98,7 +98,7 @@ class JobRecord(BaseModel):
 
     @property
     def child(self) -> Process | None:
-        """The command that was started last and whose end was not seen."""
+        """The process of the command that was started last; None if its end was recorded."""
         last = self.attempts[-1] if self.attempts else None
         return None if last is None or last.code is not None else last.process.process
 
@@ -111,7 +111,7 @@ class JobRecord(BaseModel):
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the job had not ended when a process of another machine last wrote about it."""
+        """Whether the record was written on another machine and does not say that the job has ended."""
         return self.ending is None and not self.runner.process.is_here
 
 
@@ -126,35 +126,35 @@ class JobFolder:
         self.lock_file = path / LOCK
 
     def read(self) -> JobRecord | None:
-        """What is remembered; None where the job was never started, or the file was damaged by hand."""
+        """Return the record; None if the job was never started or the file cannot be read as a record."""
         try:
             return JobRecord.model_validate_json(self.record_file.read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValidationError):
             return None
 
     def write(self, record: JobRecord) -> None:
-        """Remember it, atomically."""
+        """Write the record atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.record_file, record.model_dump_json(indent=2) + "\n")
 
     def request_cancel(self) -> None:
-        """Say that the job is not to go on."""
+        """Record that the job must not be continued until it is submitted again."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.cancel_file.touch()
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the job is not to go on."""
+        """Whether the job must not be continued."""
         return self.cancel_file.exists()
 
     def is_at_work(self, record: JobRecord | None) -> bool:
-        """Whether a process works on the job, on this machine or, by the job's lock, on another one."""
+        """Return whether a process works on the job, on this machine or, by the job's lock, on another one."""
         if record is None or record.ending is not None:
             return False
         return record.is_running or (record.is_elsewhere and holder_of(self.lock_file) is not None)
 
     def last_line(self) -> str:
-        """The last line that the commands printed, to be shown."""
+        """Return the last line that the commands printed, or its end if it is long; empty if there is none."""
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - BYTES_OF_A_LINE))
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
@@ -163,14 +163,14 @@ class JobFolder:
 
 
 class TrainingRecord(BaseModel):
-    """What a fold of a model was trained from. It stands in the fold's folder, which several comparisons may share.
+    """What a fold of a model was trained from. The file lies in the fold's folder, which several comparisons may share.
 
     Attributes:
-        ingredients: of the training.
-        comparison: file of the comparison that started it.
-        process: that trains, or did last; None for one that was adopted.
-        adopted: whether the training was there before, without a record.
-        written: seconds since 1970.
+        ingredients: the ingredients of the training.
+        comparison: path of the YAML file of the comparison that started it.
+        process: the process that trains, or trained last; None for a training that was adopted.
+        adopted: whether the training had no record and was adopted.
+        written: when the record was written, in seconds since 1970.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -183,14 +183,14 @@ class TrainingRecord(BaseModel):
 
     @classmethod
     def read(cls, fold: Path) -> TrainingRecord | None:
-        """The record in a fold's folder; None where there is none."""
+        """Return the record in a fold's folder; None if there is none."""
         try:
             return cls.model_validate_json((fold / TRAINING_FILE).read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValidationError):
             return None
 
     def write(self, fold: Path) -> None:
-        """Write it into the fold's folder, atomically."""
+        """Write the record to the fold's folder atomically."""
         fold.mkdir(parents=True, exist_ok=True)
         write_text(fold / TRAINING_FILE, self.model_dump_json(indent=2) + "\n")
 
@@ -198,7 +198,7 @@ class TrainingRecord(BaseModel):
 def new_record(
     name: str, kind: str, commands: list[list[str]], ingredients: Ingredients, executor: str, executor_id: str
 ) -> JobRecord:
-    """The record of a job that starts now in this process."""
+    """Return the record of a job that is started now by this process."""
     return JobRecord(
         name=name,
         kind=kind,

@@ -1,4 +1,4 @@
-"""What the jobs of a comparison are doing, by job.json, by their results, and by the executor."""
+"""Find the state of each job of a comparison from job.json, from its result, and from the executor."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Literal
 from nnunet_glims.experiments.executors.base import LOST, Executor
 from nnunet_glims.experiments.jobs.base import Job
 
-State = Literal["waiting", "queued", "running", "done", "failed", "refused"]
-STATES: tuple[State, ...] = ("waiting", "queued", "running", "done", "failed", "refused")
+State = Literal["waiting", "queued", "running", "done", "failed", "cancelled", "refused"]
+STATES: tuple[State, ...] = ("waiting", "queued", "running", "done", "failed", "cancelled", "refused")
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of one job.
+    """The state of one job.
 
     Attributes:
         job: the job.
-        state: waiting (for other jobs, or to be run), queued (in SLURM), running, done, failed, refused (its result was made
-            from something else, or does not say from what).
+        state: waiting (for other jobs, or to be run), queued (in SLURM), running, done, failed, cancelled, or refused (its
+            result was made from something else, or does not say from what).
         detail: epoch and time left of a training, the last line of what failed, what is different.
     """
 
@@ -31,7 +31,7 @@ class Status:
 
 
 def status_of(executor: Executor) -> list[Status]:
-    """Of all jobs of the executor's comparison, in order."""
+    """Return the status of all jobs of the executor's comparison, in their order."""
     experiment = executor.experiment
     experiment.look_again()
     states = executor.states()
@@ -56,10 +56,12 @@ def _status(job: Job, was_started: bool, states: Mapping[str, str]) -> Status:
     if outcome.state == "unrecorded":
         return Status(job, "refused", "nothing says what it was made from; run with --adopt takes it")
     record = job.folder.read() if was_started else None
-    if record is None or record.ending == "done":  # what was done is to be made again
+    if record is None or record.ending == "done":  # the job was never started, or its result is outdated
         return Status(job, "waiting", "" if outcome.change is None else f"is made again: {outcome.change}")
-    if record.ending in ("stopped", "cancelled"):
-        return Status(job, "waiting", f"{record.ending}; the next run goes on from there")
+    if record.ending == "stopped":
+        return Status(job, "waiting", "stopped; the next run goes on from there")
+    if record.ending == "cancelled":
+        return Status(job, "cancelled", "retry or run goes on from there")
     folder = job.folder
     if folder.is_at_work(record):
         return Status(job, "running", job.progress())
@@ -69,6 +71,6 @@ def _status(job: Job, was_started: bool, states: Mapping[str, str]) -> Status:
 
 
 def count(statuses: list[Status]) -> str:
-    """ "3 done, 1 running, 4 waiting" """
+    """Return the number of jobs in each state, such as "3 done, 1 running, 4 waiting"."""
     found = Counter(status.state for status in statuses)
     return ", ".join(f"{found[state]} {state}" for state in STATES if found[state])

@@ -94,7 +94,7 @@ def _normalization(scheme: Any, use_mask: bool, properties: Mapping[str, float])
 
 
 def _resampling(settings: Mapping[str, Any], threshold: float) -> Resampling:
-    """The arguments of nnU-Net's resampling function; what plans leave out has that function's defaults."""
+    """Return the arguments of nnU-Net's resampling function; what plans leave out has that function's defaults."""
     if settings.get("order_z", 0) != 0:
         raise UsageError(f"plans.json: resampling with order_z {settings['order_z']} cannot be exported, only 0")
     return Resampling(

@@ -20,6 +20,7 @@ from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.label_maps import label_map
 from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import PatchPredictor, predict_logits
+from nnunet_glims.files import check_output_folder
 from nnunet_glims.geometry import Geometry
 from nnunet_glims.images import write_image
 
@@ -106,6 +107,7 @@ def predict(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: at least one is needed")
+    check_output_folder(output)
     model = ExportedModel.read(folder)
     cases = find_input_cases(inputs, model.file_ending, model.channels)
     networks = load_networks(folder, model, device, threads)

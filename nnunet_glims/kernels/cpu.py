@@ -1,4 +1,4 @@
-"""The C kernels (folder c): compiled for this processor on first use, kept in the user's cache, called through ctypes."""
+"""The C kernels (folder c), which are compiled for this processor on first use, cached, and called through ctypes."""
 
 from __future__ import annotations
 
@@ -105,16 +105,16 @@ def library(precision: torch.dtype = torch.float32) -> ctypes.CDLL | None:
 
 
 KEPT_BYTES_PER_VOXEL = 8192
-"""What a training step of GLIMS holds for each voxel of its batch while freed memory is kept; half of it otherwise."""
+"""Bytes that a training step of GLIMS needs per voxel of its batch when freed memory is kept; otherwise it needs half."""
 
 
 def keep_freed_memory(training_voxels: int = 0) -> None:
-    """Have glibc give freed memory to the next tensor instead of back to the system. Other C libraries are left alone.
+    """Make glibc keep freed memory for the next tensors instead of returning it to the system. Other C libraries do not change.
 
-    Otherwise each large tensor is made of fresh pages, which the system zeroes one by one; with kernels as fast as these,
-    that takes most of a network's time. It costs memory, because freed blocks do not always fit the next tensors. Memory is
-    therefore given back to the system where a training step may need more than half of what this process may use, and
-    always where the variable NNUNET_GLIMS_KEEP_MEMORY is 0.
+    By default each large tensor gets new pages, which the system fills with zeros one by one. With fast kernels this takes
+    most of a network's time. Keeping memory needs more of it, because freed blocks do not always fit the next tensors. It is
+    therefore switched off if a training step may need more than half of the memory that this process may use, and if the
+    variable NNUNET_GLIMS_KEEP_MEMORY is 0.
 
     Args:
         training_voxels: voxels of the batch in a training step; 0 in prediction.
@@ -123,7 +123,7 @@ def keep_freed_memory(training_voxels: int = 0) -> None:
     _set_keeping(wanted and training_voxels * KEPT_BYTES_PER_VOXEL <= _usable_memory() / 2)
 
 
-_usable_memory = cache(available_memory)  # asked for in every step; limits do not change while a process runs
+_usable_memory = cache(available_memory)  # used in every step; limits do not change while a process runs
 
 
 @lru_cache(maxsize=1)
@@ -206,10 +206,10 @@ def norm_act_backward(x, gain, shift, slope, gradient, eps: float) -> tuple[Tens
 WORTHWHILE_VOXELS = 2**13
 """Number of voxels on the coarser side from which `nonoverlapping_convolution` is faster than torch's convolution."""
 WORTHWHILE_CHANNELS = 2**8
-"""Number of channels up to which it is. With more channels arithmetic limits the speed, where torch's libraries are best."""
+"""Number of channels up to which it is faster. With more channels arithmetic limits the speed, and torch's is faster."""
 
 PARTS = 64
-"""Into how many parts the voxels of a case are divided at most, so that threads share them."""
+"""Largest number of parts into which the voxels of a case are divided among threads."""
 
 
 def _coarse(x: Tensor, stride: Sequence[int], transposed: bool) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the kernels compute, in plain PyTorch: on any device, in any precision, differentiable any number of times."""
+"""The operations of the kernels in plain PyTorch, for any device and precision, with derivatives of any order."""
 
 from __future__ import annotations
 

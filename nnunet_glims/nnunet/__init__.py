@@ -1,4 +1,4 @@
-"""The one room that knows nnU-Net's folders and files.
+"""All code that knows nnU-Net's folders and files.
 
-It stays empty: every Python process imports `nnunet_glims.nnunet.discovery` when it starts.
+This module must stay empty, because every Python process imports `nnunet_glims.nnunet.discovery` when it starts.
 """

@@ -1,4 +1,4 @@
-"""Loading nnU-Net's checkpoints without running code that may be hidden in them."""
+"""Load nnU-Net's checkpoints without running code that they may contain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ FINAL = "checkpoint_final.pth"
 
 
 def _harmless() -> list[Any]:
-    """The types of NumPy's numbers and the functions that unpickle them, under old names too: nnU-Net stores its losses so."""
+    """Return the types of NumPy's numbers and the functions that unpickle them, which nnU-Net's stored losses need.
+
+    They include their names in older versions of NumPy.
+    """
     make = np.float64(0).__reduce__()[0]
     kinds = {
         type(np.dtype(name)) for name in ("bool", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
@@ -27,14 +30,14 @@ def _harmless() -> list[Any]:
 
 
 def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU.
+    """Load a checkpoint to the CPU, and return its content.
 
     Args:
         path: the checkpoint's file.
-        trust: allow any pickled object, which may run code while it is loaded.
+        trust: whether to allow any pickled object, which may run code while it is loaded.
 
     Raises:
-        UsageError: there is no such file, or it holds more than tensors and plain data and is not trusted.
+        UsageError: there is no such file, or it holds more than tensors and plain data while `trust` is not set.
         ProcessingError: the file is damaged.
     """
     if not path.is_file():
@@ -59,11 +62,11 @@ def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
 
 
 def trained_folds(model: ModelFolder, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> Sequence[str]:
-    """Names of the folds to use: the wanted ones, such as "0" or "all", or every numbered fold that has the checkpoint.
+    """Return the names of the folds to use: the wanted ones, or every numbered fold that has the checkpoint.
 
     Args:
         model: the model folder.
-        wanted: names of folds; empty for every fold with a number, or "all" where there is no other.
+        wanted: names of folds, such as "0" or "all"; empty for every numbered fold, or "all" if there is none.
         checkpoint: file name of the checkpoint in a fold's folder.
 
     Raises:
@@ -79,7 +82,7 @@ def trained_folds(model: ModelFolder, wanted: Sequence[str] = (), checkpoint: st
 
 
 def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Fill a network from a checkpoint; raises `UsageError` naming its path where the weights are another network's."""
+    """Load a checkpoint's weights into a network; raise `UsageError` with the path if they belong to another network."""
     try:
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError as error:
@@ -88,9 +91,9 @@ def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> 
 
 
 def _foreign(path: Path) -> list[str]:
-    """Names of the objects in a file that are neither tensors nor plain data; empty where the file cannot be read at all."""
+    """Return the names of the objects in a file that are neither tensors nor plain data; empty if it cannot be read."""
     try:
         with torch.serialization.safe_globals(_harmless()):
             return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # any error of a damaged pickle
+    except Exception:  # a damaged pickle may raise anything
         return []

@@ -29,7 +29,7 @@ RESULTS_FOLDER = "evaluation"
 
 @dataclass(frozen=True)
 class Cases:
-    """What there is to evaluate.
+    """The cases to evaluate.
 
     Attributes:
         files: the cases, sorted by name.
@@ -70,13 +70,13 @@ def evaluate_folders(
         surface: definition of surface distances, "surfels", "voxels" or "pooled"; None is the preset's.
         penalty: what distances count where one mask is empty, "diagonal", "brats2021", "brats2023" or "nan"; None is the
             preset's. Only the preset "default" takes another one.
-        tolerance: mm of the normalised surface Dice, for all regions; None is the preset's.
-        region_tolerances: region -> mm, for regions with a tolerance of their own.
+        tolerance: tolerance of the normalised surface Dice in mm, for all regions; None is the preset's.
+        region_tolerances: region -> tolerance in mm, for regions with a tolerance of their own.
         only_predicted: leave out cases without a prediction instead of counting them as empty.
         out: folder for the results; None is "evaluation" in the folder of predictions.
-        workers: processes; None is as many as there are cores, at most 8. With more than one, a script needs the guard
-            `if __name__ == "__main__":`.
-        progress: shows how far the work has got.
+        workers: number of processes; None takes as many as cores and memory allow, at most 8. With more than one, a
+            script needs the guard `if __name__ == "__main__":`.
+        progress: shows how many cases are done.
 
     Returns:
         The results. Cases that could not be evaluated are listed in `summary["failed"]`.
@@ -153,7 +153,7 @@ def _settings(
     tolerance: float | None,
     region_tolerances: Mapping[str, float] | None,
 ) -> Settings:
-    """The settings that a user chose; `searched` names the places where dataset.json was looked for."""
+    """Return the settings that a user chose; `searched` names the places where dataset.json was looked for."""
     found = _regions(dataset_json, searched, regions)
     protocol = protocol_for(list(found), preset, surface, penalty, tolerance, region_tolerances or {})
     return Settings(found, protocol, None if dataset_json is None else ignored_label(dataset_json))
@@ -177,7 +177,7 @@ def _regions(
 
 
 def cases_of_folders(truths: Path, predictions: Path) -> Cases:
-    """Label maps and predictions of the same names. A true label map without a prediction is a case all the same.
+    """Return the cases of two folders whose files have the same names. A true label map without a prediction is a case too.
 
     Raises:
         UsageError: a folder is missing or has no label maps, or no prediction belongs to a true label map.
@@ -200,7 +200,7 @@ def cases_of_folders(truths: Path, predictions: Path) -> Cases:
 
 
 def cases_of_model(model: Path, truths: Path | None = None, chosen: Sequence[int] | None = None) -> Cases:
-    """The validation cases of all folds of a model that nnU-Net trained.
+    """Return the validation cases of all folds of a model that nnU-Net trained.
 
     Args:
         model: folder with plans.json, dataset.json and fold_0, fold_1 and so on.

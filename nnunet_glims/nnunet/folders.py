@@ -1,4 +1,4 @@
-"""nnU-Net's folders and small files: its three root folders, data sets, dataset.json, and the label maps of a folder."""
+"""nnU-Net's three root folders, the folders of data sets, dataset.json, and the label maps of a folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Root:
 
     Attributes:
         variable: name of the environment variable.
-        content: what nnU-Net keeps there, for error messages.
+        content: what nnU-Net stores there, for error messages.
     """
 
     variable: str
@@ -33,20 +33,20 @@ class Root:
 
     @property
     def path(self) -> Path:
-        """The folder; raises `UsageError` where the variable is not set."""
+        """Return the folder; raise `UsageError` if the variable is not set."""
         root = os.environ.get(self.variable)
         if not root:
             raise UsageError(f"the environment variable {self.variable} is not set: nnU-Net keeps {self.content} there")
         return Path(root)
 
     def find(self, *parts: str) -> Path | None:
-        """The file or folder at this place below the root; None where it, or the variable, does not exist."""
+        """Return the file or folder with this path below the root; None if it does not exist or the variable is not set."""
         root = os.environ.get(self.variable)
         path = Path(root, *parts) if root else None
         return path if path is not None and path.exists() else None
 
     def dataset(self, dataset: str) -> Path:
-        """The folder of a data set below the root.
+        """Return the folder of a data set below the root.
 
         Args:
             dataset: its number ("137") or its name ("Dataset137_BraTS").
@@ -66,7 +66,7 @@ RESULTS = Root("nnUNet_results", "trained models")
 
 
 def dataset_name(dataset: str) -> str:
-    """DatasetNNN_NAME of a data set that is given by number or name; raises `UsageError` where nnU-Net knows none."""
+    """Return the name DatasetNNN_NAME of a data set given by number or name; raise `UsageError` if nnU-Net knows none."""
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     try:
@@ -76,7 +76,7 @@ def dataset_name(dataset: str) -> str:
 
 
 def preprocessed_folder(dataset: str) -> Path:
-    """The folder in nnUNet_preprocessed of a data set that is given by number or name.
+    """Return the folder in nnUNet_preprocessed of a data set that is given by number or name.
 
     Raises:
         UsageError: the variable is not set, nnU-Net knows no such data set, or it was not preprocessed.
@@ -88,7 +88,7 @@ def preprocessed_folder(dataset: str) -> Path:
 
 
 def read_dataset_json(path: Path) -> Mapping[str, Any]:
-    """The content of a dataset.json of nnU-Net v2; raises `UsageError` where the file is something else."""
+    """Return the content of a dataset.json of nnU-Net v2; raise `UsageError` if the file has another form."""
     content = read_json(path)
     wanted = ("channel_names", "labels", "file_ending")
     missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
@@ -103,7 +103,7 @@ def read_dataset_json(path: Path) -> Mapping[str, Any]:
 
 
 def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
-    """The content of the first dataset.json in the folders; None where there is none."""
+    """Return the content of the first dataset.json in the folders; None where there is none."""
     for folder in folders:
         if (folder / "dataset.json").exists():
             return read_dataset_json(folder / "dataset.json")
@@ -111,7 +111,7 @@ def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
 
 
 def regions_of(dataset_json: Mapping[str, Any]) -> Regions:
-    """Name -> labels of each region, or each label as a region of its own, in the order of dataset.json."""
+    """Return name -> labels of each region, in the order of dataset.json; without regions each label is one of its own."""
     return {
         name: tuple(labels) if isinstance(labels, list) else (labels,)
         for name, labels in dataset_json["labels"].items()
@@ -120,17 +120,17 @@ def regions_of(dataset_json: Mapping[str, Any]) -> Regions:
 
 
 def ignored_label(dataset_json: Mapping[str, Any]) -> int | None:
-    """The label of voxels that do not count; None where the data set has none."""
+    """Return the ignore label, whose voxels do not count; None if the data set has none."""
     return dataset_json["labels"].get("ignore")
 
 
 def label_maps(folder: Path, ending: str | None = None) -> dict[str, Path]:
-    """Case -> its label map, for all CASE<ending> in a folder, sorted by file name. Empty where there is no such folder.
+    """Return case -> its label map, for all CASE<ending> in a folder, sorted by file name; empty if there is no such folder.
 
     Names that begin with a dot are left out: they are those of macOS and of unfinished files.
 
     Args:
-        folder: where to look.
+        folder: folder to search.
         ending: the file ending of the data set; None takes every ending of `ENDINGS`.
 
     Raises:

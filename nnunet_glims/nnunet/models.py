@@ -69,22 +69,26 @@ class ModelFolder:
 
     @property
     def folds(self) -> dict[int, Path]:
-        """Fold -> its folder, for the folds of a cross-validation; `fold_all` is none of them."""
+        """Fold -> its folder, for the folds of a cross-validation; `fold_all` is not one of them."""
         numbered = {folder.name.removeprefix("fold_"): folder for folder in self.path.glob("fold_*")}
         return {int(number): numbered[number] for number in sorted(filter(str.isdigit, numbered), key=int)}
 
     def network(self):
-        """The network that nnU-Net would build for it, with new weights; its input channels; its patch size.
+        """Build the model's network as nnU-Net does; return it with its number of input channels and its patch size.
+
+        The weights are new, not those of the model.
 
         Raises:
-            UsageError: nnU-Net does not know the trainer.
+            UsageError: nnU-Net does not find the trainer.
         """
         network, channels, patch_size, _ = network_of(self.plans, self.dataset_json, self.trainer, self.configuration)
         return network, channels, patch_size
 
 
 def network_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], trainer: str, configuration: str):
-    """The network that a trainer builds for plans, with new weights; its input channels, patch size and batch size.
+    """Build the network of a trainer for plans; return it with its number of input channels, patch size and batch size.
+
+    The weights are new.
 
     Args:
         plans: content of a plans file.
@@ -93,14 +97,14 @@ def network_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], traine
         configuration: name of a configuration of the plans.
 
     Raises:
-        UsageError: nnU-Net does not know the trainer.
+        UsageError: nnU-Net does not find the trainer.
     """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     try:
-        with redirect_stdout(StringIO()):  # nnU-Net tells every module it looks into
+        with redirect_stdout(StringIO()):  # nnU-Net prints every module that it searches
             trainer_class = recursive_find_trainer_class_by_name(trainer)
     except RuntimeError:
         raise UsageError(f"nnU-Net finds no trainer {trainer} on this machine") from None

@@ -1,4 +1,4 @@
-"""The GLIMS authors' published weights as a model folder that stock nnU-Net predicts with."""
+"""Make a model folder from the published weights of GLIMS' authors, with which unmodified nnU-Net predicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAINER = "nnUNetTrainerGLIMSReleased"
 PLANS = "nnUNetPlans_glims_released_brats"
 CONFIGURATION = "3d_fullres"
 CHANNELS = tuple(brats.CHANNELS[name] for name in ("flair", "t1ce", "t1", "t2"))
-"""In the authors' order."""
+"""Channels in the authors' order."""
 AUTHORS_HEADS = ("tumor_core", "whole_tumor", "enhancing_tumor")
 _FIRST_KEY = "stem.conv.weight"
 _SIGNS_OF_CODE = ("GLOBAL", "Unsupported class", "unrecognized function", "Can only")
@@ -51,7 +51,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
             "If you trust where it is from, save its parameters alone, and import that file: python -c "
             f"\"import torch; torch.save(torch.load('{path}', 'cpu', weights_only=False)['state_dict'], 'weights.pt')\""
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise UsageError(f"{path}: this is no PyTorch checkpoint, or it is damaged: {str(error)[:200]}") from None
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -67,20 +67,20 @@ def read_state_dict(path: Path) -> dict[str, Any]:
 def import_released(weights: Path, folder: Path, fold: int = 0) -> int:
     """Write nnU-Net's model folder, or add a fold to a folder that this function wrote.
 
-    nnU-Net paints regions in the order of the heads, and the authors' order TC, WT, ET would paint WT over TC. So the
-    heads are put in the order WT, TC, ET; nothing else about the network changes.
+    nnU-Net paints regions in the order of the outputs. In the authors' order TC, WT, ET it would paint WT over TC, so the
+    outputs are put in the order WT, TC, ET. Nothing else in the network changes.
 
     Args:
         weights: the authors' checkpoint.
         folder: the model folder to make; nnU-Net names such folders TRAINER__PLANS__CONFIGURATION.
-        fold: number of the fold that these weights are.
+        fold: number of the fold to write these weights to.
 
     Returns:
         The network's width.
 
     Raises:
         UsageError: the file is refused (see `read_state_dict`), its parameters are not those of GLIMS for 4 channels and 3
-            regions, or the folder is taken.
+            regions, or the folder exists with other content.
         ProcessingError: the folder cannot be written.
     """
     import torch
@@ -114,7 +114,7 @@ def import_released(weights: Path, folder: Path, fold: int = 0) -> int:
         "current_epoch": 0,
         "init_args": {"configuration": CONFIGURATION, "fold": fold},
         "trainer_name": TRAINER,
-        "inference_allowed_mirroring_axes": None,  # the authors do not mirror in prediction
+        "inference_allowed_mirroring_axes": None,  # the authors do not use mirroring in prediction
     }
     content = io.BytesIO()
     torch.save(checkpoint, content)

@@ -1,4 +1,4 @@
-"""What nnU-Net's training log tells of a fold: curves, time, seconds for a validation case, peak memory."""
+"""Read nnU-Net's training logs of a fold: curves, time, seconds for a validation case, peak memory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _PEAK = re.compile(r"Peak memory: ([\d.]+) GiB")
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """The training of one fold.
+    """The training log of one fold.
 
     Attributes:
         curves: "training loss", "validation loss" and "pseudo Dice" -> one value for each epoch. Pseudo Dice is the mean
             over the classes that have a value. Epochs that were repeated after an interruption count once.
-        hours: sum of the epochs' times; None where no epoch was completed.
-        device: "cpu", "cuda:0", ...; None where it is not known.
+        hours: sum of the epochs' times; None if no epoch was completed.
+        device: "cpu", "cuda:0", ...; None if it is not known.
         case_seconds: median time from the start of one validation case to the next; None for fewer than three cases.
-        peak_gib: peak memory, where the trainer logs it.
+        peak_gib: peak memory in GiB; None if the trainer does not log it.
     """
 
     curves: Mapping[str, Sequence[float]]
@@ -51,7 +51,7 @@ def read_training_log(fold: Path) -> TrainingLog:
             time, text = datetime.fromisoformat(match[1]), match[2].strip()
             name, _, value = text.partition(" ")
             if name == "Epoch" and value.isdigit():
-                # The training started again from here, after an interruption.
+                # The training was continued from this epoch after an interruption.
                 epochs = {number: epoch for number, epoch in epochs.items() if number < int(value)}
                 current = epochs[int(value)] = {}
             elif name in ("train_loss", "val_loss"):
@@ -59,7 +59,7 @@ def read_training_log(fold: Path) -> TrainingLog:
             elif text.startswith("Pseudo dice"):
                 # NumPy 2 writes np.float32(0.81), earlier versions 0.81
                 values = [float(number) for number in re.findall(r"(?<![a-z\d])(\d+\.?\d*(?:e-?\d+)?|nan)", text)]
-                known = [dice for dice in values if not isnan(dice)]  # a class that no patch had has none
+                known = [dice for dice in values if not isnan(dice)]  # a class that no patch contained has no value
                 current["pseudo Dice"] = mean(known) if known else float("nan")
             elif text.startswith("Epoch time:"):
                 current["seconds"] = float(text.split()[2])
@@ -85,5 +85,5 @@ def read_training_log(fold: Path) -> TrainingLog:
 
 
 def _time_of(log: Path) -> list[int]:
-    """Year to second from a log's name, in which nnU-Net writes month and day without leading zeros."""
+    """Return the numbers from year to second in a log's name, in which month and day have no leading zeros."""
     return [int(number) for number in re.findall(r"\d+", log.stem)]

@@ -1,1 +1,1 @@
-"""Facts about public releases: labels, regions, names of cases and files, numbers of cases. Data only."""
+"""Facts about public releases, as data: labels, regions, names of cases and files, numbers of cases."""

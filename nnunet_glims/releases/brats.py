@@ -24,12 +24,12 @@ STRAY_SEGMENTATION = r".*_segm\.nii(\.gz)?"
 """W39_1998.09.19_Segm.nii in BraTS 2020: the segmentation of the case whose other files lie in the same folder."""
 
 SUBMISSION_NAME = "{case}.nii.gz"
-"""A segmentation as the challenges take it."""
+"""File name of a segmentation in a submission."""
 
 LICENCE = "terms of the challenge, to which one agrees for the download"
 
 NECROSIS, EDEMA, ENHANCING = 1, 2, 3
-"""Labels as BraTS 2023 and `nnunet-glims convert` have them."""
+"""The labels of BraTS 2023 and of `nnunet-glims convert`."""
 
 LABEL_NAMES = MappingProxyType({NECROSIS: "NCR", EDEMA: "ED", ENHANCING: "ET"})
 
@@ -43,7 +43,7 @@ ORIGINAL_REGIONS: Mapping[str, tuple[int, ...]] = {
     "tumor_core": (1, 4),
     "enhancing_tumor": (4,),
 }
-"""In the labels of the releases up to 2021, where 4 is the enhancing tumour."""
+"""Regions in the labels of the releases up to 2021, where 4 is the enhancing tumour."""
 
 SHORT_NAMES = {"whole_tumor": "WT", "tumor_core": "TC", "enhancing_tumor": "ET"}
 
@@ -53,10 +53,10 @@ LABELS: Mapping[str, int | list[int]] = MappingProxyType(
         **{region: list(labels) if len(labels) > 1 else labels[0] for region, labels in REGIONS.items()},
     }
 )
-"""The labels of dataset.json. nnU-Net changes the dictionaries that it is given: give it a copy."""
+"""The labels of dataset.json. nnU-Net changes the dictionaries that it is given, so it must get a copy."""
 
 REGIONS_CLASS_ORDER = (EDEMA, NECROSIS, ENHANCING)
-"""nnU-Net paints whole tumor, core, enhancing tumor one over the other: what is left of each has this label."""
+"""The label with which nnU-Net paints each region, in the order whole tumor, tumor core, enhancing tumor."""
 
 _OLD_LABELS = {0: 0, 1: NECROSIS, 2: EDEMA, 4: ENHANCING}
 _NEW_LABELS = {0: 0, 1: NECROSIS, 2: EDEMA, 3: ENHANCING}
@@ -64,15 +64,15 @@ _NEW_LABELS = {0: 0, 1: NECROSIS, 2: EDEMA, 3: ENHANCING}
 
 @dataclass(frozen=True)
 class BratsRelease:
-    """What is known about a release.
+    """Facts about a release.
 
     Attributes:
-        case_start: pattern at which the names of its cases begin; no two releases have one in common.
+        case_start: pattern with which the names of its cases begin; it differs between releases.
         labels: label in the release -> label that `nnunet-glims convert` writes.
-        training_cases: published cases with a segmentation.
-        reference: where to get it, and what to cite.
-        patient: pattern of a case's name whose group "patient" is the same for all time points of a patient; None where
-            each case is another patient.
+        training_cases: number of published cases with a segmentation.
+        reference: where to get the release, and what to cite.
+        patient: pattern of a case's name whose group "patient" is the same for all time points of a patient; None if each
+            case is another patient.
     """
 
     case_start: str

@@ -8,20 +8,20 @@ LICENCE = "terms of the challenge, to which one agrees for the download"
 FILE_NAME = r"(?P<kind>img|label)(?P<number>\d{4})\.nii(\.gz)?"
 CASE_NAME = "img{number:04d}"
 SUBMISSION_NAME = "label{number:04d}.nii.gz"
-"""A segmentation as the challenge takes it."""
+"""File name of a segmentation in a submission."""
 
 ORGANS = (
     "spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
     "inferior_vena_cava", "portal_and_splenic_veins", "pancreas", "right_adrenal_gland", "left_adrenal_gland",
 )  # fmt: skip
-"""Label 1 is the first."""
+"""The names of the organs; the first one has label 1."""
 
 SYNAPSE8 = ("aorta", "gallbladder", "left_kidney", "right_kidney", "liver", "pancreas", "spleen", "stomach")
-"""The eight organs that TransUNet (arXiv 2102.04306) and those who compare with it report, in its order."""
+"""The eight organs that TransUNet (arXiv 2102.04306) reports, in its order."""
 
 SYNAPSE8_TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
 SYNAPSE8_TRAIN = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
-"""Numbers of the cases that TransUNet and those who compare with it test and train on."""
+"""Numbers of the test cases and of the training cases of TransUNet."""
 
 BTCV13_TEST = (35, 36, 37, 38, 39, 40)
 """Numbers of the validation cases of the split of 24 and 6 cases."""

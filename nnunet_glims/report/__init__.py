@@ -1,1 +1,1 @@
-"""Leaderboards and their pictures. See docs/leaderboard.md."""
+"""Leaderboards and their figures. See docs/leaderboard.md."""

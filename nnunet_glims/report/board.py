@@ -1,4 +1,4 @@
-"""The leaderboard as data: entries on the same cases, their statistics, tests and ranks."""
+"""The data of a leaderboard: entries on the same cases, their statistics, tests and ranks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from nnunet_glims.report.patients import Patients, patients_of
 
 SIGNIFICANT = 0.05
 RANKED = (("lesion_dice", "dice"), ("lesion_hd95", "hd95"))
-"""Metrics that entries are ranked by: of each tuple the first one that was measured."""
+"""Metrics by which entries are ranked: from each tuple the first one that was measured."""
 SHOWN = ("dice", "hd95", "nsd")
 
 
 @dataclass(frozen=True)
 class Board:
-    """All that the pages and tables show.
+    """All data that the page and the tables show.
 
     Attributes:
         title: heading of the page.
@@ -38,14 +38,14 @@ class Board:
         patients: the patients of these cases.
         regions: names of the regions, in the order of the evaluation.
         metrics: the metrics that are shown.
-        by_case: a row for each entry, case and region: all metrics, means over seeds.
-        by_patient: a row for each entry, patient and region: all metrics, means over seeds, then over cases.
-        statistics: (metric, region) -> entry -> what `describe` gives of the values by patient, and besides "case_mean",
-            the mean over cases; "seeds", their number; "seed_sd", the standard deviation (n - 1) of the seeds' means, None
-            for one seed.
+        by_case: a row for each entry, case and region, with the means of all metrics over seeds.
+        by_patient: a row for each entry, patient and region, with the means of all metrics over seeds, then over cases.
+        statistics: (metric, region) -> entry -> the result of `describe` for the values by patient, with three more keys:
+            "case_mean", the mean over cases; "seeds", the number of seeds; "seed_sd", the standard deviation (n - 1) of the
+            seeds' means, None for one seed.
         tests: metric -> the paired tests of all pairs of entries in all regions.
         ranking: ranks by the metrics `ranked_by`; None for one entry.
-        costs: entry -> parameters, time and so on.
+        costs: entry -> its costs, such as parameters and time.
         left_out: entry -> its cases that other entries or seeds do not have.
     """
 
@@ -85,12 +85,12 @@ class Board:
         return max(len(entry.runs) for entry in self.entries)
 
     def mean(self, metric: Metric, region: str, entry: str) -> float:
-        """The mean over patients; NaN where it is not defined."""
+        """Return the mean over patients; NaN where it is not defined."""
         value = self.statistics[metric.name, region][entry]["mean"]
         return float("nan") if value is None else value
 
     def best(self, metric: Metric, region: str) -> str | None:
-        """The entry with the best mean; None where there is no better or worse, or only one entry."""
+        """Return the entry with the best mean; None if neither larger nor smaller is better, or if there is only one entry."""
         if metric.higher_is_better is None or len(self.entries) < 2:
             return None
         sign = 1 if metric.higher_is_better else -1
@@ -99,14 +99,14 @@ class Board:
         return max(known, key=lambda name: known[name]) if known else None
 
     def is_best(self, metric: Metric, region: str, entry: str) -> bool:
-        """Whether no entry has a better mean, to 9 digits, and all of them have as many values."""
+        """Return whether no entry has a better mean (to 9 digits), where all entries have the same number of values."""
         best = self.best(metric, region)
         if len({described["n"] for described in self.statistics[metric.name, region].values()}) > 1:
             return False
         return best is not None and abs(self.mean(metric, region, entry) - self.mean(metric, region, best)) < 1e-9
 
     def worse_than_best(self, metric: Metric, region: str, entry: str) -> bool:
-        """Whether the best entry is better by more than chance (Wilcoxon, Holm)."""
+        """Return whether the best entry is significantly better (p < 0.05, Wilcoxon test, Holm's adjustment)."""
         best = self.best(metric, region)
         return any(
             test.p_holm < SIGNIFICANT
@@ -115,7 +115,7 @@ class Board:
         )
 
     def case_means(self, metric: str, entry: str) -> pd.Series:
-        """Case -> mean of a metric over the regions, the lowest first."""
+        """Return case -> mean of a metric over the regions, the lowest first."""
         values = [values_by_entry(self.by_case, region, metric, "case")[entry] for region in self.regions]
         return pd.concat(values, axis=1).mean(axis=1).sort_values(kind="stable")
 
@@ -127,14 +127,14 @@ def make_board(
     intersection: bool = False,
     patients: Path | None = None,
 ) -> Board:
-    """Compare entries.
+    """Compare entries, and return all data of the leaderboard.
 
     Args:
         title: heading of the page.
         entries: results that were evaluated with the same settings.
         metrics: names of the metrics to show; empty for Dice, HD95, NSD and, where measured, lesion-wise Dice and HD95.
-        intersection: whether to compare on the cases that all seeds of all entries have, where some miss cases.
-        patients: CSV file with the columns case and patient; None looks for the data set's conversion report.
+        intersection: whether to compare on the cases that all seeds of all entries have, if some lack cases.
+        patients: CSV file with the columns case and patient; None searches for the data set's conversion report.
 
     Raises:
         UsageError: settings or cases differ, a case could not be evaluated, a metric is unknown or was not measured, or the
@@ -185,7 +185,7 @@ def _statistics(
     regions: Sequence[str],
     metrics: Sequence[Metric],
 ) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
-    """What `Board.statistics` holds; `table` has a row for each seed."""
+    """Return the content of `Board.statistics`; `table` has a row for each entry, seed, case and region."""
     by_seed = [patient_means(case_means(rows), patients.of_case) for _, rows in table.groupby("seed", sort=True)]
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for metric in metrics:
@@ -206,7 +206,7 @@ def _statistics(
 
 
 def _check_runs(entries: Sequence[LeaderboardEntry]) -> None:
-    """Raise `UsageError` where results cannot be compared: other settings or version, failed cases, changed files."""
+    """Raise `UsageError` if results cannot be compared: settings or versions differ, cases failed, or files have changed."""
     runs = [(_title(entry, run), run) for entry in entries for run in entry.runs]
     first_name, first = runs[0]
     for name, run in runs:
@@ -242,7 +242,7 @@ def _title(entry: LeaderboardEntry, run: Run) -> str:
 
 
 def _common_cases(entries: Sequence[LeaderboardEntry], intersection: bool) -> tuple[list[str], dict[str, list[str]]]:
-    """The cases that all seeds of all entries have, and entry -> its other cases."""
+    """Return the cases that all seeds of all entries have, and entry -> its other cases."""
     cases_of = {
         _title(entry, run): {line["case"] for line in run.results.cases} for entry in entries for run in entry.runs
     }
@@ -267,7 +267,7 @@ def _common_cases(entries: Sequence[LeaderboardEntry], intersection: bool) -> tu
 
 
 def _check_truths(table: pd.DataFrame) -> None:
-    """Raise `UsageError` where a true region has another volume in one entry than in another."""
+    """Raise `UsageError` if the volume of a true region differs between entries."""
     for region in dict.fromkeys(table["region"]):
         rows = table[table["region"] == region]
         volumes = rows.pivot_table("truth_ml", "case", ["entry", "seed"], "mean", sort=False)

@@ -1,4 +1,4 @@
-"""Which cases are worth looking at, and where their images are."""
+"""Choose the cases that the page shows slice by slice, and find their images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_glims.report.slices import ShownCase
 from nnunet_glims.validation import nearest
 
 PREFERRED_CHANNELS = ("FLAIR", "T1ce")
-"""Names of channels that are shown under the labels where a data set has them, the best first."""
+"""Names of channels to show under the labels, the preferred ones first."""
 
 
 def choose_cases(board: Board, most: int, images: Path | None = None, channel: str | None = None) -> list[ShownCase]:
@@ -24,7 +24,7 @@ def choose_cases(board: Board, most: int, images: Path | None = None, channel: s
 
     Args:
         board: the leaderboard whose cases to choose from.
-        most: how many cases at most.
+        most: largest number of cases.
         images: folder of images named CASE_0000 and so on; None looks in nnUNet_raw.
         channel: name in dataset.json of the channel to show.
 
@@ -60,7 +60,7 @@ class _Images:
     """Finds the image of a case.
 
     Attributes:
-        folders: where images are looked for.
+        folders: folders that are searched for images.
         ending: file ending of the images.
         number: number of the channel that is shown.
         is_ct: whether the channel's values are Hounsfield units.
@@ -80,7 +80,7 @@ class _Images:
         self.is_ct = shown == "CT"
 
     def of(self, case: str) -> Path | None:
-        """The image of a case; None where there is none."""
+        """Return the image of a case; None where there is none."""
         candidates = [folder / f"{case}_{self.number:04d}{self.ending}" for folder in self.folders]
         return next((path for path in candidates if path.exists()), None)
 
@@ -96,7 +96,7 @@ def _dataset_json(entry: LeaderboardEntry) -> Mapping[str, Any] | None:
 
 
 def _image_folders(board: Board) -> list[Path]:
-    """imagesTr and imagesTs of the data set, as far as they can be found."""
+    """Return the folders imagesTr and imagesTs of the data set that exist."""
     datasets = dict.fromkeys(folder for entry in board.entries for folder in entry.dataset_folders)
     folders = [dataset / name for dataset in datasets for name in ("imagesTr", "imagesTs")]
     return [folder for folder in folders if folder.is_dir()]

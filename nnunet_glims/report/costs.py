@@ -1,4 +1,4 @@
-"""What an entry costs: parameters, multiply-accumulates, hours of training, memory, seconds a case."""
+"""The costs of an entry: parameters, multiply-accumulates, hours of training, memory, seconds for a case."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nnunet_glims.report.entries import LeaderboardEntry
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of an entry; None where one is not known.
+    """The costs of an entry; values that are not known are None.
 
     Attributes:
         parameters: number of parameters of the network.
-        gmac: 10⁹ multiply-accumulates for one patch of the plan.
-        patch_size: voxels along each axis.
+        gmac: billions (10⁹) of multiply-accumulates for one patch of the plans.
+        patch_size: voxels of the patch along each axis.
         training_hours: hours of all folds together; with several seeds, their mean.
         device: the kind of device it was trained on, such as "cpu" or "cuda".
         peak_gib: peak memory of a training in GiB.
-        seconds_a_case: seconds of inference for a case.
-        logs: the training of each fold of each seed.
-        unknown: why something about the model is not known.
+        seconds_a_case: seconds that the prediction of a case takes.
+        logs: the training log of each fold of each seed.
+        unknown: why values are not known; empty if nothing is to be said.
     """
 
     parameters: int | None = None
@@ -39,7 +39,7 @@ class Costs:
 
 
 def costs_of(entry: LeaderboardEntry) -> Costs:
-    """The costs that the models of an entry tell. A model that cannot be read or built leaves them unknown, with the reason."""
+    """Return the costs of an entry, from its model folders. If a model cannot be read or built, `unknown` says why."""
     first = entry.runs[0]
     costs = Costs(seconds_a_case=entry.seconds_a_case, unknown=first.unknown)
     try:
@@ -57,7 +57,7 @@ def costs_of(entry: LeaderboardEntry) -> Costs:
 
         parameters = count_parameters(network)
         gmac = count_gmac(network, channels, patch_size)
-    except Exception as error:  # whatever a model folder or a trainer of others raises must not cost the other entries
+    except Exception as error:  # code of other packages may raise anything
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         return replace(costs, unknown=f"the model could not be read or built: {kind}{error}")
     return replace(costs, parameters=parameters, gmac=gmac, patch_size=patch_size)

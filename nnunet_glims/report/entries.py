@@ -1,4 +1,4 @@
-"""What a leaderboard compares: entries with a name, each an evaluated folder or one for each of its seeds."""
+"""The entries of a leaderboard: each has a name and one evaluated folder for each of its seeds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.results import Results, is_evaluation, read_results
+from nnunet_glims.files import read_text
 from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER
 from nnunet_glims.nnunet.folders import RAW
 from nnunet_glims.nnunet.models import ModelFolder
@@ -26,8 +27,9 @@ class EntryFile(BaseModel):
         path: an evaluated model folder or prediction folder, or the folder that `nnunet-glims evaluate -o` wrote.
         paths: in place of `path`, a list of such folders, one for each seed of the entry.
         model: model folder for parameters, time and learning curves; None takes the one that was evaluated. With several
-            seeds it is that of the first one.
-        seconds_a_case: of inference, where it was measured; None takes that of the training log, of the validation cases.
+            seeds it is the model of the first seed.
+        seconds_a_case: measured seconds of prediction for a case; None takes those of the validation cases from the
+            training log.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,7 +53,12 @@ class EntryFile(BaseModel):
 
 
 class BoardFile(BaseModel):
-    """The content of a leaderboard's YAML file."""
+    """The content of a leaderboard's YAML file.
+
+    Attributes:
+        title: heading of the page.
+        entries: the entries, in the order of the table.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,7 +74,7 @@ class Run:
         folder: the folder that was given.
         results: its evaluation.
         model: the model that predicted; None where it is not known.
-        unknown: why the model is not known, where there is more to say than that no model was evaluated.
+        unknown: why the model is not known; empty if no model was evaluated.
     """
 
     folder: Path
@@ -83,7 +90,7 @@ class LeaderboardEntry:
     Attributes:
         name: name of the entry.
         runs: the results of each seed; one for an entry that was trained once.
-        seconds_a_case: of inference, where the user measured it.
+        seconds_a_case: seconds of prediction for a case, if the user measured them.
     """
 
     name: str
@@ -92,12 +99,12 @@ class LeaderboardEntry:
 
     @property
     def lines(self) -> list[Mapping[str, Any]]:
-        """The lines of cases.jsonl of all seeds."""
+        """The lines of the files cases.jsonl of all seeds."""
         return [line for run in self.runs for line in run.results.cases]
 
     @property
     def dataset_folders(self) -> list[Path]:
-        """Folders in which the raw data set may be: the model's in nnUNet_raw, and those around the true label maps."""
+        """Folders that may hold the raw data set: that of the model in nnUNet_raw, and those around the true label maps."""
         found = []
         for run in self.runs[:1]:
             names = [] if run.model is None else [run.model.dataset]
@@ -114,10 +121,10 @@ Entries = Mapping[str, str | Path | Sequence[str | Path]]
 
 
 def board_file(entries: Entries | str | Path) -> BoardFile:
-    """The content of a leaderboard's file from a mapping, or from a YAML file, whose paths are relative to it.
+    """Return the entries of a leaderboard from a mapping, or from a YAML file, whose paths are relative to that file.
 
     Raises:
-        UsageError: the YAML is wrong, two entries have one name, or there is no entry.
+        UsageError: the YAML file is wrong, two entries have the same name, or there is no entry.
     """
     if isinstance(entries, str | Path):
         board = _from_yaml(Path(entries))
@@ -137,10 +144,12 @@ def board_file(entries: Entries | str | Path) -> BoardFile:
 
 
 def board_file_of_arguments(arguments: Sequence[str]) -> BoardFile:
-    """The same from `NAME=FOLDER` arguments, of which those of one name are its seeds, or from one YAML file.
+    """Return the entries of a leaderboard from `NAME=FOLDER` arguments, or from the path of a YAML file.
+
+    Folders of the same name are the seeds of one entry.
 
     Raises:
-        UsageError: an argument is neither, or see `board_file`.
+        UsageError: an argument is neither of these, or the errors of `board_file`.
     """
     if len(arguments) == 1 and Path(arguments[0]).suffix in (".yaml", ".yml"):
         return board_file(arguments[0])
@@ -157,17 +166,16 @@ def read_entries(board: BoardFile) -> list[LeaderboardEntry]:
     """Read the results of all entries.
 
     Raises:
-        UsageError: a folder does not exist or is not evaluated, or two seeds of an entry are one folder.
+        UsageError: a folder does not exist or is not evaluated, or two seeds of an entry are the same folder.
     """
     return [_entry(given) for given in board.entries]
 
 
 def _from_yaml(path: Path) -> BoardFile:
+    text = read_text(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise UsageError(f"{path}: this is not YAML: {error}") from None
     board = validate(BoardFile, content, str(path))
     for entry in board.entries:
@@ -203,7 +211,7 @@ def _run(name: str, folder: Path, model: Path | None) -> Run:
         return Run(folder, results, None)
     try:
         found = ModelFolder(Path(remembered))
-        _ = found.dataset, found.dataset_json  # which later steps need
+        _ = found.dataset, found.dataset_json  # later steps need both
     except UsageError as error:
         return Run(folder, results, None, str(error))
     return Run(folder, results, found)

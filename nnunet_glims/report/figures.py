@@ -1,4 +1,4 @@
-"""The leaderboard's figures."""
+"""The figures of the leaderboard, as HTML."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from nnunet_glims.report.board import Board
 from nnunet_glims.report.drawing import entry_colour, entry_marker, listed, svg
 
 MOST_POINTS = 100
-"""Cases up to which a box plot shows each of them."""
+"""Largest number of cases for which a box plot shows each case as a point."""
 
 
 def box_plots(board: Board, metric: Metric) -> str:
-    """A box for each entry and region: quartiles, whiskers to 1.5 interquartile ranges, and a point for each case.
+    """Draw a box plot for each entry and region: quartiles, whiskers to 1.5 interquartile ranges, and a point for each case.
 
     Of an entry with several seeds, a case's value is the mean over the seeds.
     """
@@ -62,7 +62,7 @@ def box_plots(board: Board, metric: Metric) -> str:
 
 
 def accuracy_against_cost(board: Board) -> str | None:
-    """Mean Dice over regions against multiply-accumulates and parameters; None where no entry's network is known."""
+    """Draw mean Dice over regions against multiply-accumulates and parameters; return None if no network is known."""
     metric = next((metric for metric in board.metrics if metric.higher_is_better), None)
     known = [name for name in board.names if board.costs[name].gmac is not None]
     if metric is None or not known:
@@ -91,7 +91,7 @@ def accuracy_against_cost(board: Board) -> str | None:
 
 
 def learning_curves(board: Board) -> str | None:
-    """Loss and pseudo Dice of every fold of every seed; None where no training log was found."""
+    """Draw loss and pseudo Dice of every fold of every seed; return None if there is no training log."""
     logged = [name for name in board.names if board.costs[name].logs]
     if not logged:
         return None
@@ -121,7 +121,10 @@ def learning_curves(board: Board) -> str | None:
 
 
 def critical_difference(board: Board) -> str | None:
-    """Mean ranks on a line; bars join entries that do not differ significantly (Demšar 2006). None below three entries."""
+    """Draw mean ranks on a line, with bars between entries that do not differ significantly (Demšar 2006).
+
+    Returns None for fewer than three entries.
+    """
     ranking = board.ranking
     if ranking is None or len(board.entries) < 3 or ranking.critical_difference is None:
         return None
@@ -160,7 +163,7 @@ def critical_difference(board: Board) -> str | None:
 
 
 def _cliques(means: Sequence[float], width: float) -> list[tuple[int, int]]:
-    """First and last of each largest group of neighbours, sorted by rank, that lie within the critical difference."""
+    """Return first and last index of each largest group of entries, sorted by rank, within the critical difference."""
     found: list[tuple[int, int]] = []
     for first in range(len(means)):
         last = max(place for place in range(first, len(means)) if means[place] - means[first] < width)
@@ -170,7 +173,7 @@ def _cliques(means: Sequence[float], width: float) -> list[tuple[int, int]]:
 
 
 def confusion(board: Board) -> str:
-    """A matrix for each entry: of all voxels with each true label, which part got which label."""
+    """Draw a confusion matrix for each entry: the part of the voxels with a true label that got each predicted label."""
     labels = label_names([run.results for entry in board.entries for run in entry.runs])
     cases = set(board.cases)
     empty = np.zeros((len(labels), len(labels)))

@@ -1,4 +1,4 @@
-"""The leaderboard from evaluated folders to the page and the tables on disk."""
+"""Make a leaderboard from evaluated folders, and write its page and tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import write_text
+from nnunet_glims.files import check_output_folder, write_text
 from nnunet_glims.networks import network_named
 from nnunet_glims.report import page, tables
 from nnunet_glims.report.board import Board, make_board
@@ -23,8 +23,8 @@ class Leaderboard:
     """A leaderboard that was written.
 
     Attributes:
-        page: the HTML page; the tables lie beside it.
-        board: statistics, tests, ranks and costs.
+        page: the HTML page; the tables are in the same folder.
+        board: the data: statistics, tests, ranks and costs.
         shown: the cases that the page shows slice by slice.
     """
 
@@ -53,7 +53,7 @@ def leaderboard(
         out: folder for the page and the tables, which is made if it does not exist.
         title: heading of the page; None takes that of the YAML file, or "Leaderboard".
         metrics: names of the metrics to show; empty for Dice, HD95, NSD and, where measured, lesion-wise Dice and HD95.
-        intersection: compare on the cases that all entries and seeds have, where some miss cases.
+        intersection: compare on the cases that all entries and seeds have, if some lack cases.
         patients: CSV file with the columns case and patient; None looks for the conversion report of the data set.
         published: names of networks whose published figures are shown below the table.
         images: folder of images in nnU-Net's naming; None looks in nnUNet_raw.
@@ -66,12 +66,13 @@ def leaderboard(
     networks = [network_named(name).name for name in published]
     if cases < 0:
         raise UsageError(f"{cases} cases to show: it must be 0 or more")
+    out = Path(out)
+    check_output_folder(out)
     given = entries if isinstance(entries, BoardFile) else board_file(entries)
     named_patients = None if patients is None else Path(patients)
     board = make_board(title or given.title, read_entries(given), metrics, intersection, named_patients)
     shown = choose_cases(board, cases, None if images is None else Path(images), channel)
     html = page.render(board, shown, networks)
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / PAGE, html)
     write_text(out / "leaderboard.md", tables.markdown(board))

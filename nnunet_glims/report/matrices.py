@@ -1,4 +1,4 @@
-"""Confusion matrices of entries as a table and as pictures, one beside the other."""
+"""Write the confusion matrices of entries as a table and as a figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation import confusion
-from nnunet_glims.files import new_file, write_text
+from nnunet_glims.files import check_output_folder, new_file, write_text
 from nnunet_glims.report.drawing import PLAIN_STYLE
 from nnunet_glims.report.entries import LeaderboardEntry
 
@@ -42,6 +42,7 @@ def write_confusion(
         if not matrix.cases.any():
             what = f"has {only_with}" if only_with else "was evaluated"
             raise UsageError(f"{name}: none of its {len(results[name].cases)} cases {what}")
+    check_output_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "confusion.csv", confusion.table(found, labels).to_csv(index=False))
     with matplotlib.rc_context(PLAIN_STYLE):
@@ -55,7 +56,7 @@ def write_confusion(
 
 
 def size(count: int, labels: int, with_sd: bool = False) -> tuple[float, float]:
-    """The size in inches of a figure of so many matrices of so many labels."""
+    """Return width and height in inches of a figure of `count` matrices with `labels` labels."""
     across = min(_MOST_ACROSS, count)
     cell = (0.42 if labels > 5 else 0.62) * (1.25 if with_sd else 1)
     return across * (1.3 + cell * labels), -(-count // across) * (1.9 + cell * labels)
@@ -67,7 +68,7 @@ def draw(
     labels: Sequence[str],
     sd: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Draw row-normalised matrices, by entry; with `sd`, the standard deviations below the values."""
+    """Draw the row-normalised matrix of each entry; with `sd`, standard deviations are shown below the values."""
     figure.set_layout_engine("constrained", h_pad=0.1)
     across = min(_MOST_ACROSS, len(matrices))
     panels = figure.subplots(-(-len(matrices) // across), across, squeeze=False)

@@ -1,4 +1,4 @@
-"""The leaderboard as one HTML page that needs nothing else."""
+"""Render the leaderboard as one HTML page that needs no other files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nnunet_glims.report.slices import ShownCase, stack
 def render(
     board: Board, cases: Sequence[ShownCase] = (), published: Sequence[str] = (), notes: Sequence[str] = ()
 ) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
         board: what the page shows.

@@ -1,4 +1,4 @@
-"""Which patient a case is of: from the conversion report of the data set, or from a CSV file."""
+"""Find the patient of each case, in the conversion report of the data set or in a CSV file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Patients:
 
     Attributes:
         of_case: case -> patient. A case whose patient is not known is a patient of its own.
-        source: the file that names the patients; None where there is none.
+        source: the file that names the patients; None if there is none.
         unknown: cases that the file does not name.
     """
 
@@ -34,16 +34,16 @@ class Patients:
 
     @property
     def have_several_cases(self) -> bool:
-        """Whether a patient has more than one case, so that means over patients and over cases differ."""
+        """Whether any patient has more than one case, so that means over patients and over cases may differ."""
         return self.count < len(self.of_case)
 
 
 def patients_of(cases: Sequence[str], entries: Sequence[LeaderboardEntry], file: Path | None = None) -> Patients:
-    """The patients of cases.
+    """Return the patients of cases.
 
     Args:
         cases: names of the cases.
-        entries: whose data set is asked for its conversion report.
+        entries: entries whose data set is searched for its conversion report.
         file: CSV file with the columns case and patient, which must name all cases; None takes the conversion report.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Cases as stacks of slices that a page shows: image, truth and predictions, each all slices in one picture."""
+"""Show cases slice by slice: image, truth and predictions, each as one picture that holds all slices."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from nnunet_glims.report.drawing import data_uri, grey, label_colour
 
 MOST_SLICES = 36
 LONGEST_SIDE = 224
-"""Pixels of a slice: with 36 slices, 20 cases of 5 entries stay well under 15 MB."""
+"""Largest side of a slice in pixels: with 36 slices, a page with 20 cases of 5 entries has well under 15 MB."""
 CT_WINDOW = (-160.0, 240.0)
-"""Hounsfield units shown black and white: soft tissue."""
+"""Hounsfield units that are shown as black and as white: a window for soft tissue."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class ShownCase:
 
     Attributes:
         name: name of the case.
-        why: why it was chosen.
-        truth: true label map.
-        predictions: entry -> predicted label map, None where there is none.
-        image: the image under the labels; None leaves the ground black.
+        why: why the case was chosen, in words.
+        truth: path of the true label map.
+        predictions: entry -> path of the predicted label map, None if there is none.
+        image: path of the image under the labels; None leaves the background black.
         is_ct: whether the image's values are Hounsfield units.
     """
 
@@ -46,9 +46,9 @@ class ShownCase:
 
 
 def stack(case: ShownCase) -> dict[str, Any]:
-    """The pictures of a case for the page's viewer, as JSON.
+    """Return the pictures of a case for the page's viewer, as JSON.
 
-    Slices are axial, seen from below as radiologists do, cropped to the labels and some of what is around them.
+    Slices are axial, seen from below as radiologists do, cropped to the labels with a margin.
 
     Raises:
         UsageError: a file cannot be read, or the files are not on one grid.
@@ -123,7 +123,7 @@ def shown_part(foreground: np.ndarray) -> tuple[np.ndarray, slice, slice]:
 
 
 def _widened(side: slice, size: int) -> slice:
-    """A side of the box around the labels, with half of its length on each end, at least 12 voxels."""
+    """Return a side of the box around the labels, extended at both ends by half of its length and at least 12 voxels."""
     margin = max(12, (side.stop - 1 - side.start) // 2)
     return slice(max(side.start - margin, 0), min(side.stop + margin, size))
 
@@ -136,12 +136,12 @@ def _grey(image: np.ndarray, part, is_ct: bool) -> np.ndarray:
 
 
 def _columns(slices: int) -> int:
-    """How many slices lie beside each other in a picture of all slices, so that no side gets too long for a browser."""
+    """Return the number of slices in a row of the picture, chosen so that no side is too long for a browser."""
     return max(1, round(slices**0.5))
 
 
 def _atlas(stacked: np.ndarray, across: int) -> np.ndarray:
-    """Arrange (n, H, W) slices in one picture, row by row."""
+    """Return one picture with slices (n, H, W) arranged row by row."""
     count, height, width = stacked.shape
     rows = -(-count // across)
     padded = np.zeros((rows * across, height, width), np.uint8)
@@ -156,7 +156,7 @@ def _jpeg(picture: np.ndarray) -> str:
 
 
 def _outlines(labels: np.ndarray) -> np.ndarray:
-    """The pixels of each label that have a neighbour of another one in their slice."""
+    """Return the pixels of each label that have a neighbour with another label in their slice."""
     padded = np.pad(labels, ((0, 0), (1, 1), (1, 1)))
     middle = padded[:, 1:-1, 1:-1]
     neighbours = (padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
@@ -164,17 +164,17 @@ def _outlines(labels: np.ndarray) -> np.ndarray:
 
 
 def _label_png(labels: np.ndarray) -> str:
-    """A picture of labels in their colours."""
+    """Return a picture of labels in their colours."""
     return _png(labels, [label_colour(label) for label in range(1, 256)])
 
 
 def _outline_png(outlines: np.ndarray) -> str:
-    """A picture of outlines in white."""
+    """Return a picture of outlines in white."""
     return _png(outlines, ["white"])
 
 
 def _png(values: np.ndarray, colours: Sequence[str]) -> str:
-    """A picture with values from 1 in these colours and 0 transparent."""
+    """Return a picture in which the values from 1 have these colours and 0 is transparent."""
     picture = Image.fromarray(values.astype(np.uint8)).convert("P")
     picture.putpalette([round(255 * part) for colour in ("black", *colours) for part in to_rgb(colour)])
     content = io.BytesIO()

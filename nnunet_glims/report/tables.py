@@ -1,4 +1,4 @@
-"""The leaderboard as Markdown, LaTeX and CSV."""
+"""Write the leaderboard as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LEGEND = (
 
 
 def digits(metric: Metric) -> int:
-    """Number of digits after the decimal point."""
+    """Return the number of digits after the decimal point."""
     return 1 if metric.unit else 3
 
 
 def number(value: float | None, spec: str) -> str:
-    """The value in this format, or a dash where there is none."""
+    """Return a value in the format `spec`, or a dash for None."""
     return MISSING if value is None or not math.isfinite(value) else format(value, spec)
 
 
 def cost_texts(costs: Costs) -> list[str]:
-    """The texts of the costs, in the order of `COSTS`."""
+    """Return the costs as texts, in the order of `COSTS`."""
     device = f" ({costs.device.upper()})" if costs.device else ""
     return [
         number(None if costs.parameters is None else costs.parameters / 1e6, ".2f"),
@@ -44,17 +44,17 @@ def cost_texts(costs: Costs) -> list[str]:
 
 
 def headings(board: Board) -> list[tuple[Metric, str]]:
-    """Metric and region of each column."""
+    """Return metric and region of each column."""
     return [(metric, region) for metric in board.metrics for region in board.regions]
 
 
 def heading(metric: Metric, region: str) -> str:
-    """The heading of a column."""
+    """Return the heading of a column."""
     return f"{metric.title} {short(region)}" + (f" [{metric.unit}]" if metric.unit else "")
 
 
 def value(board: Board, metric: Metric, region: str, entry: str, interval: bool = True) -> str:
-    """The text of a table's cell: mean ± standard deviation [interval], and what the mean over patients leaves out."""
+    """Return the text of a cell: mean ± standard deviation [interval], and the results of `few` and `further_means`."""
     described = board.statistics[metric.name, region][entry]
     spec = f".{digits(metric)}f"
     text = number(described["mean"], spec)
@@ -68,14 +68,14 @@ def value(board: Board, metric: Metric, region: str, entry: str, interval: bool 
 
 
 def few(board: Board, described: Mapping[str, Any]) -> str:
-    """How many cases or patients a mean is over, where some have no value; else an empty text."""
+    """Return " (n of N patients)" if some patients or cases have no value; else an empty text."""
     if not described["undefined"]:
         return ""
     return f" ({described['n']} of {described['n'] + described['undefined']} {board.unit}s)"
 
 
 def further_means(board: Board, metric: Metric, described: Mapping[str, Any]) -> list[str]:
-    """The mean over cases, where patients have several, and the standard deviation between seeds, where there are several."""
+    """Return texts with the mean over cases if patients have several, and with the deviation between several seeds."""
     spec = f".{digits(metric)}f"
     texts = []
     if board.patients.have_several_cases:
@@ -86,7 +86,7 @@ def further_means(board: Board, metric: Metric, described: Mapping[str, Any]) ->
 
 
 def averages(board: Board) -> list[str]:
-    """Sentences that say what the numbers are means over, and how the patients are known."""
+    """Return sentences that say over what the means are taken, and where the patients' names are from."""
     patients = board.patients
     found = []
     if board.most_seeds > 1:
@@ -112,7 +112,7 @@ def averages(board: Board) -> list[str]:
 
 
 def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
-    """Headings, and the values of each row as (text, best, worse than the best)."""
+    """Return the headings, and the values of each row as (text, is the best, is worse than the best)."""
     columns = headings(board)
     head = ["Entry", *(heading(*column) for column in columns)]
     if board.ranking is not None:
@@ -132,7 +132,7 @@ def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
 
 
 def markdown(board: Board) -> str:
-    """The leaderboard in Markdown: table, legend, and the paired tests."""
+    """Return the leaderboard in Markdown: table, legend, and the paired tests."""
     head, rows = _rows(board)
     lines = [f"# {board.title}", "", _markdown_row(head), _markdown_row(["---"] * len(head))]
     for row_values in rows:
@@ -183,7 +183,7 @@ _LATEX = {
 
 
 def latex(board: Board) -> str:
-    """A booktabs table of means and standard deviations over patients; intervals would make it wider than a page."""
+    """Return a booktabs table of means and standard deviations over patients, without intervals, to fit on a page."""
     columns = headings(board)
     with_rank = board.ranking is not None
     lines = [
@@ -231,7 +231,7 @@ def _escaped(text: str) -> str:
 
 
 def statistics_table(board: Board) -> pd.DataFrame:
-    """A row for each entry, region and metric: all statistics over patients, the mean over cases and the seeds, unrounded."""
+    """Return all statistics, unrounded, with a row for each entry, region and metric."""
     rows = []
     for (metric, region), by_entry in board.statistics.items():
         for entry, described in by_entry.items():
@@ -254,5 +254,5 @@ def statistics_table(board: Board) -> pd.DataFrame:
 
 
 def tests_table(board: Board) -> pd.DataFrame:
-    """A row for each paired test: pair of entries, region and metric, unrounded."""
+    """Return all paired tests, unrounded, with a row for each pair of entries, region and metric."""
     return pd.DataFrame([vars(test) for tests in board.tests.values() for test in tests])

@@ -1,1 +1,1 @@
-"""What a trainer composes: recipes, losses and precision. No folders and no files: settings and tensors in, tensors out."""
+"""Recipes, losses and precision, which trainers use. Nothing here reads or writes files."""

@@ -12,7 +12,7 @@ ENET_CONSTANT = 1.22
 
 
 def enet_weight(share: float) -> float:
-    """Weight 1 / ln(1.22 + p) of a region that fills the share p of the volume (LATUP-Net's paper, after ENet's)."""
+    """Return the weight 1 / ln(1.22 + p) of a region that fills the fraction p of the volume (LATUP-Net, after ENet)."""
     return 1 / log(ENET_CONSTANT + share)
 
 
@@ -24,14 +24,14 @@ def squared_dice(
     smooth: float = 1e-5,
     all_workers: bool = False,
 ) -> Tensor:
-    """Soft Dice with squared denominators, 2·Σpt / (Σp² + Σt²), a value for each channel.
+    """Return the soft Dice with squared denominators, 2·Σpt / (Σp² + Σt²), of each channel.
 
     Args:
         probabilities: (N, C, D, H, W).
         target: (N, C, D, H, W) in one-hot or region form, or (N, 1, D, H, W) label numbers.
-        mask: (N, 1, D, H, W), false where voxels do not count.
-        batch_dice: add up the sums of all cases of the batch before dividing.
-        smooth: added to numerator and denominator.
+        mask: (N, 1, D, H, W), false for voxels that do not count.
+        batch_dice: whether the sums of all cases of the batch are added before dividing.
+        smooth: constant added to numerator and denominator.
         all_workers: with `batch_dice`, the batch is that of all workers of a distributed training. Then the gradient of each
             worker is the sum over the losses of all workers, whose mean DistributedDataParallel takes.
 
@@ -57,14 +57,14 @@ def squared_dice(
 
 
 class SquaredDiceLoss(nn.Module):
-    """Minus the mean squared-denominator Dice, with the interface of nnU-Net's Dice classes.
+    """The negative mean of `squared_dice` over channels, with the interface of nnU-Net's Dice classes.
 
     Args:
-        apply_nonlin: makes probabilities of logits.
-        batch_dice: add up the sums of all cases of the batch before dividing.
-        do_bg: the first channel counts too.
-        smooth: added to numerator and denominator.
-        ddp: the training is distributed. With `batch_dice` the batch is then that of all workers, as with nnU-Net's losses.
+        apply_nonlin: function that turns logits into probabilities.
+        batch_dice: whether the sums of all cases of the batch are added before dividing.
+        do_bg: whether the first channel counts too.
+        smooth: constant added to numerator and denominator.
+        ddp: whether the training is distributed. With `batch_dice` the batch is then that of all workers.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SquaredDiceLoss(nn.Module):
         self.ddp = ddp
 
     def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
-        """Loss of logits (N, C, D, H, W); `target` and `loss_mask` as in `squared_dice`."""
+        """Return the loss of logits (N, C, D, H, W); `target` and `loss_mask` are `target` and `mask` of `squared_dice`."""
         probabilities = self.apply_nonlin(logits)
         dice = squared_dice(probabilities, target, loss_mask, self.batch_dice, self.smooth, all_workers=self.ddp)
         return -dice[:, self.first_channel :].mean()
@@ -97,9 +97,9 @@ class WeightedDiceLoss(nn.Module):
 
     Args:
         weights: one for each foreground label or region.
-        regions: logits are of overlapping regions (sigmoid), else of labels with the background first (softmax).
+        regions: whether logits are those of overlapping regions (sigmoid), else of labels, background first (softmax).
         ignore_label: number of the label whose voxels do not count. With regions it is the target's last channel.
-        smooth: added to numerator and denominator.
+        smooth: constant added to numerator and denominator.
     """
 
     def __init__(self, weights: Sequence[float], regions: bool, ignore_label: int | None = None, smooth: float = 1e-5):
@@ -110,7 +110,7 @@ class WeightedDiceLoss(nn.Module):
         self.smooth = smooth
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits (N, C, D, H, W) and a target of label numbers (N, 1, D, H, W) or of regions (N, C, D, H, W)."""
+        """Return the loss of logits (N, C, D, H, W) and a target of labels (N, 1, D, H, W) or regions (N, C, D, H, W)."""
         mask = None
         if self.ignore_label is not None:
             if self.regions:

@@ -1,6 +1,6 @@
-"""The precision that networks compute in. Recipe, network, trainer, memory count and doctor all ask here.
+"""The precision in which networks compute. Networks, trainers, the memory count and doctor use this module.
 
-A setting is `auto`, `fp32`, `bf16` or `fp16`. On a type of device, `auto` becomes one of the other three.
+A setting is `auto`, `fp32`, `bf16` or `fp16`. What `auto` means depends on the type of device.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def chosen(planned: PrecisionSetting) -> PrecisionSetting:
-    """The setting that holds: that of the environment variable where it is set, else the one in the plans.
+    """Return the setting in effect: that of the environment variable NNUNET_GLIMS_PRECISION if it is set, else `planned`.
 
     Raises:
-        UsageError: the variable has another value than the four settings.
+        UsageError: the variable is set to something other than the four settings.
     """
     setting = os.environ.get(PRECISION_VARIABLE) or planned
     _check(setting, f"{PRECISION_VARIABLE}={setting}")
@@ -32,10 +32,10 @@ def chosen(planned: PrecisionSetting) -> PrecisionSetting:
 
 @torch.compiler.assume_constant_result
 def resolve(setting: PrecisionSetting, device_type: str) -> Precision:
-    """The precision that a setting means on a type of device.
+    """Return the precision that a setting means on a type of device.
 
-    `auto` is float32 on CPUs, so that results do not depend on the processor; on CUDA devices it is bf16 where they compute
-    it in hardware, else fp16. CUDA is asked about its hardware only here, when such a device is to be used.
+    `auto` is fp32 on CPUs, so that results do not depend on the processor. On CUDA devices it is bf16 if they compute it in
+    hardware, else fp16. The hardware is queried only here, when a CUDA device is going to be used.
 
     Raises:
         UsageError: there is no such setting.
@@ -49,7 +49,7 @@ def resolve(setting: PrecisionSetting, device_type: str) -> Precision:
 
 
 def autocast(device_type: str, setting: PrecisionSetting | None) -> AbstractContextManager:
-    """The autocast region in which a network computes; None leaves the caller's region as it is."""
+    """Return the autocast context in which a network computes; with None, that of the caller stays in effect."""
     if setting is None or not torch.amp.is_autocast_available(device_type):  # the meta device has none
         return nullcontext()
     precision = resolve(setting, device_type)
@@ -59,7 +59,7 @@ def autocast(device_type: str, setting: PrecisionSetting | None) -> AbstractCont
 
 
 def describe(setting: PrecisionSetting, device_type: str) -> str:
-    """What is computed in and what decided it, as one phrase for logs, such as `fp32 on cpu (auto)`."""
+    """Return the precision and the setting that it follows from, as text for logs, such as `fp32 on cpu (auto)`."""
     text = f"{resolve(setting, device_type)} on {device_type}"
     if os.environ.get(PRECISION_VARIABLE) == setting:
         return f"{text} ({PRECISION_VARIABLE}={setting})"

@@ -1,7 +1,7 @@
-"""Training settings as data. A recipe stands in the `training` block of a plans configuration.
+"""Recipes: training settings as data, in the `training` block of a plans configuration.
 
-What the block leaves out comes from the trainer's own recipe: the optimiser of the network's paper in nnU-Net's pipeline,
-loss and length of training.
+Settings that the block leaves out come from the trainer's recipe: the optimiser of the network's paper, with nnU-Net's
+augmentation, loss and length of training.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISION_VARIABLE = "NNUNET_GLIMS_PRECISION"
-"""Environment variable with a precision setting that takes the place of the one in the plans."""
+"""Environment variable with a precision setting that overrides the one in the plans."""
 
 
 class RegionWeight(BaseModel):
-    """How much a region counts in the loss, the region given by the labels it is made of."""
+    """The weight of a region in the loss.
+
+    Attributes:
+        labels: the labels of the region.
+        weight: its weight, above 0.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,21 +43,22 @@ class Recipe(BaseModel):
         epochs, iterations_per_epoch, validation_iterations: length of training, counted in batches.
         optimizer: "SGD" is with Nesterov momentum, "Adam" has coupled weight decay (an L2 penalty), "AdamW" decoupled.
         lr: learning rate after the warm-up, before the schedule lowers it.
-        weight_decay_on: "all" parameters, or those the network's paper regularises ("selected").
-        schedule: of the learning rate over epochs: "cosine" to 0, "poly" with exponent 0.9, or "constant".
+        weight_decay_on: "all" parameters, or "selected": those that the network's paper regularises.
+        schedule: the learning rate over epochs: "cosine" to 0, "poly" with exponent 0.9, or "constant".
         warmup_epochs: epochs over which the learning rate rises linearly.
-        deep_supervision: train all heads of the network.
-        deep_supervision_weights: of the heads, finest first; normalised to a sum of 1. None: 1, 1/2, 1/4, …
+        deep_supervision: whether all heads of the network are trained.
+        deep_supervision_weights: weights of the heads, finest first, which are normalised to a sum of 1. None means 1, 1/2,
+            1/4, …
         loss: "nnunet" (Dice and cross entropy), "glims" (the same with squared Dice denominators), "latupnet" (weighted
             Dice with squared denominators).
         region_weights: for loss "latupnet". In region-based training each region has its weight, else a label has the sum
             of the weights of the regions it belongs to. None: all 1.
         augmentation: "nnunet", "mirror" (mirroring only) or "none" (then prediction does not mirror either).
-        precision: "fp32", "bf16", "fp16", or "auto": on GPUs bf16 where there is hardware for it, else fp16; on CPUs
-            fp32. The environment variable NNUNET_GLIMS_PRECISION takes its place, see `training.precision`.
+        precision: "fp32", "bf16", "fp16", or "auto": on GPUs bf16 if they compute it in hardware, else fp16; on CPUs fp32.
+            The environment variable NNUNET_GLIMS_PRECISION overrides it, see `training.precision`.
         gradient_clip: largest norm of the gradient; None does not clip.
         checkpoint_interval: epochs between two writings of checkpoint_latest.pth.
-        seed: of Python, NumPy, torch and the data loading processes; None leaves them random.
+        seed: seed of Python, NumPy, torch and the data loading processes; None sets none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,11 +92,11 @@ class Recipe(BaseModel):
         return self
 
     def changed(self, settings: Mapping[str, Any], where: str) -> Recipe:
-        """This recipe with some settings replaced; raises `UsageError` naming `where` and the key."""
+        """Return this recipe with some settings changed; raise `UsageError` that names `where` and the key of a wrong one."""
         return validate(Recipe, {**self.model_dump(), **settings}, where)
 
     def lr_factor(self, epoch: int) -> float:
-        """What `lr` is multiplied by in an epoch, counted from 0."""
+        """Return the factor of `lr` in an epoch, counted from 0."""
         if epoch < self.warmup_epochs:
             return (epoch + 1) / self.warmup_epochs
         progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
@@ -101,7 +107,7 @@ class Recipe(BaseModel):
         return 1.0
 
     def head_weights(self, heads: int) -> list[float]:
-        """Weight of each head's loss, finest first, summing to 1."""
+        """Return the weight of each head's loss, finest first; the weights sum to 1."""
         weights = self.deep_supervision_weights or [0.5**head for head in range(heads)]
         if len(weights) != heads:
             raise ValueError(f"deep_supervision_weights {weights} must be {heads} numbers, one a head of the network")

@@ -137,10 +137,7 @@ class Machine:
         experiment = Experiment(self.path)
         self.ran, self.told = [], []
         jobs = list(experiment.jobs.values())
-        experiment.make_again(again, self.told.append)
-        if adopt:
-            experiment.adopt(jobs, self.told.append)
-        experiment.check(jobs)
+        experiment.settle(jobs, again, adopt, self.told.append)
         failed = InProcess(experiment, self.call).submit(jobs, self.told.append)
         assert failed == [], self.told
         return self.ran

@@ -86,6 +86,8 @@ MINIMAL = "datasets: [7]\nentries:\n  - name: GLIMS\n    trainer: nnUNetTrainerG
             ":5: entries.1.name: entry GLIMS_seed1: its files would have the names of those of entry GLIMS with seed 1",
         ),
         (MINIMAL + "evaluation: brats2023\n", ":5: evaluation: preset 'brats2023' is unknown"),
+        (MINIMAL + "folds: [0]\nfolds: [1]\n", ":6: folds: this key stands in line 5 already"),
+        (MINIMAL + "published: [GLIM]\n", ":5: published: network 'GLIM' is unknown: did you mean 'GLIMS'?"),
         ("entries: [\n", "this is not YAML"),
         ("", "the file: "),
     ],

@@ -8,6 +8,8 @@ import pytest
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation import results
+from nnunet_glims.experiments import prepare_dataset
+from nnunet_glims.experiments.executors.in_process import InProcess
 from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.experiments.jobs.ensemble import Ensemble
 from nnunet_glims.experiments.jobs.evaluate import Evaluate
@@ -151,7 +153,7 @@ PLANS_OF_GLIMS = "nnUNetPlans_toy_GLIMS"
         (other_planning, "prepare_D007", r"planning of 3d_fullres\..*-gpu_memory_target: absent when it was made, ..20.. now"),
         (edited("device: cpu", "device: mps"), "train_D007_GLIMS_fold0",
          r"-device: \[.*cpu.*\] when it was made, \[.*mps.*\] now"),
-        (other_precision, "train_D007_GLIMS_fold0", 'NNUNET_GLIMS_PRECISION: "" when it was made, "bf16" now'),
+        (other_precision, "train_D007_GLIMS_fold0", 'precision: "auto" when it was made, "bf16" now'),
         (another_version(Train), "train_D007_GLIMS_fold0", "method version: 1 when it was made, 2 now"),
         (another_command(Train), "train_D007_GLIMS_fold0", r"command\.nnUNetv2_train\.--new: absent .*, \[\] now"),
         (other_plans(PLANS_OF_GLIMS, batch_size=4), "train_D007_GLIMS_fold0", "batch_size: absent when it was made, 4 now"),
@@ -235,6 +237,91 @@ def test_files_that_were_only_written_again_are_taken_when_the_user_says_so(done
         done.run()
     assert done.run(adopt=True) == []
     assert done.run() == []
+
+
+def test_adoption_of_files_written_again_hides_no_other_change(done):
+    os.utime(done.folders / "raw/Dataset007_Toy/imagesTr/case_0000.nii.gz", (1, 1))
+    touch(done.folders / "raw/Dataset007_Toy/labelsTr/case.nii.gz", "labels of another size")
+    with pytest.raises(UsageError, match="prepare_D007: labelsTr.names and sizes"):
+        done.run(adopt=True)
+    edited("epochs: 300", "epochs: 1000")(done, None)
+    touch(done.folders / "raw/Dataset007_Toy/labelsTr/case.nii.gz", "{}")
+    with pytest.raises(UsageError, match="training.epochs: 300 when it was made, 1000 now"):
+        done.run(adopt=True)
+
+
+def test_another_file_does_not_take_data_of_other_images(done):
+    touch(done.folders / "raw/Dataset007_Toy/labelsTr/case.nii.gz", "labels of another size")
+    text = done.path.read_text()
+    done.path = done.folders / "copy.yaml"
+    done.write(text)
+    with pytest.raises(UsageError, match="prepare_D007: labelsTr.names and sizes"):
+        done.run()
+    assert done.ran == []
+
+
+def test_what_is_to_be_made_again_is_remembered_through_an_interruption(done):
+    touch(done.folders / "raw/Dataset007_Toy/labelsTr/case.nii.gz", "labels of another size")
+    trainings = [name for name in Experiment(done.path).jobs if name.startswith("train")]
+    experiment = Experiment(done.path)
+    experiment.settle(
+        list(experiment.jobs.values()), ["prepare_D007", *trainings], False, print
+    )  # and then it was killed
+    assert done.run()[:2] == ["preprocess", "prepare"]
+    assert done.run() == []
+
+
+def test_nothing_is_moved_where_something_is_refused(done):
+    edited("device: cpu", "device: mps")(done, None)
+    fold = done.folders / GLIMS / "fold_0"
+    with pytest.raises(UsageError, match="train_D007_GLIMS_fold1: command"):
+        done.run(again=["train_D007_GLIMS_fold0"])
+    assert (fold / "checkpoint_final.pth").exists()
+
+
+def test_plans_that_were_changed_by_hand_before_the_training_are_refused(machine):
+    machine.write(COMPARISON)
+    experiment = Experiment(machine.path)
+    InProcess(experiment, machine.call).submit([experiment.jobs["prepare_D007"]], print)
+    other_plans(PLANS_OF_GLIMS, training={"epochs": 5})(machine, None)
+    with pytest.raises(UsageError, match=r"prepare_D007: written plans .*training.epochs: 300 when it was made, 5 now"):
+        machine.run()
+
+
+def test_a_file_that_was_changed_after_the_job_began_is_noticed_by_its_command(machine):
+    experiment = machine.write(COMPARISON)
+    (*_, command) = experiment.jobs["prepare_D007"].commands()
+    edited("epochs: 300", "epochs: 1000")(machine, None)
+    with pytest.raises(SystemExit, match="was changed after this job had begun"):
+        prepare_dataset.main(command[3:])
+
+
+NETWORK = "nnunet_glims.architectures.GLIMS"
+
+
+@pytest.mark.parametrize(
+    ("trained", "message"),
+    [
+        ({"network_class_name": "nnunet_glims.architectures.LATUPNet", "arch_kwargs": {}}, "network was .*LATUPNet"),
+        ({"network_class_name": NETWORK, "arch_kwargs": {"feature_size": 12}}, "network arguments.feature_size was 12"),
+        ({"network_class_name": NETWORK, "arch_kwargs": {"strides": [[1, 1, 1]]}}, "training was absent"),
+    ],
+)
+def test_another_network_is_not_adopted(machine, trained, message):
+    machine.write("datasets: [7]\nentries:\n  - {name: GLIMS, trainer: nnUNetTrainerGLIMS}\nfolds: [0]\ndevice: cpu\n")
+    machine.run()
+    model = machine.folders / "results/Dataset007_Toy/nnUNetTrainerGLIMS__nnUNetPlans__3d_fullres"
+    (model / "fold_0/nnunet_glims_training.json").unlink()
+    plans = json.loads(json.dumps(PLANS))
+    plans["configurations"]["3d_fullres"]["architecture"] = trained
+    touch(model / "plans.json", json.dumps(plans))
+    with pytest.raises(UsageError, match=message):
+        machine.run(adopt=True)
+    plans["configurations"]["3d_fullres"]["architecture"] = {"network_class_name": NETWORK, "arch_kwargs": {}}
+    plans["configurations"]["3d_fullres"]["training"] = {"epochs": 1000, "lr": 1e-3}
+    touch(model / "plans.json", json.dumps(plans))
+    machine.run(adopt=True)
+    assert any("does not contradict" in line for line in machine.told)
 
 
 def test_seeds_are_one_entry_of_the_leaderboard(machine):

@@ -154,7 +154,7 @@ def test_plan_shows_steps(folders, capsys):
     assert main(["compare", "plan", str(folders / "toy.yaml")]) == 0
     out = capsys.readouterr().out
     assert "Dataset007_Toy GLIMS: 2 trainings of 250,000 steps" in out
-    assert json.dumps("train")[1:-1] in out and "4" in out
+    assert json.dumps("train")[1:-1] in out
     assert "GLIMS: 2 trainings of 250,000 steps, about 3.4 GB of checkpoints" in out, "2 × 3 × 12 bytes × 47.16 M"
     assert "hours: with --timing" in out
 
@@ -171,7 +171,9 @@ def test_plan_times_steps_of_planned_data_sets(folders, capsys):
     assert "Dataset007_Toy: about 10 MB of preprocessed images" in out
     assert "hours: when the data set is planned: nnUNetv2_plan_and_preprocess -d 7 -c 3d_fullres" in out
     folder = folders / "preprocessed/Dataset007_Toy"
-    touch(folder / "nnUNetPlans.json", json.dumps(make_plans(patch_size=(16, 16, 16))))
+    plans = make_plans(patch_size=(16, 16, 16))
+    del plans["configurations"]["3d_fullres"]["training"]
+    touch(folder / "nnUNetPlans.json", json.dumps(plans))
     touch(folder / "dataset.json", json.dumps(dataset_json()))
     assert main(["compare", "plan", str(folders / "toy.yaml"), "--timing"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " GLIMS:" in line]

@@ -194,7 +194,7 @@ def test_cancel(experiment, runner, capsys):
     assert main(["compare", "cancel", str(experiment.layout.path), GLIMS0]) == 0
     assert f"cancelled 1 jobs: {GLIMS0}" in capsys.readouterr().out
     assert runner.wait(60) == 1
-    assert states(experiment)[GLIMS0] == "waiting"
+    assert states(experiment)[GLIMS0] == "cancelled"
     assert states(experiment)["train_D007_nnU-Net_fold0"] == "done"
 
 

@@ -1,4 +1,4 @@
-"""The metrics: one class each, listed once in `METRICS`, whose order is that of the columns in tables."""
+"""The metrics: one class each. `METRICS` lists them in the order of the columns of tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METRICS: tuple[Metric, ...] = (
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of that name; raises `UsageError` with the nearest right one."""
+    """Return the metric of that name; raise `UsageError` with the nearest known name if there is none."""
     for metric in METRICS:
         if metric.name == name:
             return metric

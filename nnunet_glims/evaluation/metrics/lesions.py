@@ -1,4 +1,4 @@
-"""Metrics lesion by lesion. What empty masks give follows from the lesions, so no value is fixed for them."""
+"""Lesion-wise metrics. Their values for empty masks follow from the number of lesions, so none is declared."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from nnunet_glims.evaluation.metrics.metric import Metric
 
 
 class LesionDice(Metric):
-    """The sum of the lesions' Dice, divided by lesions plus false positives; 1 where there is neither."""
+    """The sum of the lesions' Dice, divided by the number of lesions plus false positives; 1 where there is neither."""
 
     name, title = "lesion_dice", "Lesion-wise Dice"
     needs = "lesions"
 
     def compute(self, masks: RegionMasks) -> float:
-        """A missed lesion and a false positive count 0."""
+        """Return the value, for which a missed lesion and a false positive count 0."""
         lesions = masks.lesions
         return sum(lesions.dice) / lesions.counted if lesions.counted else 1.0
 
 
 class LesionHD95(Metric):
-    """The sum of the lesions' HD95, divided by lesions plus false positives; 0 where there is neither."""
+    """The sum of the lesions' HD95 in mm, divided by the number of lesions plus false positives; 0 where there is neither."""
 
     name, title, unit = "lesion_hd95", "Lesion-wise HD95", "mm"
     best, worst = 0.0, inf
     needs = "lesions"
 
     def compute(self, masks: RegionMasks) -> float:
-        """A missed lesion and a false positive count the protocol's penalty."""
+        """Return the value in mm, for which a missed lesion and a false positive count the protocol's penalty."""
         lesions = masks.lesions
         if not lesions.counted:
             return 0.0
@@ -37,36 +37,36 @@ class LesionHD95(Metric):
 
 
 class LesionsFound(Metric):
-    """True lesions that a predicted component touches."""
+    """Number of true lesions that a predicted component touches."""
 
     name, title = "lesions_found", "Lesions found"
     best = worst = None
     needs = "lesions"
 
     def compute(self, masks: RegionMasks) -> float:
-        """The number of these lesions."""
+        """Return the number of these lesions."""
         return float(masks.lesions.found)
 
 
 class LesionsMissed(Metric):
-    """True lesions that no predicted component touches."""
+    """Number of true lesions that no predicted component touches."""
 
     name, title = "lesions_missed", "Lesions missed"
     best, worst = 0.0, inf
     needs = "lesions"
 
     def compute(self, masks: RegionMasks) -> float:
-        """The number of these lesions."""
+        """Return the number of these lesions."""
         return float(masks.lesions.missed)
 
 
 class FalseLesions(Metric):
-    """Predicted components that belong to no true lesion."""
+    """Number of predicted components that belong to no true lesion."""
 
     name, title = "lesions_false", "False lesions"
     best, worst = 0.0, inf
     needs = "lesions"
 
     def compute(self, masks: RegionMasks) -> float:
-        """The number of these components."""
+        """Return the number of these components."""
         return float(masks.lesions.false)

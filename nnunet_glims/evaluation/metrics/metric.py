@@ -1,4 +1,4 @@
-"""What every metric declares, and the one rule for empty masks."""
+"""The base class of metrics: what each declares, and the rule for empty masks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Metric(ABC):
         name: the column's name in files.
         title: the name for readers.
         unit: "ml", "mm", or "" for a plain number.
-        best: the value of perfect agreement; None where there is no such value.
-        worst: the bound on the other side, which may be infinite; None where neither larger nor smaller is worse.
+        best: the value of perfect agreement; None if there is no such value.
+        worst: the bound on the other side, which may be infinite; None if neither larger nor smaller is worse.
         needs: "voxels" for metrics of voxel counts alone, "surfaces", or "lesions" for metrics that only protocols with
             rules for lesions have.
         both_empty: the value where both masks are empty; None computes it as for any other masks.
@@ -44,12 +44,12 @@ class Metric(ABC):
         return None if self.best is None or self.worst is None else self.best > self.worst
 
     def value(self, masks: RegionMasks) -> float:
-        """The metric of one region; NaN where it is not defined."""
+        """Return the metric of one region; NaN where it is not defined."""
         empty = self.value_if_empty(masks.voxels, masks.penalty_mm)
         return self.compute(masks) if empty is None else empty
 
     def value_if_empty(self, voxels: VoxelCounts, penalty_mm: float) -> float | None:
-        """The value that is fixed for empty masks; None where the metric is to be computed."""
+        """Return the declared value if a mask is empty; None if the metric is to be computed."""
         if voxels.truth == voxels.prediction == 0:
             return self.both_empty
         if voxels.truth == 0 or voxels.prediction == 0:
@@ -58,4 +58,4 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, masks: RegionMasks) -> float:
-        """The metric of masks for which no value is fixed."""
+        """Return the value for masks for which no value is declared."""

@@ -12,24 +12,24 @@ from nnunet_glims.evaluation.voxels import VoxelCounts
 
 
 class OverlapMetric(Metric):
-    """A metric of voxel counts from 0 to 1: 1 where both masks are empty, 0 where one is."""
+    """A metric of voxel counts with values from 0 to 1: 1 where both masks are empty, 0 where exactly one is."""
 
     needs = "voxels"
     both_empty = 1.0
     one_empty: ClassVar[float | None] = 0.0
 
     def compute(self, masks: RegionMasks) -> float:
-        """The metric of masks for which no value is fixed."""
+        """Return the value for masks for which no value is declared."""
         return self.quotient(masks.voxels)
 
     def of_voxels(self, voxels: VoxelCounts) -> float:
-        """The value from voxel counts alone."""
+        """Return the value from voxel counts alone."""
         empty = self.value_if_empty(voxels, nan)
         return self.quotient(voxels) if empty is None else empty
 
     @abstractmethod
     def quotient(self, voxels: VoxelCounts) -> float:
-        """The metric of masks for which no value is fixed."""
+        """Return the value for voxel counts for which no value is declared."""
 
 
 class Dice(OverlapMetric):
@@ -38,7 +38,7 @@ class Dice(OverlapMetric):
     name, title = "dice", "Dice"
 
     def quotient(self, voxels: VoxelCounts) -> float:
-        """2 TP / (2 TP + FP + FN)."""
+        """Return 2 TP / (2 TP + FP + FN)."""
         return 2 * voxels.tp / (voxels.truth + voxels.prediction)
 
 
@@ -48,7 +48,7 @@ class IoU(OverlapMetric):
     name, title = "iou", "IoU"
 
     def quotient(self, voxels: VoxelCounts) -> float:
-        """TP / (TP + FP + FN)."""
+        """Return TP / (TP + FP + FN)."""
         return voxels.tp / (voxels.tp + voxels.fp + voxels.fn)
 
 
@@ -58,7 +58,7 @@ class Precision(OverlapMetric):
     name, title = "precision", "Precision"
 
     def quotient(self, voxels: VoxelCounts) -> float:
-        """TP / (TP + FP)."""
+        """Return TP / (TP + FP)."""
         return voxels.tp / voxels.prediction
 
 
@@ -68,7 +68,7 @@ class Sensitivity(OverlapMetric):
     name, title = "sensitivity", "Sensitivity"
 
     def quotient(self, voxels: VoxelCounts) -> float:
-        """TP / (TP + FN)."""
+        """Return TP / (TP + FN)."""
         return voxels.tp / voxels.truth
 
 
@@ -79,7 +79,7 @@ class Specificity(OverlapMetric):
     one_empty = None
 
     def quotient(self, voxels: VoxelCounts) -> float:
-        """TN / (TN + FP)."""
+        """Return TN / (TN + FP)."""
         outside = voxels.tn + voxels.fp
         return voxels.tn / outside if outside else 1.0
 

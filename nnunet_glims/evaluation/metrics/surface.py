@@ -9,7 +9,7 @@ from nnunet_glims.evaluation.metrics.metric import PENALTY, Metric
 
 
 class DistanceMetric(Metric):
-    """A distance in mm: 0 where both masks are empty, the protocol's penalty where one is."""
+    """A distance in mm: 0 where both masks are empty, the protocol's penalty where exactly one is."""
 
     unit = "mm"
     best, worst = 0.0, inf
@@ -24,7 +24,7 @@ class HD95(DistanceMetric):
     name, title = "hd95", "HD95"
 
     def compute(self, masks: RegionMasks) -> float:
-        """The percentile as the protocol's definition of surfaces takes it."""
+        """Return the 95th percentile in mm, taken as the protocol's definition of surfaces says."""
         return masks.distances.hausdorff(95)
 
 
@@ -34,7 +34,7 @@ class HD100(DistanceMetric):
     name, title = "hd100", "HD"
 
     def compute(self, masks: RegionMasks) -> float:
-        """The largest distance in either direction."""
+        """Return the largest distance in mm in either direction."""
         return masks.distances.hausdorff(100)
 
 
@@ -44,7 +44,7 @@ class ASSD(DistanceMetric):
     name, title = "assd", "ASSD"
 
     def compute(self, masks: RegionMasks) -> float:
-        """The mean over both surfaces together, weighted by area."""
+        """Return the mean distance in mm over both surfaces together, weighted by area."""
         return masks.distances.average()
 
 
@@ -57,5 +57,5 @@ class NSD(Metric):
     one_empty = 0.0
 
     def compute(self, masks: RegionMasks) -> float:
-        """The part within the region's tolerance."""
+        """Return the part of both surfaces that is within the region's tolerance of the other surface."""
         return masks.distances.within(masks.tolerance_mm)

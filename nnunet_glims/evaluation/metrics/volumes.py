@@ -1,4 +1,4 @@
-"""Volumes of the two masks, and how they differ."""
+"""Metrics of the volumes of the two masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TrueVolume(Metric):
     needs = "voxels"
 
     def compute(self, masks: RegionMasks) -> float:
-        """Voxels of the true region times the volume of a voxel."""
+        """Return the number of voxels of the true region times the volume of a voxel in ml."""
         return masks.voxels.truth * masks.voxel_ml
 
 
@@ -28,7 +28,7 @@ class PredictedVolume(Metric):
     needs = "voxels"
 
     def compute(self, masks: RegionMasks) -> float:
-        """Voxels of the predicted region times the volume of a voxel."""
+        """Return the number of voxels of the predicted region times the volume of a voxel in ml."""
         return masks.voxels.prediction * masks.voxel_ml
 
 
@@ -41,6 +41,6 @@ class RelativeVolumeError(Metric):
     both_empty = 0.0
 
     def compute(self, masks: RegionMasks) -> float:
-        """(predicted - true) / true."""
+        """Return (predicted - true) / true."""
         voxels = masks.voxels
         return (voxels.prediction - voxels.truth) / voxels.truth if voxels.truth else nan

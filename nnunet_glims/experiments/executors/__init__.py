@@ -1,1 +1,1 @@
-"""Where the jobs of a comparison run."""
+"""The executors: they run the jobs of a comparison on this machine, on SLURM, or in this process."""

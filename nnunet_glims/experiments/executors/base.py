@@ -1,4 +1,4 @@
-"""What an executor is: it takes jobs, says how they are, stops them, and knows what they printed."""
+"""The interface of executors: submit jobs, report their states, cancel them, and find their output."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nnunet_glims.experiments.jobs.base import Job
 
 Tell = Callable[[str], None]
 LOST = "LOST"
-"""State of a job that the executor was given, that it does not have any more, and that never began."""
+"""State of a job that was submitted and left the executor's queue without having started."""
 
 
 class Executor(ABC):
     """Runs jobs of a comparison.
 
     Attributes:
-        name: that users give to --executor.
+        name: the value of --executor that selects this executor.
         waits: whether `submit` returns only when the jobs have ended.
         experiment: the comparison.
     """
@@ -32,28 +32,28 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
-        """Take jobs that are to be done, each after those that it needs.
+        """Run or enqueue jobs, each after the jobs that it needs.
 
         Args:
-            jobs: in an order in which they can be done.
-            tell: gets a line whenever something happens.
+            jobs: the jobs, each listed after those that it needs.
+            tell: called with a line of text for each event.
 
         Returns:
-            The names of those that failed, where it waits for them.
+            The names of the jobs that failed; empty for an executor that does not wait for them.
 
         Raises:
-            UsageError: the executor cannot be used here, or refuses the jobs.
+            UsageError: the executor is not available on this machine, or refuses the jobs.
         """
 
     @abstractmethod
     def states(self) -> dict[str, str]:
-        """Job -> its state, RUNNING, LOST or another that means that it waits, of the jobs that the executor has."""
+        """Return the state of each job that the executor has: RUNNING, LOST, or another text for a job that waits."""
 
     @abstractmethod
     def cancel(self, jobs: Sequence[Job], tell: Tell) -> None:
-        """Stop jobs for good; trainings save what they have."""
+        """Stop jobs, which are then not continued until they are submitted again. Trainings save a checkpoint first."""
 
     def output(self, job: Job) -> Path | None:
-        """The file with what a job printed; None where it was never started."""
+        """Return the file with what a job printed; None where it was never started."""
         log = job.folder.log
         return log if log.exists() else None

@@ -1,4 +1,4 @@
-"""Runs jobs one after the other in this process, for tests and to look for an error with a debugger."""
+"""Run jobs one after the other in this process, for tests and for debugging."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from nnunet_glims.experiments.jobs.base import Job
 from nnunet_glims.experiments.state import Attempt, JobFolder, JobRecord, ProcessRecord
 
 Call = Callable[[Sequence[str]], int]
-"""Does what a command does, in this process, and returns the exit code."""
+"""A function that runs a command, given as a list of words, in this process, and returns its exit code."""
 
 
 def call_command(command: Sequence[str]) -> int:
-    """Run `python -m MODULE` or the entry point of an installed command in this process; returns the exit code."""
+    """Run `python -m MODULE` or the entry point of an installed command in this process; return the exit code."""
     program, *arguments = command
     before = sys.argv
     try:
@@ -66,7 +66,7 @@ class InProcess(Executor):
     """Runs jobs one after the other in this process.
 
     Attributes:
-        call: does what a command does.
+        call: function that runs a command, given as a list of words, and returns its exit code.
     """
 
     name: ClassVar[str] = "in-process"
@@ -95,11 +95,11 @@ class InProcess(Executor):
         return failed
 
     def states(self) -> dict[str, str]:
-        """Nothing runs when this can be asked."""
+        """Return an empty mapping: while a job runs, `submit` has not returned."""
         return {}
 
     def cancel(self, jobs: Sequence[Job], tell: Tell) -> None:
-        """Nothing runs when this can be asked."""
+        """Do nothing: while a job runs, `submit` has not returned."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Runs a comparison's jobs on this machine: one training a GPU, or one at a time on CPUs, others beside them."""
+"""Run a comparison's jobs on this machine: one at a time on each GPU, or one at a time without GPUs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ YEARS_IN_MINUTES = 10 * 365 * 24 * 60
 
 @dataclass
 class _Running:
-    """A job at work.
+    """A running job.
 
     Attributes:
         job: the job.
-        handle: submitit's; None for a job that an earlier run started and that is still running.
-        slot: number of the place that it takes.
-        attempt: how often this run has started it.
+        handle: submitit's handle; None for a job that an earlier run started and that is still running.
+        slot: index of the slot (GPU) that the job occupies.
+        attempt: how often this run has started the job.
     """
 
     job: Job
@@ -44,7 +44,7 @@ class _Running:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is over. A training may outlive the process that started it."""
+        """Whether the job has ended. A training may outlive the process that started it."""
         if self.handle is not None and not self.handle.done():
             return False
         folder = self.job.folder
@@ -55,7 +55,7 @@ class Local(Executor):
     """Runs jobs on this machine and waits for them.
 
     Attributes:
-        parallel: jobs at once; None is one for each GPU, or one.
+        parallel: number of jobs that run at the same time; None means one for each GPU, or one without GPUs.
     """
 
     name: ClassVar[str] = "local"
@@ -65,13 +65,13 @@ class Local(Executor):
         self.parallel = parallel
 
     def submit(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
-        """Bring all jobs to their end that can be; see `Executor.submit`. Ctrl-C and SIGTERM let trainings save."""
+        """Run all jobs whose needs can be met; see `Executor.submit`. On Ctrl-C and SIGTERM trainings save and end."""
         if not hasattr(os, "killpg"):
             raise UsageError("comparisons run on Linux and macOS alone: on Windows use the Windows Subsystem for Linux")
         return _Run(self.experiment, jobs, tell, self.parallel).run()
 
     def states(self) -> dict[str, str]:
-        """The jobs whose job.json names living processes."""
+        """Return the state RUNNING for each job whose job.json names a living process."""
         jobs = self.experiment.layout.state / "jobs"
         found = {}
         for path in jobs.iterdir() if jobs.is_dir() else ():
@@ -88,7 +88,7 @@ class Local(Executor):
 
 
 class _Run:
-    """One run of some jobs."""
+    """One call of `Local.submit`: the jobs that wait and those that run."""
 
     def __init__(self, experiment: Experiment, jobs: Sequence[Job], tell: Tell, parallel: int | None):
         self.experiment, self.tell = experiment, tell
@@ -98,7 +98,7 @@ class _Run:
         self.executor = submitit.LocalExecutor(self.folder)
         self.executor.update_parameters(timeout_min=YEARS_IN_MINUTES)
         share = share_of(max(1, available_cores() // len(self.slots)))
-        # What the user has set stays, and one job at a time has all cores.
+        # Variables that the user has set are kept. A job that runs alone gets all cores.
         self.share = {} if len(self.slots) == 1 else {name: share[name] for name in share if name not in os.environ}
         self.running: list[_Running] = []
         self.attempts: dict[str, int] = {}
@@ -109,7 +109,7 @@ class _Run:
         self.waiting = [job for job in jobs if job.name not in self.done]
 
     def run(self) -> list[str]:
-        """Returns the names of the jobs that failed."""
+        """Run the jobs; return the names of those that failed."""
         counts = f"{len(self.done)} of {len(self.experiment.jobs)} jobs are done, {len(self.waiting)} to do"
         self.tell(f"{counts}, {len(self.slots)} at a time")
         try:
@@ -119,7 +119,7 @@ class _Run:
                         self.running.remove(one)
                         self._end(one)
                     self._start_what_can_be()
-                    if not self.running and self.waiting:  # what they need was not chosen
+                    if not self.running and self.waiting:  # the remaining jobs need others that were not selected
                         break
                     time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
@@ -139,7 +139,7 @@ class _Run:
         if self.experiment.is_done(job):
             self.done.add(job.name)
             self.tell(f"{job.name}: done")
-            for other in self.experiment.jobs.values():  # made of what was there before
+            for other in self.experiment.jobs.values():  # their results were made from the old result
                 if (
                     other.name in self.done & self.chosen
                     and job.name in other.needs
@@ -185,7 +185,7 @@ class _Run:
 
 
 def _goes_on(job: Job) -> bool:
-    """Whether the job was killed or stopped, and not because someone cancelled it."""
+    """Return whether the job was killed or stopped without having been cancelled, so that it is to be continued."""
     if job.folder.is_cancelled:
         return False
     record = job.folder.read()
@@ -204,7 +204,7 @@ def _reason(job: Job, handle: submitit.Job) -> str:
 
 
 def _devices(experiment: Experiment) -> list[str]:
-    """GPUs for each training, as CUDA_VISIBLE_DEVICES has them."""
+    """Return the value of CUDA_VISIBLE_DEVICES for each slot."""
     asked = experiment.layout.comparison
     if asked.device != "cuda":
         return []
@@ -221,7 +221,7 @@ def _devices(experiment: Experiment) -> list[str]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes started inside do not see Ctrl-C, which reaches all of a terminal: the runner tells them itself."""
+    """Start processes in this block so that they ignore Ctrl-C, which a terminal sends to all: the runner stops them itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -234,7 +234,7 @@ def _without_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Inside, SIGTERM is what Ctrl-C is."""
+    """Within this block, raise KeyboardInterrupt on SIGTERM, as on Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -246,7 +246,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of a folder, or of the nearest one above it that is there."""
+    """Return the free bytes on the disk of a folder, or of its nearest parent that exists."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

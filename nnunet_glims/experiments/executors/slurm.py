@@ -1,6 +1,6 @@
-"""Hands a comparison's jobs to SLURM: for each data set one job that prepares, an array of trainings, then the rest.
+"""Submit a comparison's jobs to SLURM: for each data set one job that prepares it, an array of trainings, then the rest.
 
-A training that reaches its time limit is told to save by SIGUSR1 and goes back into the queue.
+A training that reaches its time limit gets SIGUSR1, saves, and is put back into the queue.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from nnunet_glims.experiments.experiment import KINDS
 from nnunet_glims.experiments.jobs.base import Job
 from nnunet_glims.files import write_text
 
-os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # before submitit looks, here and in the jobs
+os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # submitit reads it when it is imported
 import submitit
 
 
 class Slurm(Executor):
-    """Hands jobs to SLURM and returns."""
+    """Submit jobs to SLURM and return without waiting for them."""
 
     name: ClassVar[str] = "slurm"
     waits: ClassVar[bool] = False
@@ -37,7 +37,7 @@ class Slurm(Executor):
         return f"glims-{hashlib.sha256(str(self.experiment.layout.path).encode()).hexdigest()[:12]}"
 
     def submitted(self) -> dict[str, str]:
-        """Job -> SLURM's number, of all that were ever submitted; lines that cannot be read are left out."""
+        """Return job -> SLURM's number for all jobs that were ever submitted; lines that cannot be read are left out."""
         path = self.experiment.layout.slurm_numbers
         found: dict[str, str] = {}
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
@@ -49,10 +49,10 @@ class Slurm(Executor):
         return found
 
     def in_queue(self) -> dict[str, str]:
-        """Job -> its state in the queue, such as PENDING or RUNNING, of the jobs that are there.
+        """Return job -> its state in the queue, such as PENDING or RUNNING, for the jobs that are in the queue.
 
         Raises:
-            UsageError: SLURM does not answer, or has jobs of this comparison that its record does not know.
+            UsageError: SLURM does not answer, or its queue has jobs of this comparison that slurm.jsonl does not list.
         """
         states = self._queue()
         known = {number: job for job, number in self.submitted().items() if number in states}
@@ -65,7 +65,7 @@ class Slurm(Executor):
         return {job: states[number] for number, job in known.items()}
 
     def states(self) -> dict[str, str]:
-        """The queue, and the jobs that left it before they began; see `Executor.states`."""
+        """Return the states of jobs in the queue, and LOST for jobs that left it before they started; see `Executor.states`."""
         queued = self.in_queue()
         jobs = self.experiment.jobs
         lost = [
@@ -79,13 +79,13 @@ class Slurm(Executor):
         return {**queued, **dict.fromkeys(lost, LOST)}
 
     def output(self, job: Job) -> Path | None:
-        """The job's log, or what SLURM keeps of a job that ended before it wrote one, say in a setup line."""
+        """Return the job's log, or SLURM's own log of a job that ended before it wrote one, for example in a setup line."""
         number = self.submitted().get(job.name)
         found = self.experiment.layout.submitit.glob(f"{number}_*_log.out")
         return super().output(job) or max(found, key=lambda path: path.stat().st_mtime, default=None)
 
     def _queue(self) -> dict[str, str]:
-        """SLURM's number -> state."""
+        """Return SLURM's number -> state for the jobs of this comparison."""
         command = [
             "squeue", "--noheader", "--array", "--user", getpass.getuser(), "--name", self.job_name, "--format", "%i %T",
         ]  # fmt: skip
@@ -113,7 +113,7 @@ class Slurm(Executor):
                     for job in jobs
                     if (job.dataset, job.kind) == (dataset, kind)
                     and job.name not in queued
-                    and (new & set(job.needs) or not self.experiment.is_done(job))  # made again of what is made again
+                    and (new & set(job.needs) or not self.experiment.is_done(job))  # needs a job that is made again
                 ]
                 if not wanted:
                     continue
@@ -147,12 +147,12 @@ class Slurm(Executor):
         return numbers
 
     def parameters(self, gpu: bool, after: Sequence[str], arrays: int) -> dict[str, Any]:
-        """What submitit asks SLURM for.
+        """Return the parameters of submitit for one submission.
 
         Args:
             gpu: whether the jobs use GPUs, where the comparison's device is one.
-            after: SLURM's numbers of the jobs to wait for.
-            arrays: how many arrays share the limit of jobs at a time.
+            after: SLURM's numbers of the jobs that must end first.
+            arrays: number of arrays that share the limit `at_once`.
         """
         comparison = self.experiment.layout.comparison
         asked, slurm = comparison.resources, comparison.slurm
@@ -169,7 +169,7 @@ class Slurm(Executor):
         if slurm.partition is not None:
             parameters["partition"] = slurm.partition
         if after:
-            # What another job did not finish is found out by the job itself, which says so.
+            # A job checks itself whether the jobs it needs have succeeded, and says which one has not.
             parameters["dependency"] = "afterany:" + ":".join(after)
         if gpu and asked.gpus and comparison.device == "cuda":
             kind_of_gpu = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
@@ -178,7 +178,7 @@ class Slurm(Executor):
         return parameters
 
     def cancel(self, jobs: Sequence[Job], tell: Tell) -> None:
-        """Take jobs out of the queue; trainings that run save what they have."""
+        """Remove jobs from the queue; running trainings save a checkpoint first."""
         numbers = self.submitted()
         queued = self.in_queue()
         for job in jobs:

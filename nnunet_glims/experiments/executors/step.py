@@ -1,4 +1,4 @@
-"""One job of a comparison, run: its commands one after the other, with job.json and a log beside it."""
+"""Run one job of a comparison: its commands one after the other, while job.json and the log are written."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from nnunet_glims.locks import Holder, LockHeld, Process, lock
 from nnunet_glims.processes import available_cores, find_program
 
 STOPPED = 75
-"""Exit code of our trainers after a signal: they saved, and go on with --c. `nnunet_glims.trainers.stop_signals` has it too."""
+"""Exit code of our trainers when they have saved after a signal; the same value as in `nnunet_glims.trainers.stop_signals`."""
 SECONDS_TO_SAVE = 600
 ATTEMPTS = 3
-"""How often a command is started that a signal killed. One that fails by itself is started once."""
+"""How often a command that a signal killed is started in all. A command that fails by itself is started once."""
 
 
 class StepFailed(UserError, RuntimeError):
-    """A job failed, or was stopped for good."""
+    """A job failed or was cancelled."""
 
 
 class Step:
-    """What an executor runs for a job, in a process of its own.
+    """A callable that runs a job; executors call it in a process of its own.
 
     Attributes:
         job: the job.
-        commands: with their arguments.
-        environment: variables to set.
-        executor: name of the executor, for job.json.
+        commands: the commands, each a list of words.
+        environment: variables to set for the commands.
+        executor: name of the executor, which job.json records.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Step:
         """Run the commands.
 
         Raises:
-            StepFailed: one failed, or was stopped for good.
+            StepFailed: a command failed, or the job was cancelled.
         """
         folder = self.job.folder
         with ExitStack() as held:
@@ -76,9 +76,10 @@ class Step:
                 try:
                     if held.enter_context(self.job.work(commands)):
                         self._run_all(record, folder, log)
+                        self.job.finish()
                 except (UserError, OSError) as error:
                     if record.ending is None:
-                        with contextlib.suppress(OSError):  # the same disk may be full
+                        with contextlib.suppress(OSError):  # the log's disk may be full too
                             log.write(f"{error}\n".encode())
                         self._end(record, folder, "failed", str(error))
                     raise
@@ -104,14 +105,14 @@ class Step:
             elif code == STOPPED:
                 self._end(record, folder, "stopped", f"{program} was stopped; the next run goes on from there")
                 if "SLURM_JOB_ID" in os.environ:
-                    # SLURM's signal reached the training before submitit: let submitit put the job back into the queue.
+                    # SLURM's signal reached the training before submitit: let submitit requeue the job.
                     self._requeue()
             else:
                 self._end(record, folder, "failed", f"{program} {_told(code)}")
             raise StepFailed(f"{record.reason}; its output is in {folder.log}")
 
     def checkpoint(self):
-        """Called by submitit when the job's time is over: the training saves, and the job goes on later."""
+        """Let the training save and return the job to continue later; submitit calls this when the time limit is near."""
         import submitit
 
         self._stop_child()
@@ -129,7 +130,7 @@ class Step:
         """Run one command and return its exit code, the negative number of the signal that killed it, or `STOPPED`."""
         on_several_gpus = "-num_gpus" in command
         began = log.seek(0, os.SEEK_END)
-        # In a session of its own: what stops the runner must not stop the training before it has saved.
+        # In a session of its own: signals that stop the runner must not end the training before it has saved.
         self._child = subprocess.Popen(
             [find_program(command[0]), *command[1:]],
             stdin=subprocess.DEVNULL,
@@ -144,13 +145,13 @@ class Step:
         folder.write(record)
         self.job.note_process(process)
         code = self._child.wait()
-        with contextlib.suppress(ProcessLookupError):  # data loading processes would wait for it forever
+        with contextlib.suppress(ProcessLookupError):  # data loading processes would wait forever
             os.killpg(self._child.pid, signal.SIGKILL)
         record.attempts[-1].ended, record.attempts[-1].code = time.time(), code
         folder.write(record)
         if code == 1 and on_several_gpus and _worker_stopped(folder.log, began):
-            code = STOPPED  # of the workers, which nnU-Net's own process does not pass on
-        if code in (-signal.SIGTERM, -signal.SIGUSR1):  # what does not listen to them has nothing to save
+            code = STOPPED  # exit code of the workers, which nnU-Net's main process does not pass on
+        if code in (-signal.SIGTERM, -signal.SIGUSR1):  # a command without a handler saves nothing
             code = STOPPED
         self._child = None
         return code
@@ -172,7 +173,7 @@ class Step:
         if child is None:
             return
         ask_to_save(child.pid)
-        # This is called by a signal's handler, which may have interrupted child.wait() while that holds the child's lock.
+        # A signal handler calls this; it may have interrupted child.wait() while that holds the child's lock.
         with contextlib.suppress(ChildProcessError):  # it has ended
             for _ in range(10 * SECONDS_TO_SAVE):
                 if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -190,7 +191,7 @@ class Step:
 
 
 def _is_own(record: JobRecord) -> bool:
-    """Whether the record is of this very process, which ran the job before and has ended it."""
+    """Return whether this process wrote the record, which then describes an earlier run of the job that has ended."""
     return record.runner.process == Process.of(os.getpid()) and (record.child is None or not record.child.is_alive)
 
 
@@ -208,7 +209,7 @@ def _told(code: int) -> str:
 
 
 def _worker_stopped(log: Path, began: int) -> bool:
-    """Whether a worker of a distributed training was stopped: torch prints it, however much came before."""
+    """Return whether a worker of a distributed training was stopped, by what torch prints into the log after `began`."""
     wanted = f"terminated with exit code {STOPPED}".encode()
     with log.open("rb") as file:
         file.seek(began)
@@ -216,19 +217,19 @@ def _worker_stopped(log: Path, began: int) -> bool:
 
 
 def share_of(cores: int) -> dict[str, str]:
-    """Variables that keep a job to some cores: data loading has all but one."""
+    """Return variables that limit a job to a number of cores; data loading gets all but one of them."""
     data_loading = str(max(1, cores - 1))
     return {"OMP_NUM_THREADS": str(cores), "nnUNet_def_n_proc": str(cores), "nnUNet_n_proc_DA": data_loading}
 
 
 def ask_to_save(pid: int) -> None:
-    """Tell a command of a step, and all that it has started, to save and end; nothing where it has ended."""
+    """Signal a command and all processes that it has started to save and end. A command that has ended is ignored."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGTERM)
 
 
 def stop(folders: Sequence[JobFolder], asked: set[int] | None = None, tell: Callable[[str], None] = print) -> None:
-    """Ask the commands of running jobs to save and end. Those in `asked` were asked before; new ones are added."""
+    """Ask the commands of running jobs to save and end, except those in `asked`, to which the others are added."""
     asked = set() if asked is None else asked
     for folder in folders:
         record = folder.read()
@@ -243,6 +244,6 @@ def stop(folders: Sequence[JobFolder], asked: set[int] | None = None, tell: Call
 
 
 def _leave_signals_to_workers() -> None:
-    """On several GPUs it is not nnU-Net's own process that saves, but the workers, which would die with it."""
+    """Ignore signals in this process: on several GPUs the workers save, and they would end together with it."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

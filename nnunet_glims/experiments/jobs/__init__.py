@@ -1,1 +1,1 @@
-"""The kinds of jobs of a comparison, one class each."""
+"""The kinds of jobs that a comparison consists of, one class each."""

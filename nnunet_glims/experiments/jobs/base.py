@@ -1,4 +1,4 @@
-"""What all kinds of jobs have in common."""
+"""The base classes of all kinds of jobs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ State = Literal["missing", "done", "refused", "unrecorded"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is on disk of a job's result.
+    """The state of a job's result on disk.
 
     Attributes:
-        state: missing (also: to be made again), done, refused (it was made from something else, and is too costly to be
-            replaced unasked), unrecorded (nothing says what it was made from).
-        change: the first ingredient that differs.
-        note: another reason, for messages.
+        state: missing (or outdated and made again without asking), done, refused (outdated, but too costly to be replaced
+            without asking), or unrecorded (no record says what it was made from).
+        change: the first ingredient that differs; None where none does.
+        note: a further reason, for messages.
     """
 
     state: State
@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def is_done(self) -> bool:
-        """Whether what was asked for is there."""
+        """Whether the result exists and is what the comparison asks for."""
         return self.state == "done"
 
 
@@ -45,13 +45,13 @@ class Job(ABC):
     """One step of a comparison.
 
     Attributes:
-        kind: of the job, in its name and in tables.
-        method_version: a new number for a method that gives other results.
-        gpu: whether the job uses a GPU where the comparison's device is one.
-        name: of the job and of its folder.
-        needs: names of the jobs that must be done before.
+        kind: kind of the job, as in its name and in tables.
+        method_version: version of the method; it is raised when the method gives other results.
+        gpu: whether the job uses a GPU if the comparison's device is "cuda".
+        name: name of the job and of its folder.
+        needs: names of the jobs that must be done before this one.
         dataset: number of the data set.
-        layout: where the comparison's files lie.
+        layout: the files and folders of the comparison.
     """
 
     kind: ClassVar[str]
@@ -66,7 +66,7 @@ class Job(ABC):
 
     @property
     def folder(self) -> JobFolder:
-        """With job.json and the log."""
+        """The folder with job.json and the log."""
         return self.layout.job(self.name)
 
     @property
@@ -76,45 +76,50 @@ class Job(ABC):
 
     @abstractmethod
     def commands(self) -> list[list[str]]:
-        """What does the job, one command after the other. Each is nnU-Net's or one of this package."""
+        """Return the commands that do the job, in their order. Each is one of nnU-Net's or one of this package."""
 
     @abstractmethod
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """All that the result of these commands is made from, as far as it is there."""
+        """Return everything that the result of these commands is made from, as far as it exists."""
 
     @abstractmethod
     def outcome(self) -> Outcome:
-        """What is on disk of the result."""
+        """Return the state of the result on disk."""
 
     def common_ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """What every kind of job has among its ingredients."""
+        """Return the ingredients that all kinds of jobs have."""
         return {"method version": self.method_version, "command": command_parts(commands)}
 
     def final_ingredients(self, before: Ingredients, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """What is remembered when the job is done, by what its result was made from when it started."""
+        """Return the ingredients to record when the job is done, given those from when it started."""
         return before
 
     def work(self, commands: Sequence[Sequence[str]]) -> AbstractContextManager[bool]:
-        """Entered while the commands run; gives whether they still have to. Raises `UserError` where they must not."""
+        """Return the context in which the commands run; its value says whether they still have to run.
+
+        Entering it raises `UserError` if they must not run.
+        """
         return nullcontext(True)
 
-    def adopt(self) -> str:
-        """Take a result without a record for the one that is asked for, as far as can be checked; returns a line for the log.
+    def finish(self) -> None:  # noqa: B027 - only some kinds of jobs have a use for it
+        """Called when the job's commands have ended well, before the job counts as done."""
 
-        Raises:
-            UsageError: it contradicts what is asked for.
-        """
+    def check_adoption(self) -> None:  # noqa: B027 - likewise
+        """Raise `UsageError` where a result without a record contradicts what is asked for."""
+
+    def adopt(self) -> str:
+        """Take a result that `check_adoption` let pass for the one that is asked for; return a line for the log."""
         raise NotImplementedError("only results that may be unrecorded are adopted")
 
     def note_process(self, process: ProcessRecord) -> None:  # noqa: B027 - only some kinds of jobs have a use for it
-        """Called when a command of the job was started, with its process."""
+        """Record the process of a command of the job that has just been started."""
 
     def progress(self) -> str:
-        """How far a running job is, for tables."""
+        """Return how far a running job has got, as a text for tables."""
         return ""
 
     def discard(self) -> str | None:
-        """Make the job's result one that is missing, since the user asked for it; returns what was done, for the log."""
+        """Discard the job's result, so that it counts as missing; return a line for the log, or None if there was no result."""
         record = self.folder.read()
         if record is None:
             return None
@@ -123,15 +128,15 @@ class Job(ABC):
 
 
 class TableJob(Job):
-    """A job whose result is cheap: it is made again whenever an ingredient has changed."""
+    """A job whose result is cheap, so that it is made again whenever an ingredient has changed."""
 
     @property
     @abstractmethod
     def result(self) -> tuple[str, ...]:
-        """Paths of files that are there when the job is done."""
+        """Paths of the files that exist when the job is done."""
 
     def outcome(self) -> Outcome:
-        """Done where job.json says so, the files are there, and all ingredients are the same."""
+        """Return "done" if job.json says so, the files exist, and all ingredients are the same; else "missing"."""
         if not all(Path(path).exists() for path in self.result):
             return MISSING
         record = self.folder.read()

@@ -1,4 +1,4 @@
-"""nnU-Net's ensemble of the validation predictions of several entries, and its tables."""
+"""The job that makes nnU-Net's ensemble of the validation predictions of several entries, and evaluates it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Ensemble(TableJob):
     """Averages the probabilities of several entries, and evaluates the result.
 
     Attributes:
-        members: plans of the entries.
+        members: the plans of the entries.
     """
 
     kind = "ensemble"
@@ -30,7 +30,7 @@ class Ensemble(TableJob):
 
     @property
     def title(self) -> str:
-        """Name on the leaderboard, where evaluations of one name are the seeds of an ensemble."""
+        """Name on the leaderboard. Evaluations of one name are the seeds of one ensemble."""
         return "+".join(member.entry.name for member in self.members)
 
     @property
@@ -55,7 +55,7 @@ class Ensemble(TableJob):
         return [self.layout.model(self.dataset, member.entry, member.seed) for member in self.members]
 
     def commands(self) -> list[list[str]]:
-        """nnU-Net's ensembling of cross-validations, then `nnunet-glims evaluate`."""
+        """Return the command of `experiments.ensemble_predictions`, then that of `nnunet-glims evaluate`."""
         asked = self.layout.comparison
         module = "nnunet_glims.experiments.ensemble_predictions"
         models, folds = map(str, self._models), map(str, asked.folds)
@@ -66,7 +66,7 @@ class Ensemble(TableJob):
         ]  # fmt: skip
 
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """Probabilities and true label maps, and how they are compared."""
+        """Return the members' probabilities, the true label maps, and the settings of the evaluation."""
         digest_of = self.layout.listings.digest
         asked = self.layout.comparison
         probabilities = {

@@ -1,4 +1,4 @@
-"""The tables of one entry: its validation cases, evaluated."""
+"""The job that evaluates the validation cases of one entry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_glims.experiments.layout import Layout
 
 
 def evaluation_ingredients(preset: str) -> Ingredients:
-    """Of every evaluation: the preset, what it stands for, and the version of the metrics."""
+    """Return the ingredients of every evaluation: the preset, its settings, and the version of the metrics."""
     from nnunet_glims.evaluation import results
 
     protocol = asdict(preset_named(preset))
@@ -25,7 +25,7 @@ class Evaluate(TableJob):
     """Evaluates the validation cases of an entry.
 
     Attributes:
-        plans: of the entry.
+        plans: the plans of the entry.
     """
 
     kind = "evaluate"
@@ -36,7 +36,7 @@ class Evaluate(TableJob):
 
     @property
     def title(self) -> str:
-        """Name on the leaderboard, where evaluations of one name are the seeds of an entry."""
+        """Name on the leaderboard. Evaluations of one name are the seeds of one entry."""
         return self.plans.entry.name
 
     @property
@@ -54,7 +54,7 @@ class Evaluate(TableJob):
         return self.layout.model(self.dataset, self.plans.entry, self.plans.seed)
 
     def commands(self) -> list[list[str]]:
-        """`nnunet-glims evaluate`."""
+        """Return the command of `nnunet-glims evaluate`."""
         asked = self.layout.comparison
         return [
             [
@@ -64,7 +64,7 @@ class Evaluate(TableJob):
         ]  # fmt: skip
 
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """Predicted and true label maps, and how they are compared."""
+        """Return the predicted and the true label maps, and the settings of the evaluation."""
         digest_of = self.layout.listings.digest
         asked = self.layout.comparison
         validations = {f"fold {fold}": digest_of(self._model / f"fold_{fold}/validation") for fold in asked.folds}

@@ -1,4 +1,4 @@
-"""Planning, preprocessing, overrides and splits of a data set, before anything is trained on it."""
+"""The job that plans and preprocesses a data set, applies overrides and makes the splits, before trainings start."""
 
 from __future__ import annotations
 
@@ -6,18 +6,41 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from nnunet_glims.experiments.entry_plans import EntryPlans, data_identifier, is_preprocessed
-from nnunet_glims.experiments.fingerprint import Ingredients, change_of, command_parts, file_digest, present
+from nnunet_glims.experiments.fingerprint import Ingredients, change_of, command_parts, digest, file_digest, present
 from nnunet_glims.experiments.jobs.base import DONE, MISSING, Job, Outcome
 from nnunet_glims.experiments.layout import Layout
-from nnunet_glims.files import read_json
+from nnunet_glims.files import read_json, write_json
 from nnunet_glims.locks import lock
 from nnunet_glims.nnunet.plans.configuration import BASE_PLANS
+from nnunet_glims.validation import validate
 
 OVERRIDE = "override of "
+WRITTEN = "written plans "
 PLANS = "plans "
 LOCK = ".nnunet_glims.lock"
+DATA_RECORD = "nnunet_glims_prepared.json"
+"""Beside the preprocessed data, which several comparisons share: what they were made from, and what is to be made again."""
+
+
+class DataRecord(BaseModel):
+    """What a data set's plans and preprocessed data were made from.
+
+    Attributes:
+        ingredients: of the preprocessed data; empty where they were made before there was a record.
+        replaces_plans: the user asked for plans files of other content to be replaced.
+        preprocesses_again: the user asked for the data to be preprocessed although they are there.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    ingredients: Ingredients = {}
+    replaces_plans: bool = False
+    preprocesses_again: bool = False
 
 
 class Prepare(Job):
@@ -25,8 +48,6 @@ class Prepare(Job):
 
     Attributes:
         plans: of all entries and seeds.
-        replaces_plans: whether plans files of other content are replaced; set by `discard`.
-        preprocesses_again: whether data are preprocessed although they are there; set by `discard`.
     """
 
     kind = "prepare"
@@ -34,12 +55,10 @@ class Prepare(Job):
     def __init__(self, layout: Layout, name: str, dataset: int, plans: Sequence[EntryPlans]):
         super().__init__(layout, name, (), dataset)
         self.plans = plans
-        self.replaces_plans = False
-        self.preprocesses_again = False
 
     @property
     def environment(self) -> dict[str, str]:
-        """nnU-Net trains without data loading processes, but its planner needs one."""
+        """Variables to set: nnU-Net's planner needs a process, even where trainings have no data loading processes."""
         return {"nnUNet_n_proc_DA": "1"} if os.environ.get("nnUNet_n_proc_DA") == "0" else {}
 
     @property
@@ -54,49 +73,84 @@ class Prepare(Job):
         ]  # fmt: skip
 
     def commands(self) -> list[list[str]]:
-        """nnU-Net's planning and preprocessing where data are missing, then overrides and splits."""
+        """Return the commands for planning and preprocessing where data are missing, then for overrides and splits."""
         folder = self.layout.dataset(self.dataset)
         base = folder / f"{BASE_PLANS}.json"
+        record = self.data_record()
         is_there = base.exists() and all(
             is_preprocessed(folder, data_identifier(read_json(base), name)) for name in self._configurations
         )
-        commands = [] if is_there and not self.preprocesses_again else [self._planning(*self._configurations)]
+        commands = [] if is_there and not record.preprocesses_again else [self._planning(*self._configurations)]
         options = [
-            *(["--overwrite"] if self.replaces_plans else []),
-            *(["--preprocess-again"] if self.preprocesses_again else []),
+            *(["--overwrite"] if record.replaces_plans else []),
+            *(["--preprocess-again"] if record.preprocesses_again else []),
         ]
         module = "nnunet_glims.experiments.prepare_dataset"
-        commands.append([sys.executable, "-m", module, str(self.layout.path), str(self.dataset), *options])
+        asked = [str(self.layout.path), str(self.dataset), "--asked", self.asked]
+        commands.append([sys.executable, "-m", module, *asked, *options])
         return commands
 
-    def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """Images, label maps, base plans and overrides, one by one, so that what is added later changes nothing."""
-        folder, raw = self.layout.dataset(self.dataset), self.layout.raw / self.layout.dataset_names[self.dataset]
+    @property
+    def asked(self) -> str:
+        """Digest of what the comparison asks for, by which a command sees that the file was changed after the job began."""
+        return digest([(plans.name, plans.entry.configuration, plans.settings) for plans in self.plans])
+
+    # ---- what the result is made from
+
+    def _data_ingredients(self) -> Ingredients:
+        """What preprocessed data are made from: images, label maps, and nnU-Net's command."""
+        raw = self.layout.raw / self.layout.dataset_names[self.dataset]
         found: Ingredients = {"method version": self.method_version, "dataset.json": file_digest(raw / "dataset.json")}
         for name in ("imagesTr", "labelsTr"):
             found[name] = self.layout.listings.digest(raw / name)
         for configuration in self._configurations:
             found[f"planning of {configuration}"] = command_parts([self._planning(configuration)])
+        return present(found)
+
+    def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
+        """Images, label maps, base plans and overrides, one by one, so that what is added later changes nothing."""
+        folder = self.layout.dataset(self.dataset)
+        found = self._data_ingredients()
         for plans in self.plans:
             found[f"{PLANS}{plans.entry.plans}"] = file_digest(folder / f"{plans.entry.plans}.json")
             found[f"{OVERRIDE}{plans.name} ({plans.entry.configuration})"] = plans.settings
+            if plans.settings is not None:
+                content = plans.content(self.dataset)
+                written = None if content is None else content["configurations"]
+                found[f"{WRITTEN}{plans.name} ({plans.entry.configuration})"] = written
         return present(found)
 
     def final_ingredients(self, before: Ingredients, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """With the plans that nnU-Net has made meanwhile."""
-        now = self.ingredients(commands)
-        return {**now, **{name: value for name, value in before.items() if not name.startswith(PLANS)}}
+        """With the plans that nnU-Net and the overrides have made meanwhile."""
+        made = (PLANS, WRITTEN)
+        kept = {name: value for name, value in before.items() if not name.startswith(made)}
+        return {**self.ingredients(commands), **kept}
+
+    def data_record(self) -> DataRecord:
+        """What is recorded beside the preprocessed data."""
+        path = self._record_file
+        return validate(DataRecord, read_json(path), str(path)) if path.exists() else DataRecord()
+
+    @property
+    def _record_file(self) -> Path:
+        return self.layout.dataset(self.dataset) / DATA_RECORD
+
+    def _write_data_record(self, record: DataRecord) -> None:
+        self._record_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._record_file, record.model_dump(mode="json"))
 
     def outcome(self) -> Outcome:
         """Done where all plans, data and splits are there and were made from the same ingredients."""
-        record = self.folder.read()
-        if record is None or record.ending != "done":
+        record, of_data = self.folder.read(), self.data_record()
+        if of_data.replaces_plans or of_data.preprocesses_again:
             return MISSING
         now = self.ingredients(())
-        change = change_of(record.ingredients, now)
+        is_done = record is not None and record.ending == "done"
+        own = record.ingredients if record is not None and is_done else {}
+        change = change_of({**own, **of_data.ingredients}, now)
         if change is not None:
             return Outcome("unrecorded" if change.is_of_times_alone else "refused", change)
-        return DONE if now.keys() <= record.ingredients.keys() and self._is_complete() else MISSING
+        return DONE if is_done and now.keys() <= own.keys() and self._is_complete() else MISSING
 
     def _is_complete(self) -> bool:
         folder = self.layout.dataset(self.dataset)
@@ -105,33 +159,40 @@ class Prepare(Job):
         data = {plans.data(self.dataset) for plans in self.plans}
         return all(one is not None and is_preprocessed(folder, one.name) for one in data)
 
+    def finish(self) -> None:
+        """Record what the data were made from. Data that were there before are taken for those of the images as they are."""
+        self._write_data_record(DataRecord(ingredients={**self.data_record().ingredients, **self._data_ingredients()}))
+
     @contextmanager
     def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
-        """Holds the data set, which other comparisons may prepare as well."""
+        """Lock the data set, because other comparisons may prepare it too; see `Job.work`."""
         folder = self.layout.dataset(self.dataset)
         with lock(folder / LOCK, f"preparing {folder}"):
             yield True
 
     def adopt(self) -> str:
         """Take images that were copied again for those that the data were made from; see `Job.adopt`."""
+        of_data = self._data_ingredients()
+        self._write_data_record(DataRecord(ingredients={**self.data_record().ingredients, **of_data}))
         record = self.folder.read()
-        assert record is not None, "without a record the job is missing"
-        record.ingredients = {**record.ingredients, **self.ingredients(())}
-        self.folder.write(record)
+        if record is not None:
+            record.ingredients = {**record.ingredients, **of_data}
+            self.folder.write(record)
         return f"{self.name}: adopted files of the same names and sizes"
 
     def discard(self) -> str | None:
-        """Have plans replaced, and data preprocessed again if more than overrides changed; see `Job.discard`."""
-        self.replaces_plans = True
-        record = self.folder.read()
-        if record is not None:
-            now = self.ingredients(())
-            ours = {name: value for name, value in now.items() if not name.startswith(OVERRIDE)}
-            only_overrides = (
-                change_of(record.ingredients, ours) is None and change_of(record.ingredients, now) is not None
-            )
-            self.preprocesses_again = not only_overrides
-            self.folder.record_file.unlink()
-        return f"{self.name}: is made again" + (
-            "" if self.preprocesses_again else ", without preprocessing what is there"
+        """Have plans replaced, and data preprocessed again if more than overrides changed; see `Job.discard`.
+
+        What is to be made again is written down, so that it holds for the next run as well if this one is interrupted.
+        """
+        record, of_data = self.folder.read(), self.data_record()
+        before = {**(record.ingredients if record is not None else {}), **of_data.ingredients}
+        of_plans = (OVERRIDE, WRITTEN)
+        now = self.ingredients(())
+        ours = {name: value for name, value in now.items() if not name.startswith(of_plans)}
+        only_plans = change_of(before, ours) is None and change_of(before, now) is not None
+        self._write_data_record(
+            DataRecord(ingredients=of_data.ingredients, replaces_plans=True, preprocesses_again=not only_plans)
         )
+        self.folder.record_file.unlink(missing_ok=True)
+        return f"{self.name}: is made again" + (", without preprocessing what is there" if only_plans else "")

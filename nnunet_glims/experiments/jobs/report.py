@@ -1,4 +1,4 @@
-"""The leaderboard of a data set."""
+"""The job that makes the leaderboard of a data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLES = ("summary.json", "cases.jsonl", "metrics.csv")
 
 
 class Report(TableJob):
-    """Compares all entries and ensembles on a data set.
+    """Compares all entries and ensembles of a data set.
 
     Attributes:
         evaluations: the jobs whose tables are compared.
@@ -29,20 +29,20 @@ class Report(TableJob):
 
     @property
     def page(self) -> Path:
-        """The leaderboard."""
+        """The leaderboard's HTML page."""
         return self.layout.report(self.dataset) / "leaderboard.html"
 
     @property
     def result(self) -> tuple[str, ...]:
-        """The page."""
+        """The page, which is written last."""
         return (str(self.page),)
 
     def commands(self) -> list[list[str]]:
-        """`nnunet-glims leaderboard` of all evaluations."""
+        """Return the command of `nnunet-glims leaderboard` for all evaluations."""
         return self.commands_of(self.evaluations)
 
     def commands_of(self, evaluations: Sequence[Evaluate | Ensemble]) -> list[list[str]]:
-        """`nnunet-glims leaderboard` of some evaluations; of fewer than all, on the cases that they share."""
+        """Return the command of `nnunet-glims leaderboard` for some evaluations, on their common cases if not all are given."""
         asked = self.layout.comparison
         command = ["nnunet-glims", "leaderboard", *(f"{job.title}={job.evaluation}" for job in evaluations)]
         command += ["-o", str(self.layout.report(self.dataset))]
@@ -52,7 +52,7 @@ class Report(TableJob):
         return [command if len(evaluations) == len(self.evaluations) else [*command, "--intersection"]]
 
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """The tables."""
+        """Return the digests of the tables."""
         tables = {
             f"tables of {job.name}": self.layout.listings.digest(job.evaluation, TABLES) for job in self.evaluations
         }

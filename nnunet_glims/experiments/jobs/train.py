@@ -1,4 +1,4 @@
-"""The training of one fold, by nnU-Net's own command."""
+"""The job that trains one fold with nnU-Net's own command."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from nnunet_glims.training.recipes import PRECISION_VARIABLE
 
 LOCK = ".nnunet_glims.lock"
 REPLACED = "replaced"
-"""Folder in a model's folder for trainings that the user wanted to have made again."""
+"""Name of the folder in a model folder to which discarded trainings are moved."""
 PREPROCESSED = (".pkl", ".b2nd", ".npz")
 COMPARED = ("patch_size", "batch_size", "spacing", "normalization_schemes")
+FOLLOWING_ARGUMENTS = ("patch_size", "strides", "checkpointing")
+"""Arguments of networks that follow from the patch and the spacing, or change no result."""
 
 
 class Train(Job):
     """Trains an entry on one fold.
 
     Attributes:
-        plans: of the entry.
+        plans: the plans of the entry.
         fold: number of the fold.
         keeps_probabilities: whether nnU-Net saves the probabilities of the validation cases, for ensembles.
     """
@@ -67,7 +69,7 @@ class Train(Job):
         return self.model / f"fold_{self.fold}"
 
     def commands(self) -> list[list[str]]:
-        """`nnUNetv2_train`, which goes on from a checkpoint where there is one."""
+        """Return the command of `nnUNetv2_train`, which continues from a checkpoint if there is one."""
         asked, entry = self.layout.comparison, self.plans.entry
         command = [
             "nnUNetv2_train", self.layout.dataset_names[self.dataset], entry.configuration, str(self.fold),
@@ -80,7 +82,7 @@ class Train(Job):
         return [command]
 
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
-        """Override, plans, split and preprocessed data."""
+        """Return the override, plans, split, dataset.json, preprocessed data, and the precision variable."""
         folder = self.layout.dataset(self.dataset)
         splits = folder / "splits_final.json"
         folds = read_json(splits) if splits.exists() else []
@@ -88,7 +90,7 @@ class Train(Job):
         return present(
             {
                 **self.common_ingredients(commands),
-                PRECISION_VARIABLE: os.environ.get(PRECISION_VARIABLE, ""),
+                "precision": self._precision(),
                 "override": self.plans.settings,
                 "plans": self.plans.content(self.dataset),
                 "split": digest(folds[self.fold]) if self.fold < len(folds) else None,
@@ -97,14 +99,26 @@ class Train(Job):
             }
         )
 
+    def _precision(self) -> str | None:
+        """The precision setting that holds: the environment variable's, or the plans'; None for nnU-Net's own trainers."""
+        if self.plans.entry.network is None:
+            return None
+        training = self.plans.asked_configuration(self.dataset).get("training", {})
+        planned = training.get("precision", self.plans.entry.network.recipe.precision)
+        if not os.environ.get(PRECISION_VARIABLE):
+            return planned
+        from nnunet_glims.training.precision import chosen
+
+        return chosen(planned)
+
     def outcome(self) -> Outcome:
-        """Done where the training and its validation came to their end and the record has the same ingredients."""
+        """Return "done" if the training and its validation are complete and the fold's record has the same ingredients."""
         return self._outcome(None)
 
     def _outcome(self, commands: Sequence[Sequence[str]] | None) -> Outcome:
-        """Of these commands; of those that are asked for now without any."""
+        """Return the state of the result of these commands; None stands for the commands that are asked for now."""
         fold = self.fold_folder
-        if not any(fold.glob("checkpoint_*.pth")):  # nothing was learned that could be lost
+        if not any(fold.glob("checkpoint_*.pth")):  # there is no training that could be lost
             return MISSING
         record = TrainingRecord.read(fold)
         if record is None:
@@ -121,7 +135,7 @@ class Train(Job):
 
     @contextmanager
     def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
-        """Holds the fold, which other comparisons may train as well, and records what it is trained from."""
+        """Lock the fold, because other comparisons may train it too, and record what it is trained from; see `Job.work`."""
         fold = self.fold_folder
         what = f"training {fold}"
         with lock(fold / LOCK, what):
@@ -132,7 +146,8 @@ class Train(Job):
             if outcome.state == "refused":
                 raise UsageError(f"{fold}: {outcome.change}")
             if outcome.state == "unrecorded":
-                raise UsageError(f"{fold}: nothing says what this training was made from; run with --adopt to take it")
+                reason = outcome.change or "nothing says what this training was made from"
+                raise UsageError(f"{fold}: {reason}; run with --adopt to take it")
             if not outcome.is_done:
                 before = {} if record is None else record.ingredients
                 TrainingRecord(
@@ -150,30 +165,32 @@ class Train(Job):
             record.process, record.written = process, time.time()
             record.write(self.fold_folder)
 
-    def adopt(self) -> str:
-        """Record a training of an earlier release as the one that is asked for; see `Job.adopt`."""
+    def check_adoption(self) -> None:
+        """Compare the plans in the model folder with what is asked for; see `Job.check_adoption`."""
+        if TrainingRecord.read(self.fold_folder) is not None:
+            return  # only times of files differ from the record
         path = self.model / "plans.json"
         if not path.exists():
             raise UsageError(f"{self.fold_folder}: cannot be adopted: there is no {path}, with which it was trained")
         trained = read_json(path)["configurations"].get(self.plans.entry.configuration, {})
-        plans = self.plans.content(self.dataset)
-        asked = {} if plans is None else dict(plans["configurations"][self.plans.entry.configuration])
-        override = self.plans.settings or {}
-        asked |= {key: override[key] for key in COMPARED if key in override}
-        asked["training"] = {**asked.get("training", {}), **override.get("training", {})}
-        change = contradiction(trained, asked)
+        network = self.plans.entry.network
+        recipe = None if network is None else network.recipe.model_dump(mode="json")
+        change = contradiction(trained, self.plans.asked_configuration(self.dataset), recipe)
         if change is not None:
             raise UsageError(
                 f"{self.fold_folder}: cannot be adopted: {change.name} was {change.before} when it was trained (by {path}) and "
                 f"would be {change.now} now"
             )
+
+    def adopt(self) -> str:
+        """Record a training of an earlier release as the one that is asked for; see `Job.adopt`."""
         TrainingRecord(
             ingredients=self.ingredients(self.commands()),
             comparison=str(self.layout.path),
             adopted=True,
             written=time.time(),
         ).write(self.fold_folder)
-        return f"{self.name}: adopted {self.fold_folder}, whose plans.json agrees with what is asked for"
+        return f"{self.name}: adopted {self.fold_folder}, which does not contradict what is asked for"
 
     def discard(self) -> str | None:
         """Move the training aside; see `Job.discard`."""
@@ -190,7 +207,7 @@ class Train(Job):
         return f"{self.name}: is made again; the old training is now {aside}"
 
     def progress(self) -> str:
-        """Epoch, pseudo Dice and time left, by nnU-Net's own log."""
+        """Return epoch, pseudo Dice and remaining time, from nnU-Net's log."""
         fold = self.fold_folder
         log = read_training_log(fold)
         done = len(log.curves["pseudo Dice"])
@@ -206,21 +223,37 @@ class Train(Job):
         return text
 
 
-def contradiction(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> Change | None:
-    """The first setting in which the configuration that a model was trained with is not the one that is asked for."""
+def contradiction(
+    trained: Mapping[str, Any], asked: Mapping[str, Any], recipe: Mapping[str, Any] | None
+) -> Change | None:
+    """Return the first setting in which the configuration that a model was trained with is not the one that is asked for.
+
+    Args:
+        trained: configuration in the model folder's plans.
+        asked: configuration that the comparison asks for.
+        recipe: training settings of the trainer where plans leave them out; None for trainers without a recipe.
+    """
 
     def shown(configuration: Mapping[str, Any]) -> Ingredients:
-        return {key: configuration[key] for key in COMPARED if key in configuration}
+        found = {key: configuration[key] for key in COMPARED if key in configuration}
+        architecture = configuration.get("architecture", {})
+        arguments = architecture.get("arch_kwargs", {})
+        found["network"] = architecture.get("network_class_name")
+        found["network arguments"] = {key: value for key, value in arguments.items() if key not in FOLLOWING_ARGUMENTS}
+        return found
 
-    change = change_of(shown(trained), shown(asked))
-    if change is None:
-        change = change_of(trained.get("training", {}), asked.get("training", {}))
-        return None if change is None else Change(f"training.{change.name}", change.before, change.now)
+    explicit, found = asked.get("training", {}), trained.get("training", {})
+    known = {key: value for key, value in (recipe or {}).items() if key in found}
+    wanted = {**known, **explicit}
+    settings = {key: value for key, value in found.items() if key in wanted}
+    change = change_of(shown(trained), shown(asked)) or change_of({"training": settings}, {"training": wanted})
+    if change is None and recipe is not None and not found:
+        return Change("training", "absent", "that of a recipe")
     return change
 
 
 def _epochs(fold: Path) -> int | None:
-    """How many the training is to have, from what nnU-Net wrote down at its start."""
+    """Return the number of epochs of the training, from debug.json, which nnU-Net writes at its start; None if unknown."""
     debug = fold / "debug.json"
     match = re.search(r'"num_epochs": "?(\d+)', debug.read_text(errors="replace")) if debug.exists() else None
     return int(match[1]) if match else None

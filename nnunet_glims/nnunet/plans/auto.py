@@ -1,4 +1,4 @@
-"""Plans whose patch, batch and checkpointing fit a network and a GPU, written beside the plans they start from."""
+"""Write plans whose patch, batch and checkpointing fit a network and a GPU, to the folder of their base plans."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class SizedPlans:
 
     Attributes:
         size: patch, batch and checkpointing.
-        applied: the plans file and what comes next.
-        description: what was chosen and why, as names and texts for people to read.
+        applied: the plans file and the next commands.
+        description: what was chosen and why, as names and texts to be shown.
     """
 
     size: TrainingSize
@@ -51,24 +51,24 @@ def write_sized_plans(
     checkpointing: str | None = None,
     overwrite: bool = False,
 ) -> SizedPlans:
-    """Write plans for a network and a GPU. Spacing, normalisation and with them the preprocessed data stay.
+    """Write plans for a network and a GPU. They use the preprocessed data of the base plans.
 
-    A base that names the network already (`plans apply` writes such) keeps its arguments and training settings. Other
-    configurations that the file has stay in it.
+    If the base plans already name the network, as those of `plans apply` do, its arguments and training settings are kept.
+    Other configurations in an existing file are kept.
 
     Args:
-        dataset_folder: of the data set in nnUNet_preprocessed.
+        dataset_folder: folder of the data set in nnUNet_preprocessed.
         network: a registered network.
-        vram: GB of the GPU as its maker counts them, which are GiB.
-        configuration: of the base, for which a size is chosen.
-        base: name of the plans to start from.
-        name: of the new plans; None makes one of base, network and memory.
-        checkpointing: value of the network's argument of that name; None chooses one.
-        overwrite: replace a plans file of that name and other content.
+        vram: memory of the GPU in GB as its maker counts them, that is in GiB.
+        configuration: configuration of the base plans for which a size is chosen.
+        base: name of the base plans.
+        name: name of the new plans; None makes one from base, network and memory.
+        checkpointing: value for the network's argument of that name; None chooses one.
+        overwrite: whether to replace an existing plans file with other content.
 
     Raises:
-        UsageError: missing or unsuitable plans, too little memory, a wrong setting, or a file of that name and other
-            content.
+        UsageError: the plans are missing or unsuitable, the memory is too small, a setting is wrong, or a file of that
+            name with other content exists.
     """
     if not (isfinite(vram) and vram > 0):
         raise UsageError(f"--vram {vram:g}: this must be the GPU's memory in GB, for example 8")
@@ -81,7 +81,7 @@ def write_sized_plans(
     arguments = _arguments_in(planned, network, base)
     training = planned.get("training", {})
     properties = _properties(dataset_folder, plans, planned)
-    if arguments:  # of the base; a wrong one must be named before sizes are tried with it
+    if arguments:  # arguments of the base plans; a wrong one must be reported before sizes are tried with it
         given = {"network_class_name": network.path, "arch_kwargs": arguments}
         asked = complete_configuration({**planned, "architecture": given}, network, {}, base)
         check_network(network, asked, properties.channels, properties.classes, f"{base}.json")
@@ -114,7 +114,7 @@ def write_sized_plans(
 
 
 def _checkpointing(network: Network, wanted: str | None) -> str | bool | None:
-    """The value of the network's argument `checkpointing` that a user named."""
+    """Return the value of the network's argument `checkpointing` that a user named."""
     if wanted is None:
         return None
     values = {str(value): value for value in network.checkpointing}
@@ -126,7 +126,7 @@ def _checkpointing(network: Network, wanted: str | None) -> str | bool | None:
 
 
 def _arguments_in(planned: Mapping[str, Any], network: Network, base: str) -> dict[str, Any]:
-    """The network's arguments that stay: those of base plans which name it, without what is chosen here."""
+    """Return the network's arguments in base plans that name it, without those that are chosen here."""
     architecture = planned.get("architecture", {})
     if architecture.get("network_class_name") != network.path:
         return {}

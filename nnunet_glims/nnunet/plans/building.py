@@ -1,4 +1,4 @@
-"""Networks built from a plans configuration, and the check that they can be built, before plans are written."""
+"""Build networks from a plans configuration, to check before plans are written that this is possible."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ KEY = "network_arguments"
 def build_without_content(
     network: Network, channels: int, classes: int, arguments: Mapping[str, Any], deep_supervision: bool = False
 ) -> SegmentationNetwork:
-    """The network on torch's meta device: parameters have shapes, but no memory and no values.
+    """Build a network on torch's meta device, where parameters have shapes, but no memory and no values.
 
-    Networks that look at values while they are built, as MONAI's do, are built on the CPU and moved there.
+    Networks that read values while they are built, as MONAI's do, are built on the CPU and moved to the meta device.
 
     Args:
-        network: which one.
-        channels: of the image.
-        classes: channels of the logits.
-        arguments: of the constructor, those that nnU-Net sets left out.
-        deep_supervision: return the logits of several resolutions.
+        network: the registered network.
+        channels: number of channels of the image.
+        classes: number of channels of the logits.
+        arguments: arguments of the constructor other than those that nnU-Net sets.
+        deep_supervision: whether the network returns the logits of several resolutions.
     """
     build = network.load_class()
     given = {"input_channels": channels, "num_classes": classes, "deep_supervision": deep_supervision, **arguments}
@@ -40,7 +40,7 @@ def build_without_content(
             built = build(**given)
     except UsageError:
         raise
-    except Exception:  # where the arguments are to blame, it fails on the CPU as well
+    except Exception:  # if the arguments are the reason, this fails on the CPU too
         built = build(**given)
     return built.to("meta")
 
@@ -48,19 +48,19 @@ def build_without_content(
 def check_network(
     network: Network, configuration: Mapping[str, Any], channels: int, classes: int, where: str
 ) -> SegmentationNetwork:
-    """Check that a configuration's network can be built and runs on the configuration's patch; returns it.
+    """Check that a configuration's network can be built and runs on the configuration's patch; return the network.
 
-    Nothing is computed: the network has no content.
+    Nothing is computed, because the network is on the meta device.
 
     Args:
-        network: of the configuration.
-        configuration: of plans, with `patch_size` and `architecture`.
-        channels: of the image.
-        classes: channels of the logits.
-        where: the file with the network's arguments, for errors.
+        network: the network of the configuration.
+        configuration: configuration of plans, with `patch_size` and `architecture`.
+        channels: number of channels of the image.
+        classes: number of channels of the logits.
+        where: how error messages name the file with the network's arguments.
 
     Raises:
-        UsageError: an argument is unknown, of a wrong type or has a value with which the network cannot be built; the
+        UsageError: an argument is unknown, has a wrong type, or has a value with which the network cannot be built. The
             message names file, key and value.
     """
     arguments = configuration["architecture"]["arch_kwargs"]
@@ -79,7 +79,7 @@ def _check_names_and_types(network: Network, arguments: Mapping[str, Any], where
     parameters = inspect.signature(constructor).parameters
     try:
         types = get_type_hints(constructor.__init__)  # type: ignore[misc]
-    except NameError:  # types that are only imported for type checkers; values are checked by building all the same
+    except NameError:  # types that are imported for type checkers only; building the network checks the values
         types = {}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
@@ -108,7 +108,7 @@ def _build_and_run(
 def _argument_to_blame(
     network: Network, channels: int, classes: int, arguments: Mapping[str, Any], patch_size: Any
 ) -> str | None:
-    """The argument without which the network can be built; None where it is more than one."""
+    """Return the argument without which the network can be built; None if there is no single such argument."""
     for name in arguments:
         others = {key: value for key, value in arguments.items() if key != name}
         try:

@@ -1,4 +1,4 @@
-"""Configurations of nnU-Net's plans: read, checked, and completed for one of the registered networks."""
+"""Read and check configurations of nnU-Net's plans, and complete them for one of the registered networks."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
 
 
 def read_plans(path: Path) -> dict[str, Any]:
-    """The content of a plans file; raises `UsageError` naming the file where it is missing or holds no plans."""
+    """Return the content of a plans file; raise `UsageError` naming the file if it is missing or holds no plans."""
     plans = read_json(path)
     configurations = plans.get("configurations") if isinstance(plans, dict) else None
     if not isinstance(configurations, dict) or not all(isinstance(found, dict) for found in configurations.values()):
@@ -91,11 +91,7 @@ def read_plans(path: Path) -> dict[str, Any]:
 
 
 def read_base(dataset_folder: Path, base: str = BASE_PLANS) -> dict[str, Any]:
-    """The content of plans in a data set's folder in nnUNet_preprocessed.
-
-    Raises:
-        UsageError: there is no such file, or it holds no plans.
-    """
+    """Return the content of a plans file in a data set's folder; raise `UsageError` if it is missing or holds no plans."""
     path = dataset_folder / f"{base}.json"
     if not path.exists():
         raise UsageError(
@@ -125,7 +121,7 @@ def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[
 
 
 def without_left_open(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's arguments without those that follow from patch and spacing."""
+    """Return a network's arguments without those that are derived from patch and spacing."""
     return {name: value for name, value in arguments.items() if name not in ("patch_size", "strides")}
 
 

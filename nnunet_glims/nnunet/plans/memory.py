@@ -1,8 +1,8 @@
-"""The memory of a training step, counted without computing anything.
+"""Count the memory of a training step without computing anything.
 
-A step runs on tensors without content: forward pass, nnU-Net's loss, backward pass with everything that is computed again.
-Every block of memory is counted from the operation that makes it until nothing refers to it any more. Torch has no autocast
-for such tensors, so its rules for GPUs are imitated.
+A step runs on the meta device, with tensors without content: forward pass, nnU-Net's loss, and backward pass with all
+recomputations. Every block of memory is counted from the operation that allocates it until nothing refers to it. Torch has
+no autocast for the meta device, so the rules of autocast on GPUs are imitated.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from nnunet_glims.training.recipes import Recipe
 
 GIB = 2**30
 CUDA_CONTEXT = 0.75 * GIB
-"""Assumed, not measured: CUDA's context with torch's, cuDNN's and cuBLAS' code and workspaces."""
+"""Bytes of CUDA's context with the code and workspaces of torch, cuDNN and cuBLAS; assumed, not measured."""
 CUDA_FRAGMENTS = 0.08
-"""Assumed, not measured: what torch's allocator reserves beyond what tensors hold, as a part of that."""
+"""Memory that torch's allocator reserves in addition to that of tensors, as a fraction of it; assumed, not measured."""
 
 _HALVED = {"conv3d", "conv_transpose3d", "linear", "matmul", "__matmul__", "bmm", "prelu"}
 _KEPT_FULL = {"group_norm", "layer_norm", "instance_norm", "softmax", "log_softmax", "binary_cross_entropy_with_logits"}
@@ -36,15 +36,14 @@ _KEPT_FULL = {"group_norm", "layer_norm", "instance_norm", "softmax", "log_softm
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a training step by part.
+    """The memory of a training step in bytes, by part.
 
     Attributes:
         weights: parameters and buffers.
-        moments: what the optimiser keeps for the parameters.
-        kept: the batch and the activations that the forward pass keeps for the gradients.
-        backward: what the backward pass needs in addition at its highest point: gradients, and activations that are
-            computed again.
-        overhead: what the device needs: context, workspaces, allocator.
+        moments: the optimiser's state for the parameters.
+        kept: the batch, and the activations that the forward pass keeps for the backward pass.
+        backward: what the backward pass needs in addition at its peak: gradients and recomputed activations.
+        overhead: what the device itself needs: context, workspaces, allocator.
     """
 
     weights: int
@@ -60,7 +59,7 @@ class StepMemory:
 
 
 def in_half_precision(recipe: Recipe, device: str) -> bool:
-    """Whether a recipe trains in bf16 or fp16 on a type of device, also where NNUNET_GLIMS_PRECISION says so."""
+    """Return whether a recipe trains in bf16 or fp16 on a type of device; NNUNET_GLIMS_PRECISION is taken into account."""
     return resolve(chosen(recipe.precision), device) != "fp32"
 
 
@@ -76,13 +75,13 @@ def training_step(
     """Count the memory of a training step on a type of device, "cuda" or "cpu", in the recipe's precision.
 
     Args:
-        network: is moved to the meta device; do not use it afterwards.
+        network: the network, which is moved to the meta device and cannot be used afterwards.
         patch_size: voxels (D, H, W).
-        batch_size: patches a step.
-        recipe: its optimiser, precision and deep supervision count.
-        device: its type; on GPUs CUDA's overhead is added.
-        regions: train overlapping regions instead of labels.
-        kernels: whether the device has the package's kernels; None asks for those of this machine.
+        batch_size: number of patches in a step.
+        recipe: the recipe, of which optimiser, precision and deep supervision matter here.
+        device: type of the device; for "cuda" an overhead is added.
+        regions: whether overlapping regions are trained instead of labels.
+        kernels: whether the device has the package's kernels; None assumes those of this machine.
     """
     halved = in_half_precision(recipe, device)
     network = network.to("meta").train()
@@ -96,21 +95,21 @@ def training_step(
         loss = nnunet_loss(outputs if isinstance(outputs, list) else [outputs], regions)
         del outputs
         kept = live.now - weights
-        # Tensor.backward would leave the mode that imitates autocast, and what is computed again needs it
+        # Tensor.backward would leave the mode that imitates autocast, which recomputations need
         engine = torch.autograd.Variable._execution_engine
         engine.run_backward(
             (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
         )
     gradients = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
     moments = gradients * (1 if recipe.optimizer == "SGD" else 2)
-    # The optimiser works when activations are gone; on GPUs it makes one more tensor for each gradient.
+    # The optimiser runs when activations are freed; on GPUs it allocates one more tensor for each gradient.
     highest = max(live.peak, weights + gradients * (2 if device == "cuda" else 1))
     overhead = int(CUDA_CONTEXT + CUDA_FRAGMENTS * (highest + moments)) if device == "cuda" else 0
     return StepMemory(weights, moments, kept, highest - weights - kept, overhead)
 
 
 def nnunet_loss(outputs: Sequence[Tensor], regions: bool) -> Tensor:
-    """nnU-Net's loss of every head against targets of any content, added."""
+    """Return the sum of nnU-Net's loss over all heads, with targets of arbitrary content."""
     from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
@@ -128,7 +127,7 @@ def nnunet_loss(outputs: Sequence[Tensor], regions: bool) -> Tensor:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of all blocks of memory that operations make, while they are there."""
+    """Counts the bytes of all blocks of memory that operations allocate, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Plans overrides: published and recommended setups that make a new plans file of an old one."""
+"""Plans overrides: published and recommended setups, from which new plans files are made."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Triple = Annotated[list[Count], Field(min_length=3, max_length=3)]
 Spacing = Annotated[list[Positive], Field(min_length=3, max_length=3)]
 
 ANY_TRAINER = "nnUNetTrainerGLIMS"
-"""The trainer in the next command where plans can be trained with any."""
+"""The trainer in the next command if any trainer can train with the plans."""
 _OF_PREPROCESSING = ("spacing", "normalization_schemes", "use_mask_for_norm")
-"""Keys of a configuration that decide what preprocessed data contain."""
+"""Keys of a configuration on which preprocessed data depend."""
 
 
 class Override(BaseModel):
@@ -41,7 +41,7 @@ class Override(BaseModel):
     Attributes:
         description: what the setup is for, in one line.
         source: what is from a paper, what is from the authors' code, and what is ours.
-        network: name in `nnunet_glims.networks`; None leaves the choice to the base plans and the trainer.
+        network: name of a network in `nnunet_glims.networks`; None leaves the choice to the base plans and the trainer.
         network_arguments: constructor arguments of the network other than channels, classes, patch and strides.
         patch_size: voxels along nnU-Net's axes, which it transposes so that the coarsest axis comes first.
         batch_size: patches in a training step.
@@ -66,16 +66,16 @@ class Override(BaseModel):
 
 @dataclass(frozen=True)
 class Applied:
-    """A plans file that was written, and what comes next.
+    """A plans file that was written, and the next commands.
 
     Attributes:
         path: the file.
-        was_written: whether anything was written; nothing is where the file has this content already.
-        plans_name: what users give to `-p`.
-        trainer: what users give to `-tr`; None where the plans can be trained with any.
-        preprocess_command: nnU-Net's command for data that only these plans use; None where they share the base's.
-        is_preprocessed: the preprocessed data are there.
-        next_commands: nnU-Net's commands: preprocessing where the data are not there, then training.
+        was_written: whether the file was written; it is not if it already has this content.
+        plans_name: name of the plans, for `-p`.
+        trainer: name of the trainer, for `-tr`; None if any trainer can train with the plans.
+        preprocess_command: nnU-Net's command for data that only these plans use; None if they use those of the base plans.
+        is_preprocessed: whether the preprocessed data exist.
+        next_commands: nnU-Net's commands: preprocessing if data are missing, then training.
     """
 
     path: Path
@@ -88,18 +88,18 @@ class Applied:
 
 
 def override_names() -> list[str]:
-    """Names of the overrides that come with the package."""
+    """Return the names of the overrides that come with the package."""
     folder = files("nnunet_glims.plans_overrides")
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
 
 
 def load_override(name: str) -> tuple[str, Override]:
-    """An override by name, or a file of the user's own by a path ending in .json; with its short name.
+    """Load an override by its name, or from a path ending in .json; return its short name and its content.
 
-    Network arguments are not checked here, which would import torch, but when plans are written.
+    Network arguments are checked only when plans are written, because the check imports torch.
 
     Raises:
-        UsageError: there is none, or it is wrong; the message names file and key.
+        UsageError: there is no such override, or it is wrong. The message names file and key.
     """
     if name.endswith(".json"):
         path = Path(name)
@@ -125,28 +125,28 @@ def load_override(name: str) -> tuple[str, Override]:
 
 
 def overridden_plans_name(short_name: str, base: str = BASE_PLANS) -> str:
-    """Name of the plans that an override makes of base plans."""
+    """Return the name of the plans that an override makes from base plans."""
     return f"{base}_{short_name}"
 
 
 def apply_override(
     dataset_folder: Path, name: str, configuration: str = "3d_fullres", base: str = BASE_PLANS, overwrite: bool = False
 ) -> Applied:
-    """Write `<BASE>_<NAME>.json` beside the plans it changes, or add a configuration to that file.
+    """Write `<BASE>_<NAME>.json` to the folder of the base plans, or add a configuration to that file.
 
-    All configurations of the file are made from the present base and override: where one that is there already would
-    change, this is refused without `overwrite`.
+    All configurations of the file are made from the current base plans and override. If an existing one would change, this
+    is refused without `overwrite`.
 
     Args:
-        dataset_folder: of the data set in nnUNet_preprocessed.
-        name: of an override, or a path of a .json file.
-        configuration: the one to change.
-        base: plans to start from.
-        overwrite: replace a plans file of the same name and other content.
+        dataset_folder: folder of the data set in nnUNet_preprocessed.
+        name: name of an override, or path of a .json file.
+        configuration: name of the configuration to change.
+        base: name of the base plans.
+        overwrite: whether to replace an existing plans file with other content.
 
     Raises:
-        UsageError: no plans, no such configuration or override, a network that cannot be built, or a file of the same
-            name and other content.
+        UsageError: there are no such plans, configuration or override, the network cannot be built, or a file of the
+            same name with other content exists.
     """
     short_name, override = load_override(name)
     plans_name = overridden_plans_name(short_name, base)
@@ -165,16 +165,16 @@ def write_overridden(
     where: str,
     overwrite: bool,
 ) -> Applied:
-    """Write plans whose configurations are those of base plans with what overrides change in them.
+    """Write plans whose configurations are those of base plans, changed by overrides.
 
     Args:
-        dataset_folder: of the data set in nnUNet_preprocessed.
-        base: name of the plans to start from.
+        dataset_folder: folder of the data set in nnUNet_preprocessed.
+        base: name of the base plans.
         plans_name: name of the new plans.
-        configuration: the one that is asked for; the result is about it.
-        overrides: of every configuration that the file shall have.
-        where: names the override in errors.
-        overwrite: replace a plans file of that name and other content.
+        configuration: the requested configuration, which the result describes.
+        overrides: configuration -> its override, for all configurations that the file is to have.
+        where: how error messages name the override.
+        overwrite: whether to replace an existing plans file with other content.
 
     Raises:
         UsageError: see `apply_override`.
@@ -207,7 +207,7 @@ def _changed(
     plans_name: str,
     where: str,
 ) -> dict[str, Any]:
-    """One configuration of base plans with what the override changes in it, after checking that its network can be built."""
+    """Return one configuration of base plans, changed by an override, after checking that its network can be built."""
     planned = planned_configuration(base_plans, configuration)
     changed = {**planned, **_changes(planned, override, where)}
     if any(changed[key] != planned[key] for key in _OF_PREPROCESSING):
@@ -229,7 +229,7 @@ def _changed(
 
 
 def _network_of(planned: Mapping[str, Any], override: Override) -> Network | None:
-    """The network that the override or, where it leaves the choice, the base plans name; None where neither does."""
+    """Return the network that the override names, else the one that the base plans name; None if neither names one."""
     if override.network is not None:
         return network_named(override.network)
     return network_of_class(planned.get("architecture", {}).get("network_class_name", ""))
@@ -252,7 +252,7 @@ def _check_network(
 def _applied(
     dataset_folder: Path, plans: Mapping[str, Any], configuration: str, old: Mapping[str, Any], was_written: bool
 ) -> Applied:
-    """What comes next after plans were written in place of `old` ones, which may be empty."""
+    """Return the result for plans that were written; `old` is the previous content of the file, which may be empty."""
     written = plans["configurations"][configuration]
     plans_name, identifier = plans["plans_name"], written["data_identifier"]
     architecture = written.get("architecture", {})

@@ -1,6 +1,6 @@
-"""What plans files of this package were made from, and writing them so that other content is never replaced silently.
+"""Record what plans files of this package were made from, and never replace other content silently.
 
-The record stands in the plans file itself, under a key that nnU-Net does not look at.
+The record is in the plans file itself, under a key that nnU-Net ignores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nnunet_glims.validation import validate
 
 KEY = "nnunet_glims"
 LONGEST_VALUE = 80
-"""Characters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 _ABSENT = object()
 
 
@@ -29,10 +29,10 @@ class Record(BaseModel):
     """What a plans file was made from.
 
     Attributes:
-        version: of this package.
+        version: version of this package.
         base: name of the base plans.
-        base_sha256: fingerprint of their content.
-        overrides: content of the override of each configuration.
+        base_sha256: SHA-256 of their content, see `fingerprint`.
+        overrides: configuration -> content of its override.
     """
 
     version: str
@@ -42,28 +42,28 @@ class Record(BaseModel):
 
 
 def read_record(plans: Mapping[str, Any], where: Path) -> Record | None:
-    """The record in plans; None where they have none. Raises `UsageError` naming `where` for a damaged one."""
+    """Return the record in plans; None if they have none. Raise `UsageError` that names `where` for a damaged record."""
     return validate(Record, plans[KEY], f"{where}: {KEY}") if KEY in plans else None
 
 
 def without_record(plans: Mapping[str, Any]) -> dict[str, Any]:
-    """Plans as nnU-Net sees them."""
+    """Return plans without the record, as nnU-Net sees them."""
     return {key: value for key, value in plans.items() if key != KEY}
 
 
 def fingerprint(plans: Mapping[str, Any]) -> str:
-    """SHA-256 of what nnU-Net sees of plans; the order of keys does not count."""
+    """Return the SHA-256 of plans without the record; the order of keys does not count."""
     return sha256(json.dumps(without_record(plans), sort_keys=True).encode()).hexdigest()
 
 
 def recorded_overrides(path: Path) -> dict[str, dict[str, Any]]:
-    """The content of the override that each configuration of a plans file was made with; empty where none is recorded."""
+    """Return configuration -> content of its override, from the record of a plans file; empty if there is no record."""
     record = read_record(read_plans(path), path) if path.exists() else None
     return {} if record is None else record.overrides
 
 
 def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
-    """The first place at which two JSON values differ, as (dotted key, value before, value now); None where equal."""
+    """Return the first difference of two JSON values as (dotted key, value before, value now); None if they are equal."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in [*before, *(name for name in now if name not in before)]:
             inner = f"{key}.{name}" if key else str(name)
@@ -90,15 +90,15 @@ def write_recorded(
     """Write plans with a record of what they were made from. A configuration that the file lacks is added to it.
 
     Args:
-        path: of the plans file.
-        plans: what to write, without a record. All configurations that the file should have.
+        path: path of the plans file.
+        plans: content to write, without a record, with all configurations that the file is to have.
         base: name of the plans that these were made from.
         base_plans: their content.
-        overrides: content of the override of each configuration.
-        overwrite: replace a file of other content.
+        overrides: configuration -> content of its override.
+        overwrite: whether to replace a file with other content.
 
     Returns:
-        Whether anything was written; nothing is where the file has this content already.
+        Whether the file was written; it is not if it already has this content.
 
     Raises:
         UsageError: the file has other content; the message names the first value that differs, before and now, and why.
@@ -129,7 +129,7 @@ def write_recorded(
 
 
 def _reason(old: Record | None, new: Record) -> str:
-    """Why a plans file is not what would be written now, by its record."""
+    """Return why a plans file differs from what would be written now, according to its record."""
     if old is None:
         return "there is another plans file of that name, which does not say what it was made from"
     if old.base != new.base:

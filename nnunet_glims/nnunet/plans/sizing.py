@@ -1,9 +1,9 @@
-"""The largest training step that fits a GPU's memory: patch, batch and checkpointing for one network and data set.
+"""Find the largest training step that fits a GPU's memory: patch, batch and checkpointing for a network and a data set.
 
 As in nnU-Net's planner for its own network, patches start with the same length in mm along all axes, cut to the median
 image, and shrink along the axis that covers most of that image; a batch has at least two patches and at most 5 % of the
-data set's voxels. Two things differ: memory is counted (`nnunet_glims.nnunet.plans.memory`), and where the patch found in
-this way uses the GPU badly, a patch of similar shape is looked for that uses it better.
+data set's voxels. Two things differ: memory is counted (`nnunet_glims.nnunet.plans.memory`), and if the patch found in
+this way leaves much of it unused, a patch of similar shape that uses more is searched.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from nnunet_glims.nnunet.plans.memory import GIB, StepMemory, training_step
 from nnunet_glims.topology import Triple, triple
 from nnunet_glims.training.recipes import Recipe
 
-# These four are those of nnU-Net's planner, which keeps them inside; a test compares them with its source.
+# These four values are constants inside nnU-Net's planner; a test compares them with its source.
 FIRST_VOLUME = 256**3
-"""Voxels of the largest patch that is looked at first. Where it fits, eight times as many are looked at, and so on."""
+"""Voxels of the largest patch that is tried first. If it fits, eight times as many are tried, and so on."""
 SMALLEST_EDGE = 4
-"""Voxels down to which an axis is halved."""
+"""Number of voxels along an axis down to which it is halved."""
 SMALLEST_BATCH = 2
-"""Patches of the smallest batch."""
+"""Number of patches in the smallest batch."""
 LARGEST_PART = 0.05
-"""Largest part of the data set's voxels in a batch."""
+"""Largest fraction of the data set's voxels that a batch may have."""
 
 SMALLEST_SIDE = 16
-"""Voxels of the shortest side of a patch, where the image is not smaller."""
+"""Smallest number of voxels along a side of a patch, unless the image is smaller."""
 GOOD_USE = 0.9
-"""Part of the memory that plans should use."""
+"""Fraction of the memory that plans should use at least."""
 WORTHWHILE = 1.25
 """Factor by which a patch must grow for slower checkpointing to be chosen."""
 REACH = 0.25
-"""Part of a side by which the sides of similar patches differ from it; two steps at least."""
+"""Largest difference of the sides of similar patches as a fraction of the side; at least two steps are tried."""
 MOST_SIMILAR = 6
-"""Similar patches whose memory is counted."""
+"""Number of similar patches whose memory is counted."""
 
 
 @dataclass(frozen=True)
 class DatasetProperties:
-    """What sizes depend on.
+    """The properties of a data set on which sizes depend.
 
     Attributes:
-        channels: of the image.
-        classes: channels of the logits.
-        regions: overlapping regions are trained instead of labels.
-        spacing: mm along nnU-Net's axes.
+        channels: number of channels of the image.
+        classes: number of channels of the logits.
+        regions: whether overlapping regions are trained instead of labels.
+        spacing: spacing in mm along nnU-Net's axes.
         median_shape: voxels of the median image at that spacing.
         cases: number of training cases.
         planned_patch: voxels of the patch that nnU-Net planned for its own network.
@@ -69,14 +69,14 @@ class DatasetProperties:
 
 @dataclass(frozen=True)
 class TrainingSize:
-    """What was chosen.
+    """The chosen size of a training step.
 
     Attributes:
         patch_size: voxels along nnU-Net's axes.
-        batch_size: patches a step.
-        checkpointing: value of the network's argument of that name; None where it has none.
-        memory: what a training step takes.
-        limit: what keeps patch and batch from being larger, for people to read.
+        batch_size: number of patches in a step.
+        checkpointing: value of the network's argument of that name; None if it has no such argument.
+        memory: memory of a training step.
+        limit: what keeps patch and batch from being larger, as text.
     """
 
     patch_size: Triple
@@ -87,7 +87,7 @@ class TrainingSize:
 
 
 def _padded(size: Sequence[int], spacing: Sequence[float], network: Network) -> tuple[Triple, Triple]:
-    """The size padded until the network can halve it, by nnU-Net's rule, and the divisor of each side."""
+    """Return the size padded to multiples of the network's divisors by nnU-Net's rule, and the divisor of each side."""
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
     by_spacing = network.stages is not None
@@ -98,7 +98,7 @@ def _padded(size: Sequence[int], spacing: Sequence[float], network: Network) -> 
 
 
 def shrinking_patches(data: DatasetProperties, network: Network, volume: int) -> Iterator[Triple]:
-    """Patch sizes of falling volume, from the median image or a patch of that many voxels down to the smallest useful one."""
+    """Yield patch sizes of decreasing volume, from the median image or `volume` voxels down to the smallest useful size."""
     scale = (volume * prod(data.spacing)) ** (1 / 3)
     image = [ceil(size) for size in data.median_shape]
     patch, divisors = _padded(
@@ -114,7 +114,7 @@ def shrinking_patches(data: DatasetProperties, network: Network, volume: int) ->
         axis = max(axes, key=lambda axis: patch[axis] / image[axis])
         smaller = list(patch)
         smaller[axis] -= divisors[axis]
-        _, divisors = _padded(smaller, data.spacing, network)  # a smaller patch may need to be divisible by less
+        _, divisors = _padded(smaller, data.spacing, network)  # the divisors of a smaller patch may be smaller
         smaller = list(patch)
         smaller[axis] -= divisors[axis]
         patch, divisors = _padded(smaller, data.spacing, network)
@@ -156,7 +156,10 @@ class _Search:
         )
 
     def largest_patch(self, checkpointing: str | bool | None) -> tuple[Triple, Triple | None] | None:
-        """The largest patch of which two fit, and the next larger one (None where it is the whole image); None if none fits."""
+        """Return the largest patch of which two fit, and the next larger patch; None if no patch fits.
+
+        The next larger patch is None if the largest one is the whole image.
+        """
         volume = FIRST_VOLUME
         while True:
             patches = list(shrinking_patches(self.data, self.network, volume))
@@ -170,7 +173,10 @@ class _Search:
                 return patches[0], None
 
     def _first_that_fits(self, patches: Sequence[Triple], checkpointing: str | bool | None) -> int | None:
-        """Index of the first patch that fits in pairs; None if none does. Memory is nearly linear in voxels, so interpolate."""
+        """Return the index of the first patch of which two fit; None if there is none.
+
+        The search interpolates, because memory is nearly linear in the number of voxels.
+        """
         too_large, fits = -1, len(patches)
         guess = min(range(len(patches)), key=lambda index: abs(prod(patches[index]) - prod(self.data.planned_patch)))
         points: list[tuple[int, int]] = [(0, 0)]
@@ -189,7 +195,7 @@ class _Search:
     def similar_patches(
         self, patch: Triple, larger: Triple, checkpointing: str | bool | None
     ) -> Iterator[tuple[Triple, StepMemory]]:
-        """The patch, then others of nearly its shape that should use the memory well, the most similar ones first."""
+        """Yield the patch, then patches of similar shape that should use the memory well, the most similar ones first."""
         known = self.memory(patch, SMALLEST_BATCH, checkpointing)
         yield patch, known
         points = [(prod(size), self.memory(size, SMALLEST_BATCH, checkpointing).total) for size in (patch, larger)]
@@ -213,13 +219,13 @@ class _Search:
 
 
 def _size_at(total: float, one: tuple[int, int], other: tuple[int, int]) -> float:
-    """The size whose memory is `total`, on the line through two points (size, memory)."""
+    """Return the size whose memory is `total`, by linear interpolation between two points (size, memory)."""
     (x, y), (x2, y2) = one, other
     return x + (total - y) * (x2 - x) / (y2 - y) if y2 != y else x
 
 
 def with_checkpointing(arguments: Mapping[str, Any], checkpointing: str | bool | None) -> dict[str, Any]:
-    """The arguments with this checkpointing; None leaves it out."""
+    """Return the arguments with this value of checkpointing; with None, without any."""
     return {**arguments, **({} if checkpointing is None else {"checkpointing": checkpointing})}
 
 
@@ -232,22 +238,22 @@ def size_for_gpu(
     checkpointing: str | bool | None = None,
     kernels: bool | None = None,
 ) -> TrainingSize:
-    """The largest training step of a network that fits a GPU.
+    """Find the largest training step of a network that fits a GPU.
 
-    The fastest checkpointing is chosen with which the patch is as large as the one nnU-Net planned for its own network; a
-    slower one is chosen only if the patch becomes larger by a quarter or more.
+    Of the values of checkpointing, the fastest is chosen with which the patch is as large as the one that nnU-Net planned for
+    its own network. A slower one is chosen only if the patch becomes larger by a quarter or more.
 
     Args:
-        data: the data set.
+        data: the properties of the data set.
         network: a registered network.
-        budget: bytes of the GPU.
+        budget: memory of the GPU in bytes.
         arguments: constructor arguments of the network other than patch, strides and checkpointing.
-        recipe: how it is trained; None means the recipe of its trainer.
-        checkpointing: use this value; None chooses one.
-        kernels: whether the GPU has the package's kernels; None asks this machine.
+        recipe: the recipe of the training; None takes that of the network's trainer.
+        checkpointing: value to use; None chooses one.
+        kernels: whether the GPU has the package's kernels; None assumes those of this machine.
 
     Raises:
-        UsageError: not even two of the smallest patches fit.
+        UsageError: two of the smallest patches do not fit.
     """
     search = _Search(data, network, arguments or {}, recipe or network.recipe, budget, kernels)
     settings = network.checkpointing or (None,)
@@ -278,7 +284,7 @@ def size_for_gpu(
 
 
 def _batch(search: _Search, patch: Triple, checkpointing: str | bool | None) -> TrainingSize:
-    """The largest batch of patches that are as large as the median image."""
+    """Return the training step with the largest batch of patches that are as large as the median image."""
     data = search.data
     allowed = round(LARGEST_PART * prod(data.median_shape) * data.cases / prod(patch))
     batch = max(SMALLEST_BATCH, allowed)

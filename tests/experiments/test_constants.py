@@ -1,0 +1,28 @@
+"""Constants that are nnU-Net's or the trainers': these tests fail when they change there."""
+
+import inspect
+import re
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_glims.experiments import estimate, prepare_dataset
+from nnunet_glims.experiments.executors import step
+from nnunet_glims.trainers import stop_signals
+
+
+def test_the_length_of_nnunets_own_training():
+    source = inspect.getsource(nnUNetTrainer.__init__)
+    found = [
+        int(re.search(rf"self.{name} = (\d+)", source)[1])
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+    ]
+    assert tuple(found) == estimate.NNUNET_STEPS
+
+
+def test_the_split_is_nnunets():
+    call = re.search(r"generate_crossval_split\((.+)\)", inspect.getsource(nnUNetTrainer.do_split))[1]
+    assert f"seed={prepare_dataset.SPLIT_SEED}" in call and f"n_splits={prepare_dataset.FOLDS}" in call
+
+
+def test_a_stopped_training_is_known_by_the_trainers_exit_code():
+    assert step.STOPPED == stop_signals.EXIT_STOPPED
