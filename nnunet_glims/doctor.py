@@ -243,13 +243,14 @@ def _limits() -> Iterator[Finding]:
 
 def _data_set(dataset: str, trainer: str, plans_name: str, configuration: str) -> Iterator[Finding]:
     from nnunet_glims.nnunet.folders import preprocessed_folder
+    from nnunet_glims.nnunet.plans.configuration import read_plans
 
     if not os.environ.get("nnUNet_preprocessed"):
         yield Finding("plans", "fail", "not looked for", "set nnUNet_preprocessed first")
         return
     try:
         folder = preprocessed_folder(dataset)
-        plans = read_json(folder / f"{plans_name}.json")
+        plans = read_plans(folder / f"{plans_name}.json")
         described = read_json(folder / "dataset.json")
     except UsageError as error:
         yield Finding("plans", "fail", str(error), f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}")
@@ -302,7 +303,7 @@ def _network(
     )
     available, device, where = _memory()
     recipe = Recipe(**completed["training"])
-    need = training_step(network, patch, batch, recipe, device, labels.has_regions).total / GIB
+    required_gib = training_step(network, patch, batch, recipe, device, labels.has_regions).total / GIB
     strides = " ".join("×".join(map(str, step)) for step in network.strides[1:])
     yield Finding("patch and batch", "ok", f"{'×'.join(map(str, patch))}, batch {batch}; strides {strides}")
     yield Finding(
@@ -312,8 +313,8 @@ def _network(
         f"{count_gmac(network, channels, patch):.0f} GMAC a patch",
     )
     precision = "half precision" if in_half_precision(recipe, device) else "float32"
-    text = f"a training step takes about {need:.1f} GiB in {precision} ({where}: {available:.0f} GiB)"
-    if need > available:
+    text = f"a training step takes about {required_gib:.1f} GiB in {precision} ({where}: {available:.0f} GiB)"
+    if required_gib > available:
         smaller = f"nnunet-glims plans auto -d {folder.name} --network {ours.name.lower()} --vram GB"
         yield Finding("training memory", "warn", text, smaller)
     else:
@@ -349,7 +350,8 @@ def _splits(folder: Path, data: Path) -> Finding:
     except (UsageError, TypeError, KeyError) as error:
         return Finding("splits", "fail", f"{path} cannot be used: {error}", "delete it: nnU-Net makes another one")
     if unknown := sorted(named - cases):
-        return Finding("splits", "fail", f"{path} names cases that are not there: {', '.join(unknown[:5])}", "mend it")
+        way_out = "take these cases out of the file, or preprocess them as well"
+        return Finding("splits", "fail", f"{path} names cases that are not there: {', '.join(unknown[:5])}", way_out)
     return Finding("splits", "ok", f"{len(splits)} folds")
 
 

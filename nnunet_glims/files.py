@@ -4,6 +4,10 @@ Results are first written to a hidden working folder `.NAME.RANDOM.tmp` in the f
 is synced to the disk and renamed to its final name. A process that is killed at any moment therefore leaves either the old
 or the new file, and possibly a working folder. The next process that writes the same result removes such a folder, unless a
 living process holds the lock in it.
+
+A folder cannot be replaced by one rename on every system. An old folder is therefore first renamed to
+`.NAME.RANDOM.replaced`. A process that is killed before the new folder is at its place leaves the old one under that name,
+and the next process that writes the same result renames it back before it does anything else.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ except ImportError:  # Windows has no such locks: there, working folders of kill
 
 _SUFFIX = ".tmp"
 _LOCK = ".working.lock"
+_REPLACED = ".replaced"
+"""Ends the name of an old folder from the moment it is moved away to the moment the new one has taken its place."""
 _UNLOCKED = ".new"
 """End of a working folder's name until the folder is locked."""
 _UNLOCKED_SECONDS = 60
@@ -111,13 +117,11 @@ def new_folder(out: Path) -> Iterator[Path]:
             move_folder(temporary, out)
             return
         sync_tree(temporary)
-        replaced = folder / f"{out.name}.replaced"  # removed with the working folder
-        out.rename(replaced)
+        out.rename(folder.with_suffix(_REPLACED))
         try:
             temporary.rename(out)
-        except BaseException:
-            replaced.rename(out)
-            raise
+        finally:
+            _remove_or_put_back(folder.with_suffix(_REPLACED), out)
         sync(out.parent)
 
 
@@ -220,12 +224,14 @@ def check_free_space(nbytes: int, folder: Path, what: str) -> None:
 
 
 def _remove_leftovers(place: Path) -> None:
-    """Remove the working folders for this place whose processes were killed."""
+    """Remove the working folders for this place whose processes were killed; put back an old folder they moved away."""
     if fcntl is None or not place.parent.is_dir():
         return
     prefix = f".{place.name}."
     with os.scandir(place.parent) as entries:
-        found = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
+        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+    # The random part has no dots: a name with more belongs to another place, whose name begins like this one's.
+    found = [place.parent / name for name in names if name.removeprefix(prefix).count(".") == 1]
     for path in found:
         with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
             if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
@@ -236,7 +242,16 @@ def _remove_leftovers(place: Path) -> None:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 finally:
                     os.close(descriptor)
+                _remove_or_put_back(path.with_suffix(_REPLACED), place)
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_or_put_back(replaced: Path, place: Path) -> None:
+    """Remove an old folder that was moved away where there is a new one, else put it back to its place."""
+    if place.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    elif replaced.exists():
+        replaced.rename(place)
 
 
 def _lock(folder: Path) -> int | None:

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shlex
@@ -6,8 +7,10 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from nnunet_glims.cli import COMMANDS, main
+from nnunet_glims.cli.progress import progress_on
 from nnunet_glims.nnunet import discovery
 from nnunet_glims.nnunet.plans.override import Override
 from tests.preprocessed import DATASET, write_preprocessed
@@ -100,6 +103,15 @@ def test_a_failure_is_exit_code_1_and_debug_shows_where(preprocessed, capsys, mo
     assert "OSError: disk on fire (--debug shows where)" in capsys.readouterr().err
     with pytest.raises(OSError, match="disk on fire"):
         main(["--debug", "plans", "apply", "cpu_demo", "-d", "777"])
+
+
+def test_progress_is_shown_on_a_terminal_only():
+    shown = {}
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal)
+        assert list(progress_on(console)(iter([1, 2]), "Evaluating", 2)) == [1, 2]
+        shown[terminal] = console.file.getvalue()
+    assert "Evaluating" in shown[True] and shown[False] == ""
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,9 @@ def test_what_is_missing_or_broken_in_a_data_set_fails(folders):
 def test_missing_plans_and_2d_configurations_fail(folders):
     (finding,) = doctor._data_set("777", TRAINER, "nnUNetPlans_other", "3d_fullres")
     assert finding.verdict == "fail" and "nnUNetPlans_other.json" in finding.state
+    (folders / "nnUNet_preprocessed" / DATASET / "nnUNetPlans_empty.json").write_text("[]")
+    (finding,) = doctor._data_set("777", TRAINER, "nnUNetPlans_empty", "3d_fullres")
+    assert finding.verdict == "fail" and "nnUNetPlans_empty.json: these are no plans" in finding.state
     found = findings(doctor._data_set("777", TRAINER, "nnUNetPlans", "2d"))
     assert found["plans"].verdict == "fail" and "use 3d_fullres" in found["plans"].state
 
@@ -144,3 +147,10 @@ def test_the_command_exits_with_1_where_something_fails(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)[1]["verdict"] == "fail"
     monkeypatch.setattr(doctor, "examine", lambda *_: iter(ill[:1]))
     assert main(["doctor"]) == 0
+
+
+def test_commands_are_not_broken_where_the_output_is_no_terminal(monkeypatch, capsys):
+    command = f"export nnUNet_preprocessed=/{'long/' * 60}[of two]/nnUNet_preprocessed"
+    monkeypatch.setattr(doctor, "examine", lambda *_: iter([doctor.Finding("folder", "fail", "not set", command)]))
+    main(["doctor"])
+    assert f"→ {command}" in [line.strip() for line in capsys.readouterr().out.splitlines()]

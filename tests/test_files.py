@@ -68,13 +68,13 @@ def test_an_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_pa
         (folder / "old").touch()
     rename, renamed = Path.rename, []
 
-    def second_fails(self, target):
+    def third_fails(self, target):
         renamed.append(self)
-        if len(renamed) == 2:
+        if len(renamed) == 3:  # after the working folder got its name and the old folder was moved away
             raise OSError(errno.EIO, "Input/output error", str(self))
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", second_fails)
+    monkeypatch.setattr(Path, "rename", third_fails)
     with pytest.raises(ProcessingError, match="Input/output error"), new_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
@@ -160,6 +160,56 @@ def test_the_next_run_removes_what_a_killed_one_left_but_nothing_of_a_living_one
     with new_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["another", "out"]
+
+
+KILLED_WHILE_REPLACING = """
+import os, signal, sys
+from pathlib import Path
+from nnunet_glims.files import new_folder
+out = Path(sys.argv[1])
+rename = Path.rename
+def kill_after_the_old_one_is_moved_away(self, target):
+    renamed = rename(self, target)
+    if self == out:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return renamed
+Path.rename = kill_after_the_old_one_is_moved_away
+with new_folder(out) as folder:
+    (folder / "new").touch()
+"""
+
+
+def killed_while_replacing(out):
+    with new_folder(out) as folder:
+        (folder / "old").touch()
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_REPLACING, str(out)], check=False, timeout=20)
+    assert killed.returncode == -signal.SIGKILL and not out.exists()
+
+
+def test_an_old_folder_survives_a_kill_between_the_two_renames(tmp_path):
+    """The next run fails as well: what was there before is there again all the same."""
+    killed_while_replacing(tmp_path / "out")
+    with new_folder(tmp_path / "out.of.another"):  # whose leftovers have names that begin alike
+        pass
+    with pytest.raises(ValueError, match="fails"), new_folder(tmp_path / "out"):
+        raise ValueError("fails")
+    assert names(tmp_path) == ["out", "out.of.another"] and names(tmp_path / "out") == ["old"]
+
+
+def test_an_old_folder_is_removed_where_a_new_one_has_taken_its_place(tmp_path):
+    killed_while_replacing(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["new"]
+
+
+def test_leftovers_of_a_place_whose_name_begins_alike_are_left_alone(tmp_path):
+    killed_while_replacing(tmp_path / "out.b")
+    left = names(tmp_path)
+    with new_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [*left, "out"]
 
 
 def test_without_locks_nothing_is_taken_for_dead(tmp_path, monkeypatch):

@@ -121,6 +121,12 @@ def test_few_modules_lie_outside_of_rooms():
     assert len(loose) <= MOST_LOOSE_MODULES, loose
 
 
+def test_the_guide_for_contributors_names_every_module_outside_of_rooms():
+    guide = (ROOT / "docs/contributing.md").read_text()
+    loose = [path.name for path in FOLDERS[PACKAGE].glob("*.py") if not path.stem.startswith("__")]
+    assert [name for name in loose if f"{name}`" not in guide] == []
+
+
 def test_production_code_replaces_nothing_with_mocks():
     assert [name for name in modules() if any(module.split(".")[0] == "unittest" for module in imports(name))] == []
 

@@ -233,6 +233,8 @@ class GLIMS(SegmentationNetwork):
         super().__init__(input_channels, num_classes)
         if checkpointing not in CHECKPOINTING:
             raise UsageError(f"checkpointing {checkpointing!r} is unknown: choose one of {', '.join(CHECKPOINTING)}")
+        if feature_size < 1:
+            raise UsageError(f"feature_size {feature_size} must be a positive number of channels, for example 24")
         patch = check_patch_size(patch_size)
         if strides is None:
             strides = stage_strides(patch, stages=STAGES)

@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from rich.console import Console
-    from rich.progress import track
 
+    from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.datasets import archive, brats, btcv, conversion
     from nnunet_glims.errors import UsageError
     from nnunet_glims.nnunet.folders import RAW
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
             workers=workers,
             resume=options.resume,
             skip_bad=options.skip_bad,
-            progress=lambda results, what, count: track(results, what, count, console=console),
+            progress=progress_on(console),
         )
     for entry in report["skipped"]:
         console.print(f"skipped {entry['case']}: {entry['problem']}", soft_wrap=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 HELP = "look for what keeps a training from running well: versions, folders, plans, memory"
+WIDTH_OF_FILES = 10_000
+"""Characters of a line where the output is no terminal: commands must not be broken, so that they can be copied."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from nnunet_glims.doctor import examine
 
@@ -38,7 +41,10 @@ def run(options: argparse.Namespace) -> int:
         colours = {"ok": "green", "warn": "yellow", "fail": "red"}
         for finding in findings:
             way_out = f"\n→ {finding.way_out}" if finding.way_out else ""
-            colour = colours[finding.verdict]
-            table.add_row(f"[{colour}]{finding.verdict}[/]", finding.topic, f"{finding.state}{way_out}")
-        Console().print(table)
+            verdict = Text(finding.verdict, colours[finding.verdict])
+            table.add_row(verdict, Text(finding.topic), Text(f"{finding.state}{way_out}"))
+        console = Console()
+        if not console.is_terminal:
+            console.width = WIDTH_OF_FILES
+        console.print(table)
     return int(any(finding.verdict == "fail" for finding in findings))

@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from rich.console import Console
-    from rich.progress import track
 
+    from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
     from nnunet_glims.evaluation.results import SUMMARY, TABLE
     from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER, evaluate_folders, evaluate_model
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         "only_predicted": options.only_predicted,
         "out": options.out,
         "workers": options.workers,
-        "progress": lambda found, what, count: track(found, what, count, console=console),
+        "progress": progress_on(console),
     }
     if options.model is not None:
         if options.truth is not None:

@@ -33,9 +33,9 @@ def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
+    from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
     from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest, default_layer
     from nnunet_glims.explanation.explaining import explain
@@ -74,9 +74,7 @@ def run(options: argparse.Namespace) -> None:
         request,
         None if options.truth is None else Path(options.truth),
         options.overwrite,
-        lambda windows, what, count: track(
-            windows, what, count, console=console, transient=True, disable=not console.is_terminal
-        ),
+        progress_on(console),
     )
     for case, found in summary["cases"].items():
         voxels = ", ".join(f"{target} {count} voxels" for target, count in found["predicted_voxels"].items())

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--title", help="heading of the page")
     parser.add_argument("--metrics", help="which to show, as in metrics.csv: dice,hd95,nsd (the default), assd, ...")
     parser.add_argument(
-        "--intersection", action="store_true", help="compare on the cases that all entries have, where some miss cases"
+        "--intersection",
+        action="store_true",
+        help="compare on the cases that all entries and seeds have, where some miss cases",
     )
     parser.add_argument(
         "--patients",

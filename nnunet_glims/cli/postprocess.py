@@ -24,8 +24,8 @@ def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from rich.console import Console
-    from rich.progress import track
 
+    from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.postprocessing.folders import postprocess
     from nnunet_glims.postprocessing.rules import load_rules
     from nnunet_glims.processes import workers_or_default
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         load_rules(options.preset),
         Path(options.out),
         workers_or_default(options.workers),
-        lambda results, what, count: track(results, what, count, console=console),
+        progress_on(console),
     )
     cases = sum(voxels > 0 for voxels in changed.values())
     console.print(

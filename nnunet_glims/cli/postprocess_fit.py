@@ -18,9 +18,9 @@ def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
+    from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
     from nnunet_glims.evaluation.regions import short
     from nnunet_glims.files import write_json
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
         Path(options.model),
         Path(options.truth) if options.truth else None,
         workers_or_default(options.workers),
-        lambda results, what, count: track(results, what, count, console=console),
+        progress_on(console),
     )
     write_json(out, rules_to_json(rules))
     assert rules.fitted is not None

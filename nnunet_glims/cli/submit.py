@@ -21,8 +21,8 @@ def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from rich.console import Console
-    from rich.progress import track
 
+    from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.datasets.submission import challenge_named, expected_cases, write_submission
     from nnunet_glims.errors import UsageError
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
         Path(options.out),
         challenge,
         expected,
-        lambda results, what, count: track(results, what, count, console=console),
+        progress_on(console),
     )
     empty = [name for name, voxels in foreground.items() if voxels == 0]
     if empty:

@@ -142,9 +142,9 @@ def convert(
         ProcessingError: the disk is full, or a process was killed.
     """
     destination.check()
-    with processes(workers) as each:
+    with processes(workers) as parallel_map:
         check = partial(check_case, allowed_labels=tuple(release.label_map))
-        found = progress(each(check, release.cases), "Checking", len(release.cases))
+        found = progress(parallel_map(check, release.cases), "Checking", len(release.cases))
         problems = [*release.problems, *(problem for of_case in found for problem in of_case)]
         if problems and not skip_bad:
             raise BadRelease(problems)
@@ -181,7 +181,7 @@ def convert(
         files = [file for case in cases for file in _written(case, release, written, transfer)]
         missing = [file for file in files if not file.target.exists() and not file.target.is_symlink()]
         check_free_space(sum(file.nbytes for file in missing), written, f"for {destination.dataset}")
-        for _ in progress(each(_WrittenFile.write, missing), "Writing", len(missing)):
+        for _ in progress(parallel_map(_WrittenFile.write, missing), "Writing", len(missing)):
             pass
     _describe(written, destination.name, release, len(training), folds, report)
     move_folder(written, destination.folder)

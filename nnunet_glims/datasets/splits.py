@@ -11,11 +11,12 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
 
 Splits = list[dict[str, list[str]]]
-FOLDS = 5
+FOLDS, SEED = 5, 12345
+"""Those of nnU-Net's own splits, which it keeps inside; a test compares them with its source."""
 
 
 def by_patient(patient_of: Mapping[str, str]) -> Splits:
-    """Draw five folds of patients as nnU-Net draws five folds of cases (shuffled, seed 12345).
+    """Draw five folds of patients as nnU-Net draws five folds of cases (shuffled, with its seed).
 
     All cases of a patient are in one fold. With fewer than five patients there are as many folds as patients.
 
@@ -26,7 +27,7 @@ def by_patient(patient_of: Mapping[str, str]) -> Splits:
 
     patients = np.array(sorted(set(patient_of.values())))
     splits = []
-    for train, validation in KFold(min(FOLDS, len(patients)), shuffle=True, random_state=12345).split(patients):
+    for train, validation in KFold(min(FOLDS, len(patients)), shuffle=True, random_state=SEED).split(patients):
         chosen = {"train": set(patients[train].tolist()), "val": set(patients[validation].tolist())}
         splits.append(
             {part: sorted(case for case, patient in patient_of.items() if patient in of) for part, of in chosen.items()}

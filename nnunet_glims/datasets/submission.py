@@ -161,8 +161,10 @@ def write_submission(
     foreground = {}
     with new_file(out) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            checked = ((name, _segmentation(files[name], expected.images[name], expected.label_map)) for name in names)
-            for name, (segmentation, found) in progress(checked, "Checking", len(names)):
+            segmentations = (
+                (name, _segmentation(files[name], expected.images[name], expected.label_map)) for name in names
+            )
+            for name, (segmentation, found) in progress(segmentations, "Checking", len(names)):
                 problems += [f"{name}: {files[name]}: {problem}" for problem in found]
                 if segmentation is not None and not problems:
                     inside = challenge.file_name(name)

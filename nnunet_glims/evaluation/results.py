@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from math import isnan
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nnunet_glims import __version__
-from nnunet_glims.errors import UsageError, UserError
+from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.evaluation.case import measure_case
 from nnunet_glims.evaluation.protocol import Protocol
 from nnunet_glims.evaluation.regions import Regions
@@ -32,6 +33,16 @@ from nnunet_glims.images import LabelMap, read_label_map
 from nnunet_glims.processes import Progress, processes, quietly
 
 CASES, TABLE, SUMMARY = "cases.jsonl", "metrics.csv", "summary.json"
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "key": str,
+    "case": str,
+    "fold": (int, NoneType),
+    "truth": str,
+    "regions": dict,
+    "confusion": list,
+}
+"""Keys of a line of cases.jsonl that are read, with the types of their values."""
 
 METHOD_VERSION = 1
 """Version of the metrics. It is raised whenever a number changes for the same files and settings. Evaluations without a
@@ -142,10 +153,10 @@ def evaluate_cases(
     if waiting:
         (out / SUMMARY).unlink(missing_ok=True)  # it does not describe the new results
     with (
-        processes(min(workers, len(waiting)), ordered=False) as apply,
+        processes(min(workers, len(waiting)), ordered=False) as parallel_map,
         (out / CASES).open("a", encoding="utf-8") as record,
     ):
-        results = apply(partial(_evaluated, settings), waiting)
+        results = parallel_map(partial(_evaluated, settings), waiting)
         for key, name, result in progress(results, "Evaluating", len(waiting)):
             if isinstance(result, str):
                 failed[name] = result
@@ -173,11 +184,21 @@ def evaluate_cases(
 
 
 def read_results(folder: Path) -> Results:
-    """Read an evaluation that was written before; raises `UsageError` where the folder has none that was completed."""
+    """Read an evaluation that was written before.
+
+    Raises:
+        UsageError: the folder has no evaluation that was completed.
+        ProcessingError: cases.jsonl is damaged: it has not as many complete lines as the summary has cases.
+    """
     if not is_evaluation(folder):
         raise UsageError(f"{folder}: there is no completed evaluation: make it with nnunet-glims evaluate")
-    lines = list(_lines(folder / CASES))
-    return Results(_table(lines), lines, read_json(folder / SUMMARY))
+    lines, summary = list(_lines(folder / CASES)), read_json(folder / SUMMARY)
+    if len(lines) != summary["cases"]:
+        raise ProcessingError(
+            f"{folder / CASES}: this has {len(lines)} complete lines, and {SUMMARY} counts {summary['cases']} cases: run "
+            "nnunet-glims evaluate again, which computes the missing ones"
+        )
+    return Results(_table(lines), lines, summary)
 
 
 def is_evaluation(folder: Path) -> bool:
@@ -204,11 +225,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Return the lines that were written completely."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:  # the line was cut off when the evaluation was stopped
+            found = json.loads(line)
+        except ValueError:  # the line was cut off when the evaluation was stopped, or it is damaged
             continue
+        if isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in _KINDS.items()):
+            yield found
 
 
 def _end_last_line(path: Path) -> None:

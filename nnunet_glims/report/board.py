@@ -34,7 +34,7 @@ class Board:
     Attributes:
         title: heading of the page.
         entries: the entries, in the order given.
-        cases: names of the cases that all entries have.
+        cases: names of the cases that all seeds of all entries have.
         patients: the patients of these cases.
         regions: names of the regions, in the order of the evaluation.
         metrics: the metrics that are shown.
@@ -46,7 +46,7 @@ class Board:
         tests: metric -> the paired tests of all pairs of entries in all regions.
         ranking: ranks by the metrics `ranked_by`; None for one entry.
         costs: entry -> its costs, such as parameters and time.
-        left_out: entry -> its cases that other entries do not have.
+        left_out: entry -> its cases that other entries or seeds do not have.
     """
 
     title: str
@@ -133,7 +133,7 @@ def make_board(
         title: heading of the page.
         entries: results that were evaluated with the same settings.
         metrics: names of the metrics to show; empty for Dice, HD95, NSD and, where measured, lesion-wise Dice and HD95.
-        intersection: whether to compare on the cases that all entries have, where some entries miss cases.
+        intersection: whether to compare on the cases that all seeds of all entries have, if some lack cases.
         patients: CSV file with the columns case and patient; None searches for the data set's conversion report.
 
     Raises:
@@ -242,16 +242,10 @@ def _title(entry: LeaderboardEntry, run: Run) -> str:
 
 
 def _common_cases(entries: Sequence[LeaderboardEntry], intersection: bool) -> tuple[list[str], dict[str, list[str]]]:
-    cases_of = {}
-    for entry in entries:
-        first, *others = [{line["case"] for line in run.results.cases} for run in entry.runs]
-        for run, cases in zip(entry.runs[1:], others, strict=True):
-            if cases != first:
-                raise UsageError(
-                    f"{entry.name}: the seeds {entry.runs[0].folder} and {run.folder} were not evaluated on the same cases: "
-                    f"only one of them has {_some(cases ^ first)}"
-                )
-        cases_of[entry.name] = first
+    """Return the cases that all seeds of all entries have, and entry -> its other cases."""
+    cases_of = {
+        _title(entry, run): {line["case"] for line in run.results.cases} for entry in entries for run in entry.runs
+    }
     common = set.intersection(*cases_of.values())
     union = set.union(*cases_of.values())
     if common != union and not intersection:
@@ -264,12 +258,12 @@ def _common_cases(entries: Sequence[LeaderboardEntry], intersection: bool) -> tu
             "the entries do not have the same cases:\n"
             + "\n".join(lines)
             + "\nEvaluate these cases, or compare on the "
-            f"{len(common)} that all entries have with --intersection"
+            f"{len(common)} that all have with --intersection"
         )
     if not common:
         raise UsageError("the entries have no case in common")
-    left_out = {name: sorted(cases - common) for name, cases in cases_of.items() if cases != common}
-    return sorted(common), left_out
+    others_of = {entry.name: {line["case"] for line in entry.lines} - common for entry in entries}
+    return sorted(common), {name: sorted(others) for name, others in others_of.items() if others}
 
 
 def _check_truths(table: pd.DataFrame) -> None:

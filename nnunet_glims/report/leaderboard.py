@@ -53,7 +53,7 @@ def leaderboard(
         out: folder for the page and the tables, which is made if it does not exist.
         title: heading of the page; None takes that of the YAML file, or "Leaderboard".
         metrics: names of the metrics to show; empty for Dice, HD95, NSD and, where measured, lesion-wise Dice and HD95.
-        intersection: compare on the cases that all entries have, if some entries lack cases.
+        intersection: compare on the cases that all entries and seeds have, if some lack cases.
         patients: CSV file with the columns case and patient; None looks for the conversion report of the data set.
         published: names of networks whose published figures are shown below the table.
         images: folder of images in nnU-Net's naming; None looks in nnUNet_raw.

@@ -63,12 +63,12 @@ def render(
 
 
 def _row(board: Board, entry: str) -> dict[str, Any]:
-    cells = []
+    metric_values = []
     for metric, region in tables.headings(board):
         described = board.statistics[metric.name, region][entry]
         spec = f".{tables.digits(metric)}f"
         interval = "" if described["ci95"] is None else "[{}, {}]".format(*(format(x, spec) for x in described["ci95"]))
-        cells.append(
+        metric_values.append(
             {
                 "sort": described["mean"],
                 "mean": tables.number(described["mean"], spec),
@@ -88,10 +88,10 @@ def _row(board: Board, entry: str) -> dict[str, Any]:
     return {
         "entry": entry,
         "colour": entry_colour(board.names.index(entry)),
-        "cells": cells,
+        "metric_values": metric_values,
         "rank": None if board.ranking is None else float(board.ranking.mean[entry]),
         "costs": [
-            {"sort": value, "text": text} for value, text in zip(sorted_by, tables.cost_cells(costs), strict=True)
+            {"sort": value, "text": text} for value, text in zip(sorted_by, tables.cost_texts(costs), strict=True)
         ],
         "unknown": costs.unknown,
     }

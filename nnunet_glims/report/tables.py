@@ -31,7 +31,7 @@ def number(value: float | None, spec: str) -> str:
     return MISSING if value is None or not math.isfinite(value) else format(value, spec)
 
 
-def cost_cells(costs: Costs) -> list[str]:
+def cost_texts(costs: Costs) -> list[str]:
     """Return the costs as texts, in the order of `COSTS`."""
     device = f" ({costs.device.upper()})" if costs.device else ""
     return [
@@ -112,7 +112,7 @@ def averages(board: Board) -> list[str]:
 
 
 def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
-    """Return the headings, and the rows of cells as (text, is the best, is worse than the best)."""
+    """Return the headings, and the values of each row as (text, is the best, is worse than the best)."""
     columns = headings(board)
     head = ["Entry", *(heading(*column) for column in columns)]
     if board.ranking is not None:
@@ -120,14 +120,14 @@ def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
     head += COSTS
     rows = []
     for entry in board.ordered:
-        cells = [(entry, False, False)]
+        row_values = [(entry, False, False)]
         for metric, region in columns:
             best = board.is_best(metric, region, entry)
-            cells.append((value(board, metric, region, entry), best, board.worse_than_best(metric, region, entry)))
+            row_values.append((value(board, metric, region, entry), best, board.worse_than_best(metric, region, entry)))
         if board.ranking is not None:
-            cells.append((f"{board.ranking.mean[entry]:.2f}", False, False))
-        cells += [(cell, False, False) for cell in cost_cells(board.costs[entry])]
-        rows.append(cells)
+            row_values.append((f"{board.ranking.mean[entry]:.2f}", False, False))
+        row_values += [(text, False, False) for text in cost_texts(board.costs[entry])]
+        rows.append(row_values)
     return head, rows
 
 
@@ -135,16 +135,18 @@ def markdown(board: Board) -> str:
     """Return the leaderboard in Markdown: table, legend, and the paired tests."""
     head, rows = _rows(board)
     lines = [f"# {board.title}", "", _markdown_row(head), _markdown_row(["---"] * len(head))]
-    for cells in rows:
-        lines.append(_markdown_row([(f"**{text}**" if best else text) + ("*" * worse) for text, best, worse in cells]))
+    for row_values in rows:
+        lines.append(
+            _markdown_row([(f"**{text}**" if best else text) + ("*" * worse) for text, best, worse in row_values])
+        )
     lines += ["", f"{len(board.cases)} cases. {LEGEND.format(unit=board.unit)} {' '.join(averages(board))}"]
     if board.ranking is not None:
         lines += ["", "## Pairs", "", *_pairs(board)]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+def _markdown_row(texts: Sequence[str]) -> str:
+    escaped = (" ".join(text.split()).replace("|", "\\|") for text in texts)
     return f"| {' | '.join(escaped)} |"
 
 
@@ -207,16 +209,16 @@ def latex(board: Board) -> str:
         "\\midrule",
     ]
     for entry in board.ordered:
-        cells = [_escaped(entry)]
+        row_values = [_escaped(entry)]
         for metric, region in columns:
             text = _escaped(value(board, metric, region, entry, interval=False))
             if board.is_best(metric, region, entry):
                 text = f"\\textbf{{{text}}}"
-            cells.append(text + ("$^*$" if board.worse_than_best(metric, region, entry) else ""))
+            row_values.append(text + ("$^*$" if board.worse_than_best(metric, region, entry) else ""))
         if board.ranking is not None:
-            cells.append(f"{board.ranking.mean[entry]:.2f}")
-        cells += [_escaped(cell) for cell in cost_cells(board.costs[entry])[:2]]
-        lines.append(" & ".join(cells) + r" \\")
+            row_values.append(f"{board.ranking.mean[entry]:.2f}")
+        row_values += [_escaped(text) for text in cost_texts(board.costs[entry])[:2]]
+        lines.append(" & ".join(row_values) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 

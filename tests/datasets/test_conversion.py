@@ -1,5 +1,6 @@
 """From releases to nnU-Net's raw layout, by the command."""
 
+import inspect
 import json
 import os
 import shutil
@@ -334,6 +335,20 @@ def test_cases_of_a_patient_stay_in_one_fold(raw, tmp_path):
         assert not {case[:15] for case in fold["train"]} & {case[:15] for case in fold["val"]}
     patients = json.loads((raw / "Dataset137_BraTS/conversion_report.json").read_text())["patients"]
     assert patients == {case: case[:15] for case in releases.brats_names("2023")}
+
+
+def test_folds_are_those_of_nnunet_where_every_case_is_a_patient():
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    call = f"generate_crossval_split(all_keys_sorted, seed={splits.SEED}, n_splits={splits.FOLDS})"
+    assert call in inspect.getsource(nnUNetTrainer.do_split)
+    cases = [f"case_{number:02d}" for number in range(23)]
+    expected = generate_crossval_split(cases, seed=splits.SEED, n_splits=splits.FOLDS)
+    assert len(expected) == 5
+    assert splits.by_patient({case: case for case in reversed(cases)}) == [
+        {part: sorted(map(str, fold[part])) for part in ("train", "val")} for fold in expected
+    ]
 
 
 def test_enough_patients_make_five_folds():

@@ -13,11 +13,18 @@ from nnunet_glims.evaluation.confusion import over_cases
 def write_evaluation(folder, matrices, regions):
     folder.mkdir(parents=True)
     lines = [
-        {"case": f"case_{n}", "fold": None, "regions": {}, "confusion": np.asarray(m).tolist(), "key": str(n)}
+        {
+            "key": str(n),
+            "case": f"case_{n}",
+            "fold": None,
+            "truth": f"case_{n}.nii.gz",
+            "regions": {},
+            "confusion": np.asarray(m).tolist(),
+        }
         for n, m in enumerate(matrices)
     ]
     (folder / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "summary.json").write_text(json.dumps({"regions": regions, "statistics": {}}))
+    (folder / "summary.json").write_text(json.dumps({"regions": regions, "cases": len(lines), "statistics": {}}))
     return folder
 
 

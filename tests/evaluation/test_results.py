@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_glims.cli import main
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation import results
 from nnunet_glims.evaluation.protocol import Protocol
 from nnunet_glims.nnunet.evaluation import cases_of_folders, evaluate_folders
@@ -262,6 +262,25 @@ def test_a_torn_last_line_costs_no_other_line(folders, monkeypatch):
     assert evaluate(truth, predicted) == 0
     assert len(counted) == 2, "the first case and the one that followed the torn line are kept"
     assert len(rows(predicted)) == 8
+
+
+@pytest.mark.parametrize("line", [b"{}", b"null", b"3", b'{"key": [], "case": "case_1"}', b'{"case": "\xff"}'])
+def test_a_line_that_is_no_case_is_computed_again(folders, monkeypatch, capsys, line):
+    truth, predicted = folders
+    assert evaluate(truth, predicted) == 0
+    record = predicted / "evaluation/cases.jsonl"
+    lines = record.read_bytes().splitlines()
+    record.write_bytes(b"\n".join([lines[0], line, *lines[2:]]) + b"\n")
+    with pytest.raises(
+        ProcessingError, match=r"has 3 complete lines.* counts 4 cases: run nnunet-glims evaluate again"
+    ):
+        results.read_results(predicted / "evaluation")
+    counted = []
+    monkeypatch.setattr(results, "measure_case", counting(results.measure_case, counted))
+    assert evaluate(truth, predicted) == 0, capsys.readouterr().err
+    assert len(counted) == 1
+    assert record.read_bytes().splitlines() == lines
+    assert len(results.read_results(predicted / "evaluation").cases) == 4
 
 
 def a_prediction(folders):

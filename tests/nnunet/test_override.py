@@ -250,7 +250,8 @@ def test_an_override_without_network_keeps_the_one_of_the_base(folder, tmp_path)
         ("GLIMS", {"featuresize": 12}, "featuresize: unknown key; did you mean 'feature_size'"),
         ("GLIMS", {"feature_size": "abc"}, r"feature_size: .*valid integer \(got 'abc'\)"),
         ("GLIMS", {"feature_size": 12.0}, r"feature_size: .*valid integer \(got 12.0\)"),
-        ("GLIMS", {"feature_size": -24}, "feature_size: -24: GLIMS cannot be built"),
+        ("GLIMS", {"feature_size": -24}, "feature_size: -24: .*feature_size -24 must be a positive number"),
+        ("GLIMS", {"feature_size": 0}, "feature_size: 0: .*feature_size 0 must be a positive number"),
         ("GLIMS", {"feature_size": 7}, "feature_size: 7: .*cannot be split over 6 attention heads"),
         ("GLIMS", {"feature_size": 12, "depths": [1, 2]}, r"depths: \[1, 2\]: .*five positive numbers"),
         ("GLIMS", {"num_heads": [5] * 5}, "num_heads: .*cannot be split over 5 attention heads"),
@@ -311,12 +312,29 @@ def test_listing_overrides_stays_without_torch():
         ({"network_arguments": {"feature_size": 12}}, "network_arguments: these need a network"),
         ({"training": {"lrr": 1}}, r"mine.json: training: lrr: unknown key; did you mean 'lr'"),
         ({"normalization_schemes": ["a"] * 3}, "normalization_schemes: 3 given for a data set of 2 channels"),
+        (
+            {"normalization_schemes": ["CTNormalization", "ZscoreNormalization"]},
+            "normalization_schemes: nnU-Net has no normalisation 'ZscoreNormalization': did you mean 'ZScoreNormalization'",
+        ),
+        ({"normalization_schemes": ["np"]}, "nnU-Net has no normalisation 'np': known are CTNormalization"),
     ],
 )
 def test_a_wrong_override_names_file_and_key_and_writes_nothing(folder, tmp_path, content, message):
     with pytest.raises(UsageError, match=message):
         apply_override(folder, own_override(tmp_path, **content))
     assert [path.name for path in folder.iterdir()] == ["nnUNetPlans.json"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "{}", '{"configurations": []}', '{"configurations": {"3d_fullres": []}}']
+)
+@pytest.mark.parametrize("name", ["nnUNetPlans", "nnUNetPlans_glims_brats"])
+def test_a_file_that_holds_no_plans_is_named(folder, name, content):
+    path = folder / f"{name}.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=f"{name}.json: these are no plans"):
+        apply_override(folder, "glims_brats")
+    assert path.read_text() == content
 
 
 def test_what_is_not_there_is_named(folder, tmp_path):

@@ -1,6 +1,7 @@
 """Evaluated folders to compare: a good, a fair and a poor set of predictions of the same cases, with images."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -30,6 +31,14 @@ def truth(number):
     labels[2:8, 8 : 18 + number % 3, 8:18] = 1
     labels[4:6, 10:14, 10:14] = 2
     return labels
+
+
+def copy_without_first_cases(evaluated, folder, count):
+    """A copy of evaluated predictions in which the first cases were not evaluated."""
+    shutil.copytree(evaluated, folder)
+    record, summary = folder / "evaluation/cases.jsonl", folder / "evaluation/summary.json"
+    record.write_text("".join(record.read_text().splitlines(keepends=True)[count:]))
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "cases": CASES - count}))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from nnunet_glims.evaluation import results
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.training_log import read_training_log
 from nnunet_glims.report.figures import _cliques
+from tests.report.conftest import copy_without_first_cases
 
 ENTRIES = ("poor", "good", "fair")
 
@@ -161,10 +162,7 @@ def test_entries_from_yaml(evaluated, tmp_path, capsys):
 
 def test_other_cases_need_intersection(evaluated, tmp_path, capsys):
     folder = tmp_path / "fewer"
-    shutil.copytree(evaluated / "good", folder)
-    (folder / "evaluation/cases.jsonl").write_text(
-        "\n".join((folder / "evaluation/cases.jsonl").read_text().splitlines()[2:])
-    )
+    copy_without_first_cases(evaluated / "good", folder, 2)
     command = [
         "leaderboard",
         f"all={evaluated / 'fair'}",

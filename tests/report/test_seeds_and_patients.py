@@ -11,6 +11,7 @@ from scipy import stats
 from nnunet_glims.cli import main
 from nnunet_glims.errors import UsageError
 from nnunet_glims.report.leaderboard import leaderboard
+from tests.report.conftest import copy_without_first_cases
 
 PATIENT = {f"case_{number}": "A" if number < 3 else f"P{number}" for number in range(8)}
 SEEDS = ("good", "fair")
@@ -131,14 +132,18 @@ def test_an_entry_without_a_folder_is_refused_from_python(tmp_path):
         leaderboard({"a": []}, tmp_path)
 
 
-def test_seeds_need_the_same_cases(evaluated, tmp_path, capsys):
-    shutil.copytree(evaluated / "good", tmp_path / "fewer")
-    record = tmp_path / "fewer/evaluation/cases.jsonl"
-    record.write_text("".join(record.read_text().splitlines(keepends=True)[1:]))
-    entries = [f"a={evaluated / 'fair'}", f"a={tmp_path / 'fewer'}"]
-    assert main(["leaderboard", *entries, "-o", str(tmp_path / "out"), "--intersection"]) == 2
+def test_seeds_with_different_cases_are_compared_on_those_that_all_have(evaluated, tmp_path, capsys):
+    copy_without_first_cases(evaluated / "good", tmp_path / "fewer", 1)
+    command = ["leaderboard", f"a={evaluated / 'fair'}", f"a={tmp_path / 'fewer'}", f"b={evaluated / 'poor'}"]
+    command += ["-o", str(tmp_path / "out"), "--cases", "0"]
+    assert main(command) == 2
     message = capsys.readouterr().err
-    assert "were not evaluated on the same cases: only one of them has case_0" in message
+    assert f"a ({tmp_path / 'fewer'}) misses 1: case_0" in message
+    assert "compare on the 7 that all have with --intersection" in message
+    assert main([*command, "--intersection"]) == 0
+    first, second = dice(evaluated, "fair"), dice(evaluated, "good")
+    mean = float(row_of(tmp_path / "out", "a")["mean"])
+    assert mean == pytest.approx(np.mean([(first[case] + second[case]) / 2 for case in first if case != "case_0"]))
 
 
 def converted(evaluated, folder, patients):

@@ -79,15 +79,26 @@ def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
         )
 
 
+def read_plans(path: Path) -> dict[str, Any]:
+    """Return the content of a plans file; raise `UsageError` naming the file if it is missing or holds no plans."""
+    plans = read_json(path)
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    if not isinstance(configurations, dict) or not all(isinstance(found, dict) for found in configurations.values()):
+        raise UsageError(
+            f"{path}: these are no plans: the file has no configurations. Delete it, and run the command again that wrote it"
+        )
+    return plans
+
+
 def read_base(dataset_folder: Path, base: str = BASE_PLANS) -> dict[str, Any]:
-    """Return the content of a plans file in a data set's folder; raise `UsageError` if there is no such file."""
+    """Return the content of a plans file in a data set's folder; raise `UsageError` if it is missing or holds no plans."""
     path = dataset_folder / f"{base}.json"
     if not path.exists():
         raise UsageError(
             f"{path}: there are no plans yet. Run nnUNetv2_plan_and_preprocess first, "
             "or nnUNetv2_plan_experiment where fingerprints are there"
         )
-    return read_json(path)
+    return read_plans(path)
 
 
 def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,7 @@ from nnunet_glims.nnunet.plans.configuration import (
     planned_configuration,
     preprocess_command,
     read_base,
+    read_plans,
     without_left_open,
 )
 from nnunet_glims.nnunet.plans.record import without_record, write_recorded
@@ -150,7 +151,7 @@ def apply_override(
     short_name, override = load_override(name)
     plans_name = overridden_plans_name(short_name, base)
     path = dataset_folder / f"{plans_name}.json"
-    others = read_json(path).get("configurations", {}) if path.exists() else {}
+    others = read_plans(path)["configurations"] if path.exists() else {}
     overrides = {**dict.fromkeys(others, override), configuration: override}
     return write_overridden(dataset_folder, base, plans_name, configuration, overrides, f"{short_name}.json", overwrite)
 
@@ -179,7 +180,7 @@ def write_overridden(
         UsageError: see `apply_override`.
     """
     path = dataset_folder / f"{plans_name}.json"
-    old = read_json(path) if path.exists() else {}
+    old = read_plans(path) if path.exists() else {}
     base_plans = read_base(dataset_folder, base)
     configurations = {}
     for name, override in overrides.items():
@@ -293,6 +294,25 @@ def _changes(planned: Mapping[str, Any], override: Override, where: str) -> dict
             raise UsageError(
                 f"{where}: normalization_schemes: {len(schemes)} given for a data set of {channels} channels"
             )
+        _check_normalization(schemes, where)
         changes["normalization_schemes"] = schemes * (channels // len(schemes))
         changes["use_mask_for_norm"] = [False] * channels
     return changes
+
+
+def _check_normalization(schemes: Sequence[str], where: str) -> None:
+    """Raise `UsageError` for a scheme that nnU-Net does not find when it preprocesses."""
+    import nnunetv2.preprocessing.normalization as package
+    from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
+        ImageNormalization,
+        channel_name_to_normalization_mapping,
+    )
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    for scheme in schemes:
+        found = recursive_find_python_class(package.__path__[0], scheme, package.__name__)
+        if not (isinstance(found, type) and issubclass(found, ImageNormalization)):
+            known = sorted(kind.__name__ for kind in channel_name_to_normalization_mapping.values())
+            raise UsageError(
+                f"{where}: normalization_schemes: nnU-Net has no normalisation {scheme!r}: {nearest(scheme, known)}"
+            )

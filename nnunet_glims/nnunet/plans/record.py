@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json, write_json
+from nnunet_glims.files import write_json
+from nnunet_glims.nnunet.plans.configuration import read_plans
 from nnunet_glims.validation import validate
 
 KEY = "nnunet_glims"
@@ -57,7 +58,7 @@ def fingerprint(plans: Mapping[str, Any]) -> str:
 
 def recorded_overrides(path: Path) -> dict[str, dict[str, Any]]:
     """Return configuration -> content of its override, from the record of a plans file; empty if there is no record."""
-    record = read_record(read_json(path), path) if path.exists() else None
+    record = read_record(read_plans(path), path) if path.exists() else None
     return {} if record is None else record.overrides
 
 
@@ -109,9 +110,9 @@ def write_recorded(
         overrides={configuration: dict(override) for configuration, override in overrides.items()},
     )
     new = json.loads(json.dumps({**plans, KEY: record.model_dump()}))
-    old = read_json(path) if path.exists() else None
+    old = read_plans(path) if path.exists() else None
     if old is not None and not overwrite:
-        added = {name for name in new["configurations"] if name not in old.get("configurations", {})}
+        added = {name for name in new["configurations"] if name not in old["configurations"]}
         comparable = {name: value for name, value in new["configurations"].items() if name not in added}
         difference = first_difference(without_record(old), {**without_record(new), "configurations": comparable})
         if difference is not None:
