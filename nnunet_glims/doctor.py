@@ -22,6 +22,7 @@ from nnunet_glims.files import read_json
 from nnunet_glims.networks import network_of_trainer
 from nnunet_glims.nnunet.discovery import OPT_OUT, VARIABLE
 from nnunet_glims.processes import available_cores, available_memory
+from nnunet_glims.training.recipes import PRECISION_VARIABLE
 
 Verdict = Literal["ok", "warn", "fail"]
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -66,6 +67,7 @@ def examine(
     yield _discovery(trainer)
     yield from _device()
     yield from _processes()
+    yield from _precision()
     yield from _limits()
     if dataset is not None:
         yield from _data_set(dataset, trainer, plans, configuration)
@@ -208,10 +210,30 @@ def _processes() -> Iterator[Finding]:
         )
         return
     text = f"{workers} data loading processes, {cores} cores {origin}"
-    if workers > cores:
+    if workers < 0:
+        yield Finding(
+            "nnUNet_n_proc_DA", "fail", f"{workers} processes", f"export nnUNet_n_proc_DA={max(1, cores - 1)}"
+        )
+    elif workers == 0:
+        text += ": training works with none, nnU-Net's planning does not"
+        yield Finding("nnUNet_n_proc_DA", "warn", text, "nnUNet_n_proc_DA=1 nnUNetv2_plan_and_preprocess ...")
+    elif workers > cores:
         yield Finding("nnUNet_n_proc_DA", "warn", text, f"export nnUNet_n_proc_DA={max(1, cores - 1)}")
     else:
         yield Finding("nnUNet_n_proc_DA", "ok", text)
+
+
+def _precision() -> Iterator[Finding]:
+    """The environment variable that overrides the precision in the plans, where it is set."""
+    from nnunet_glims.training.precision import chosen
+
+    value = os.environ.get(PRECISION_VARIABLE)
+    if not value:
+        return
+    try:
+        yield Finding(PRECISION_VARIABLE, "ok", f"{chosen('auto')}, whatever plans say")
+    except UsageError as error:
+        yield Finding(PRECISION_VARIABLE, "fail", str(error), f"unset {PRECISION_VARIABLE}")
 
 
 def _limits() -> Iterator[Finding]:
@@ -303,6 +325,10 @@ def _network(
     )
     available, device, where = _memory()
     recipe = Recipe(**completed["training"])
+    try:
+        precision = "half precision" if in_half_precision(recipe, device) else "float32"
+    except UsageError:  # the variable's own finding says what is wrong
+        return
     required_gib = training_step(network, patch, batch, recipe, device, labels.has_regions).total / GIB
     strides = " ".join("×".join(map(str, step)) for step in network.strides[1:])
     yield Finding("patch and batch", "ok", f"{'×'.join(map(str, patch))}, batch {batch}; strides {strides}")
@@ -312,7 +338,6 @@ def _network(
         f"{ours.name}: {count_parameters(network) / 1e6:.1f} M parameters, "
         f"{count_gmac(network, channels, patch):.0f} GMAC a patch",
     )
-    precision = "half precision" if in_half_precision(recipe, device) else "float32"
     text = f"a training step takes about {required_gib:.1f} GiB in {precision} ({where}: {available:.0f} GiB)"
     if required_gib > available:
         smaller = f"nnunet-glims plans auto -d {folder.name} --network {ours.name.lower()} --vram GB"

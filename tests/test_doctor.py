@@ -81,6 +81,9 @@ def test_more_loading_processes_than_cores_are_too_many(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
     (finding,) = doctor._processes()
     assert finding.verdict == "warn" and "8 cores allotted by SLURM" in finding.state and "=7" in finding.way_out
+    for value, verdict in (("0", "warn"), ("-1", "fail")):
+        monkeypatch.setenv("nnUNet_n_proc_DA", value)
+        assert findings(doctor._processes())["nnUNet_n_proc_DA"].verdict == verdict
     monkeypatch.setenv("nnUNet_n_proc_DA", "many")
     (finding,) = doctor._processes()
     assert finding.verdict == "fail" and "'many'" in finding.state
@@ -154,3 +157,13 @@ def test_commands_are_not_broken_where_the_output_is_no_terminal(monkeypatch, ca
     monkeypatch.setattr(doctor, "examine", lambda *_: iter([doctor.Finding("folder", "fail", "not set", command)]))
     main(["doctor"])
     assert f"→ {command}" in [line.strip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_wrong_precision_variable_is_a_finding(monkeypatch):
+    assert not list(doctor._precision())
+    monkeypatch.setenv("NNUNET_GLIMS_PRECISION", "bf16")
+    (found,) = doctor._precision()
+    assert found.verdict == "ok" and "bf16" in found.state
+    monkeypatch.setenv("NNUNET_GLIMS_PRECISION", "fp8")
+    (found,) = doctor._precision()
+    assert found.verdict == "fail" and "fp8" in found.state and found.way_out == "unset NNUNET_GLIMS_PRECISION"
