@@ -271,6 +271,23 @@ def test_what_is_to_be_made_again_is_remembered_through_an_interruption(done):
     assert done.run() == []
 
 
+def test_plans_of_another_comparison_are_not_replaced_with_those_that_shall_be(done):
+    edited("epochs: 300", "epochs: 1000")(done, None)
+    experiment = Experiment(done.path)
+    trainings = [name for name in experiment.jobs if name.startswith("train")]
+    experiment.settle(
+        list(experiment.jobs.values()), ["prepare_D007", *trainings], False, print
+    )  # and then it was killed
+    text, first = done.path.read_text(), done.path
+    done.path = done.folders / "second.yaml"
+    command = done.write(text).jobs["prepare_D007"].commands()[-1]
+    assert "--overwrite" not in command
+    done.path = first
+    assert "--overwrite" in Experiment(first).jobs["prepare_D007"].commands()[-1]
+    assert done.run()[0] == "prepare"
+    assert done.run() == []
+
+
 def test_nothing_is_moved_where_something_is_refused(done):
     edited("device: cpu", "device: mps")(done, None)
     fold = done.folders / GLIMS / "fold_0"

@@ -32,14 +32,14 @@ class DataRecord(BaseModel):
 
     Attributes:
         ingredients: of the preprocessed data; empty where they were made before there was a record.
-        replaces_plans: the user asked for plans files of other content to be replaced.
+        replaces_plans: files of the comparisons whose users asked for plans of other content to be replaced.
         preprocesses_again: the user asked for the data to be preprocessed although they are there.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     ingredients: Ingredients = {}
-    replaces_plans: bool = False
+    replaces_plans: list[str] = []
     preprocesses_again: bool = False
 
 
@@ -82,7 +82,7 @@ class Prepare(Job):
         )
         commands = [] if is_there and not record.preprocesses_again else [self._planning(*self._configurations)]
         options = [
-            *(["--overwrite"] if record.replaces_plans else []),
+            *(["--overwrite"] if str(self.layout.path) in record.replaces_plans else []),
             *(["--preprocess-again"] if record.preprocesses_again else []),
         ]
         module = "nnunet_glims.experiments.prepare_dataset"
@@ -142,7 +142,7 @@ class Prepare(Job):
     def outcome(self) -> Outcome:
         """Done where all plans, data and splits are there and were made from the same ingredients."""
         record, of_data = self.folder.read(), self.data_record()
-        if of_data.replaces_plans or of_data.preprocesses_again:
+        if str(self.layout.path) in of_data.replaces_plans or of_data.preprocesses_again:
             return MISSING
         now = self.ingredients(())
         is_done = record is not None and record.ending == "done"
@@ -161,7 +161,10 @@ class Prepare(Job):
 
     def finish(self) -> None:
         """Record what the data were made from. Data that were there before are taken for those of the images as they are."""
-        self._write_data_record(DataRecord(ingredients={**self.data_record().ingredients, **self._data_ingredients()}))
+        before = self.data_record()
+        others = [path for path in before.replaces_plans if path != str(self.layout.path)]
+        ingredients = {**before.ingredients, **self._data_ingredients()}
+        self._write_data_record(DataRecord(ingredients=ingredients, replaces_plans=others))
 
     @contextmanager
     def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
@@ -172,8 +175,8 @@ class Prepare(Job):
 
     def adopt(self) -> str:
         """Take images that were copied again for those that the data were made from; see `Job.adopt`."""
-        of_data = self._data_ingredients()
-        self._write_data_record(DataRecord(ingredients={**self.data_record().ingredients, **of_data}))
+        of_data, before = self._data_ingredients(), self.data_record()
+        self._write_data_record(before.model_copy(update={"ingredients": {**before.ingredients, **of_data}}))
         record = self.folder.read()
         if record is not None:
             record.ingredients = {**record.ingredients, **of_data}
@@ -192,7 +195,11 @@ class Prepare(Job):
         ours = {name: value for name, value in now.items() if not name.startswith(of_plans)}
         only_plans = change_of(before, ours) is None and change_of(before, now) is not None
         self._write_data_record(
-            DataRecord(ingredients=of_data.ingredients, replaces_plans=True, preprocesses_again=not only_plans)
+            DataRecord(
+                ingredients=of_data.ingredients,
+                replaces_plans=list(dict.fromkeys([*of_data.replaces_plans, str(self.layout.path)])),
+                preprocesses_again=of_data.preprocesses_again or not only_plans,
+            )
         )
         self.folder.record_file.unlink(missing_ok=True)
         return f"{self.name}: is made again" + (", without preprocessing what is there" if only_plans else "")
