@@ -27,7 +27,7 @@ from nnunet_glims.networks import Network
 from nnunet_glims.nnunet.plans.configuration import check_is_3d, complete_configuration
 from nnunet_glims.trainers.robust_trainer import RobustTrainer
 from nnunet_glims.training.losses import SquaredDiceLoss, WeightedDiceLoss
-from nnunet_glims.training.precision import PrecisionSetting, chosen, describe
+from nnunet_glims.training.precision import PrecisionSetting, chosen, explain_choice
 from nnunet_glims.training.recipes import Recipe
 
 
@@ -53,7 +53,7 @@ def _say_precision(network: SegmentationNetwork, inputs: tuple[Tensor, ...]) -> 
         return
     device_type = next(network.parameters()).device.type
     if device_type != "meta":
-        _say(f"Predicting in {describe(network.precision, device_type)}")
+        _say(f"Predicting in {explain_choice(network.precision, device_type)}")
 
 
 class RecipeSchedule:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_glims.trainers.checkpoint_files import LATEST, PREVIOUS, newest_intact, write_checkpoint
 from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, StopSignals, workers_died
-from nnunet_glims.training.precision import PrecisionSetting, autocast, chosen, describe, resolve
+from nnunet_glims.training.precision import PrecisionSetting, autocast, chosen, explain_choice, resolve
 
 SKIPS_IN_A_ROW = 20
 """Number of skipped steps in a row after which a training counts as diverged. A gradient scaler needs fewer steps."""
@@ -88,7 +88,7 @@ class RobustTrainer(nnUNetTrainer):
         self.precision = setting
         scaled = self.device.type == "cuda" and resolve(setting, "cuda") == "fp16"
         self.grad_scaler = GradScaler("cuda") if scaled else None
-        self.print_to_log_file(f"Precision: {describe(setting, self.device.type)}")
+        self.print_to_log_file(f"Precision: {explain_choice(setting, self.device.type)}")
 
     def record_fp32(self) -> None:
         """Record in later checkpoints that the training has changed to fp32."""

@@ -119,7 +119,7 @@ class Resources(BaseModel):
     hours: Positive = 24
 
 
-class Slurm(BaseModel):
+class SlurmSettings(BaseModel):
     """Where and how SLURM runs jobs.
 
     Attributes:
@@ -177,7 +177,7 @@ class Comparison(BaseModel):
     published: list[str] = []
     resources: Resources = Resources()
     parallel: Annotated[int, Field(ge=1)] | None = None
-    slurm: Slurm = Slurm()
+    slurm: SlurmSettings = SlurmSettings()
 
     @field_validator("datasets", "folds", "seeds", "entries")
     @classmethod

@@ -20,6 +20,8 @@ from nnunet_glims.experiments.comparison import (
 from nnunet_glims.experiments.fingerprint import Listings
 from nnunet_glims.experiments.state import JobFolder
 
+SHARED_LOCK = ".nnunet_glims.lock"
+"""Lock in a folder of nnU-Net that several comparisons may work on: a data set, a fold."""
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 

@@ -58,7 +58,7 @@ def autocast(device_type: str, setting: PrecisionSetting | None) -> AbstractCont
     return torch.autocast(device_type, dtype=_REDUCED[precision])
 
 
-def describe(setting: PrecisionSetting, device_type: str) -> str:
+def explain_choice(setting: PrecisionSetting, device_type: str) -> str:
     """Return the precision and the setting that it follows from, as text for logs, such as `fp32 on cpu (auto)`."""
     text = f"{resolve(setting, device_type)} on {device_type}"
     if os.environ.get(PRECISION_VARIABLE) == setting:

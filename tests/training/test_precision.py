@@ -10,7 +10,7 @@ from nnunet_glims.architectures import LATUPNet
 from nnunet_glims.errors import UsageError
 from nnunet_glims.nnunet.plans.memory import in_half_precision
 from nnunet_glims.training import precision
-from nnunet_glims.training.precision import chosen, describe, resolve
+from nnunet_glims.training.precision import chosen, explain_choice, resolve
 from nnunet_glims.training.recipes import PRECISION_VARIABLE, Recipe
 
 
@@ -67,10 +67,10 @@ def test_on_gpus_auto_is_what_the_hardware_computes(setting, has_bf16, expected,
 
 def test_the_variable_wins_over_the_plans(monkeypatch):
     assert chosen("fp32") == "fp32"
-    assert describe(chosen("auto"), "cpu") == "fp32 on cpu (auto)"
+    assert explain_choice(chosen("auto"), "cpu") == "fp32 on cpu (auto)"
     monkeypatch.setenv(PRECISION_VARIABLE, "bf16")
     assert chosen("fp32") == "bf16"
-    assert describe(chosen("fp32"), "cpu") == "bf16 on cpu (NNUNET_GLIMS_PRECISION=bf16)"
+    assert explain_choice(chosen("fp32"), "cpu") == "bf16 on cpu (NNUNET_GLIMS_PRECISION=bf16)"
 
 
 def test_the_memory_count_asks_the_same_rule(monkeypatch):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from nnunet_glims.experiments.entry_plans import EntryPlans, data_identifier, is_preprocessed
 from nnunet_glims.experiments.fingerprint import Ingredients, change_of, command_parts, digest, file_digest, present
 from nnunet_glims.experiments.jobs.base import DONE, MISSING, Job, Outcome
-from nnunet_glims.experiments.layout import Layout
+from nnunet_glims.experiments.layout import SHARED_LOCK, Layout
 from nnunet_glims.files import read_json, write_json
 from nnunet_glims.locks import lock
 from nnunet_glims.nnunet.plans.configuration import BASE_PLANS
@@ -22,7 +22,6 @@ from nnunet_glims.validation import validate
 OVERRIDE = "override of "
 WRITTEN = "written plans "
 PLANS = "plans "
-LOCK = ".nnunet_glims.lock"
 DATA_RECORD = "nnunet_glims_prepared.json"
 """Beside the preprocessed data, which several comparisons share: what they were made from, and what is to be made again."""
 
@@ -170,7 +169,7 @@ class Prepare(Job):
     def work(self, commands: Sequence[Sequence[str]]) -> Iterator[bool]:
         """Lock the data set, because other comparisons may prepare it too; see `Job.work`."""
         folder = self.layout.dataset(self.dataset)
-        with lock(folder / LOCK, f"preparing {folder}"):
+        with lock(folder / SHARED_LOCK, f"preparing {folder}"):
             yield True
 
     def adopt(self) -> str:

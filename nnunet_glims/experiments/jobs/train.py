@@ -15,14 +15,13 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.entry_plans import EntryPlans
 from nnunet_glims.experiments.fingerprint import Change, Ingredients, change_of, digest, file_digest, present
 from nnunet_glims.experiments.jobs.base import DONE, MISSING, Job, Outcome
-from nnunet_glims.experiments.layout import Layout
+from nnunet_glims.experiments.layout import SHARED_LOCK, Layout
 from nnunet_glims.experiments.state import ProcessRecord, TrainingRecord
 from nnunet_glims.files import read_json
 from nnunet_glims.locks import Holder, LockHeld, lock
 from nnunet_glims.nnunet.training_log import read_training_log
 from nnunet_glims.training.recipes import PRECISION_VARIABLE
 
-LOCK = ".nnunet_glims.lock"
 REPLACED = "replaced"
 """Name of the folder in a model folder to which discarded trainings are moved."""
 PREPROCESSED = (".pkl", ".b2nd", ".npz")
@@ -138,7 +137,7 @@ class Train(Job):
         """Lock the fold, because other comparisons may train it too, and record what it is trained from; see `Job.work`."""
         fold = self.fold_folder
         what = f"training {fold}"
-        with lock(fold / LOCK, what):
+        with lock(fold / SHARED_LOCK, what):
             record = TrainingRecord.read(fold)
             if record is not None and record.process is not None and record.process.process.is_alive:
                 raise LockHeld(what, Holder(record.process.process, record.written, ""))
@@ -200,7 +199,7 @@ class Train(Job):
         record = TrainingRecord.read(fold)
         if record is not None and record.process is not None and record.process.process.is_alive:
             raise LockHeld(f"training {fold}", Holder(record.process.process, record.written, ""))
-        with lock(fold / LOCK, f"training {fold}"):
+        with lock(fold / SHARED_LOCK, f"training {fold}"):
             aside = self.model / REPLACED / f"{fold.name}_{time.strftime('%Y%m%d-%H%M%S')}"
             aside.parent.mkdir(exist_ok=True)
             fold.rename(aside)
