@@ -56,17 +56,12 @@ def run(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from nnunet_glims.errors import UsageError
-
     console = Console(highlight=False, markup=False, soft_wrap=True)
     path = Path(options.file)
     if options.action == "init":
-        from nnunet_glims.experiments.comparison import TEMPLATE
-        from nnunet_glims.files import write_text
+        from nnunet_glims.experiments.comparison import write_template
 
-        if path.exists():
-            raise UsageError(f"{path}: this file is there already")
-        write_text(path, TEMPLATE)
+        write_template(path)
         console.print(f"Wrote {path}. Edit it, then: nnunet-glims compare plan {path}")
         return 0
 

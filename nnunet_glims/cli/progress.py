@@ -14,6 +14,8 @@ def progress_on(console: Console) -> Progress:
     """Return a function that shows a bar on a terminal while results come, and nothing where the output is a file."""
     from rich.progress import track
 
-    return lambda results, what, count: track(
-        results, what, count, console=console, transient=True, disable=not console.is_terminal
-    )
+    from nnunet_glims.processes import quietly
+
+    if not console.is_terminal:
+        return quietly
+    return lambda results, what, count: track(results, what, count, console=console, transient=True)

@@ -40,6 +40,8 @@ def read(files: Sequence[Path], protocol: str = "btcv13", split: str = "nnunet")
     for value, known, what in ((protocol, PROTOCOLS, "protocol"), (split, SPLITS, "split")):
         if value not in known:
             raise UsageError(f"{what} {value!r} is unknown: {nearest(value, list(known))}")
+    if protocol == "synapse8" and split != "nnunet":
+        raise UsageError(f"--split {split}: the protocol synapse8 has a published split of its own: leave --split out")
     found: dict[str, dict[int, Path]] = {"img": {}, "label": {}}
     problems = []
     for file in sorted(files):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
-from nnunet_glims.files import read_text
+from nnunet_glims.files import read_text, write_text
 from nnunet_glims.networks import Network, network_named, network_of_trainer, networks
 from nnunet_glims.nnunet.plans.override import load_override, overridden_plans_name
 from nnunet_glims.training.recipes import Positive, Recipe
@@ -223,6 +223,15 @@ class Comparison(BaseModel):
     def _check_evaluation(cls, evaluation: str) -> str:
         preset_named(evaluation)
         return evaluation
+
+
+def write_template(path: Path) -> None:
+    """Write a commented comparison file to edit; raise `UsageError` if the file exists or its folder does not."""
+    if path.exists():
+        raise UsageError(f"{path}: this file is there already")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: there is no such folder to write {path.name} to")
+    write_text(path, TEMPLATE)
 
 
 def read_comparison(path: Path) -> Comparison:

@@ -376,6 +376,12 @@ def test_btcv_has_thirteen_organs(layout, raw, tmp_path):
     assert (folder / "labelsTr/img0003.nii.gz").read_bytes() == source.read_bytes()
 
 
+def test_synapse8_has_its_own_split(raw, tmp_path, capsys):
+    source = releases.write_btcv(tmp_path / "release", (5, 35))
+    convert("btcv", source, "--protocol", "synapse8", "--split", "24-6", code=2)
+    assert "the protocol synapse8 has a published split of its own" in capsys.readouterr().err
+
+
 def test_synapse8_keeps_eight_organs_and_the_published_split(raw, tmp_path):
     numbers = (*range(1, 11), *range(21, 41))
     convert("btcv", releases.write_btcv(tmp_path / "release", numbers), "--protocol", "synapse8")

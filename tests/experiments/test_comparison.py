@@ -19,6 +19,8 @@ def test_init_writes_a_file_that_is_valid_and_never_replaces_one(tmp_path, capsy
     assert [entry.name for entry in read_comparison(path).entries] == ["GLIMS", "LATUP-Net", "nnU-Net"]
     assert main(["compare", "init", str(path)]) == 2
     assert "is there already" in capsys.readouterr().err
+    assert main(["compare", "init", str(tmp_path / "none/new.yaml")]) == 2
+    assert f"{tmp_path / 'none'}: there is no such folder" in capsys.readouterr().err
 
 
 def test_what_the_template_has_as_comments_is_valid_too(tmp_path):
