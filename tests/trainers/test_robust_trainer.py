@@ -17,6 +17,7 @@ from nnunet_glims.trainers import checkpoint_files, robust_trainer
 from nnunet_glims.trainers.checkpoint_files import BEST, LATEST, PREVIOUS, is_intact
 from nnunet_glims.trainers.robust_trainer import NonFiniteTraining, RobustTrainer
 from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, STOP_SIGNALS, workers_died
+from tests.export import PLAIN
 from tests.preprocessed import DATASET, make_plans
 
 SKIPS = 3
@@ -106,24 +107,7 @@ def unet_plans():
     plans = make_plans(patch_size=(16, 16, 16))
     configuration = plans["configurations"]["3d_fullres"]
     del configuration["training"]
-    configuration["architecture"] = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": 3,
-            "features_per_stage": [4, 8, 8],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * 3,
-            "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-            "n_conv_per_stage": [1, 1, 1],
-            "n_conv_per_stage_decoder": [1, 1],
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
-    }
+    configuration["architecture"] = PLAIN
     plans["continue_training"] = False
     return plans
 

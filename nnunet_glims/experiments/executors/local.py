@@ -7,11 +7,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from types import FrameType
+from typing import Any, ClassVar
 
 import submitit
 
@@ -113,7 +114,7 @@ class _Run:
         counts = f"{len(self.done)} of {len(self.experiment.jobs)} jobs are done, {len(self.waiting)} to do"
         self.tell(f"{counts}, {len(self.slots)} at a time")
         try:
-            with _terminated_as_interrupted():
+            with _signal_handled(signal.SIGTERM, signal.default_int_handler):  # stopped as on Ctrl-C
                 while self.waiting or self.running:
                     for one in [one for one in self.running if one.has_ended]:
                         self.running.remove(one)
@@ -178,7 +179,8 @@ class _Run:
         self.attempts[job.name] = self.attempts.get(job.name, 0) + 1
         gpus = {"CUDA_VISIBLE_DEVICES": self.devices[slot % len(self.devices)]} if self.devices else {}
         folder.cancel_file.unlink(missing_ok=True)
-        with _without_interrupts():
+        # A terminal sends Ctrl-C to all processes; the started one ignores it, and the runner stops it itself.
+        with _signal_handled(signal.SIGINT, signal.SIG_IGN):
             handle = self.executor.submit(Step(job, Local.name, environment={**self.share, **gpus}))
         self.tell(f"{job.name}: started")
         self.running.append(_Running(job, handle, slot, self.attempts[job.name]))
@@ -220,29 +222,18 @@ def _devices(experiment: Experiment) -> list[str]:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start processes in this block so that they ignore Ctrl-C, which a terminal sends to all: the runner stops them itself."""
+def _signal_handled(
+    number: signal.Signals, handler: Callable[[int, FrameType | None], Any] | signal.Handlers
+) -> Iterator[None]:
+    """Handle a signal like this within the block; only the main thread can, in others nothing is changed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within this block, raise KeyboardInterrupt on SIGTERM, as on Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def free_bytes(folder: Path) -> int:
