@@ -4,23 +4,20 @@ import os
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from tests.preprocessed import dataset_json, make_plans
+from tests.two_workers import in_two_workers
 
 NETWORKS = {"GLIMS": (32, 32, 32), "LATUPNet": (16, 16, 16)}
 
 
-def _worker(rank, folder, environment):
+def _worker(rank, environment):
     os.environ.update(environment)
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet
 
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     on_gpu = nnunet.DDP
     nnunet.DDP = lambda module, device_ids: on_gpu(module)
-    torch.save({network: _train(rank, network) for network in NETWORKS}, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return {network: _train(rank, network) for network in NETWORKS}
 
 
 def _train(rank, network):
@@ -58,8 +55,7 @@ def _train(rank, network):
 def test_workers_train_skip_and_stop_together(nnunet_folders):
     names = ("nnUNet_preprocessed", "nnUNet_results", "nnUNet_raw", "nnUNet_n_proc_DA", "nnUNet_compile")
     environment = {name: os.environ[name] for name in names}
-    multiprocessing.spawn(_worker, args=(str(nnunet_folders), environment), nprocs=2)
-    first, second = (torch.load(nnunet_folders / f"{rank}.pt") for rank in (0, 1))
+    first, second = in_two_workers(_worker, nnunet_folders, environment)
     for network in NETWORKS:
         assert [found[network]["skipped"] for found in (first, second)] == [1, 1]
         assert [found[network]["code"] for found in (first, second)] == [75, 75]

@@ -3,10 +3,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_glims.training.losses import SquaredDiceLoss, WeightedDiceLoss, enet_weight, squared_dice
+from tests.two_workers import in_two_workers
 
 
 def by_hand(p, t, smooth=1e-5):
@@ -105,12 +106,9 @@ def one_step(network, images, labels, ddp):
     return loss.item(), next(network.parameters()).grad.clone()
 
 
-def worker(rank, folder, network, images, labels):
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def worker(rank, network, images, labels):
     part = slice(rank, rank + 1)
-    found = one_step(DistributedDataParallel(network), images[part], labels[part], ddp=True)
-    torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return one_step(DistributedDataParallel(network), images[part], labels[part], ddp=True)
 
 
 @pytest.mark.slow
@@ -124,8 +122,6 @@ def test_two_workers_pool_their_batches_as_one_process_does(tmp_path):
     halves = [one_step(copy.deepcopy(network), images[part], labels[part], ddp=False)[0] for part in ([0], [1])]
     assert abs(np.mean(halves) - expected_loss) > 1e-3
 
-    multiprocessing.spawn(worker, args=(str(tmp_path), network, images, labels), nprocs=2)
-    for rank in (0, 1):
-        loss, gradient = torch.load(tmp_path / f"{rank}.pt")
+    for loss, gradient in in_two_workers(worker, tmp_path, network, images, labels):
         assert loss == pytest.approx(expected_loss, abs=1e-6)
         torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-4)
