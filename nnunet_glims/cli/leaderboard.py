@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.trust import add_trust
+
 HELP = "compare evaluated models or predictions: statistics, ranks, costs, pictures, on one HTML page"
 
 
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--channel", help="name of the channel under the labels (default: FLAIR, T1ce, or the first)")
     parser.add_argument("--cases", type=int, default=8, help="most cases shown slice by slice (default: 8)")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -58,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
             images=options.images,
             channel=options.channel,
             cases=options.cases,
+            trust=options.trust,
         )
     board = made.board
     if options.cases and not made.shown:

@@ -107,7 +107,8 @@ def _built(layout: Layout, number: int, entry: Entry) -> tuple[Any, int, list[in
             shutil.copy(path, applied)
             path = apply_override(Path(applied), entry.override, entry.configuration, entry.plans).path
         plans = read_json(path)
-    return network_of(plans, read_json(folder / "dataset.json"), entry.trainer, entry.configuration)
+    dataset_json = read_json(folder / "dataset.json")
+    return network_of(plans, dataset_json, entry.trainer, entry.configuration, str(path), layout.trust)
 
 
 def _timed(layout: Layout, network: Any, channels: int, patch: list[int], batch: int) -> float:

@@ -109,7 +109,7 @@ class Explainer:
     """
 
     def __init__(self, folder: Path, request: ExplanationRequest = ExplanationRequest()):
-        self.model = ModelFolder(folder)
+        self.model = ModelFolder(folder, request.trust)
         (fold,) = trained_folds(self.model, [request.fold], request.checkpoint)
         path = folder / f"fold_{fold}" / request.checkpoint
         checkpoint = load_checkpoint(path, request.trust)

@@ -27,10 +27,8 @@ def settings_from_plans(model: ModelFolder, checkpoint: Mapping[str, Any]) -> di
             preprocessor, reader, resampling or normalisation that is not nnU-Net's default.
     """
     from nnunetv2.configuration import ANISO_THRESHOLD
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(dict(model.plans))
-    plan = manager.get_configuration(model.configuration)
+    manager, plan = model.manager, model.settings
     settings = plan.configuration
     known = (
         ("preprocessor_name", settings["preprocessor_name"], ("DefaultPreprocessor",)),
@@ -52,7 +50,7 @@ def settings_from_plans(model: ModelFolder, checkpoint: Mapping[str, Any]) -> di
             f"{model.path}: {model.configuration} is the second stage of a cascade, which cannot be exported"
         )
 
-    labels = manager.get_label_manager(dict(model.dataset_json))
+    labels = model.labels
     channels = model.dataset_json.get("channel_names") or model.dataset_json["modality"]
     ordered = sorted(channels, key=int)
     properties = manager.foreground_intensity_properties_per_channel

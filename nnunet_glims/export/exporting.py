@@ -36,7 +36,7 @@ class ExportRequest:
         precision: how weights are stored, a key of `parity.TOLERANCES`.
         opset: ONNX operator set, one of `conversion.OPSETS`.
         checkpoint: name of the checkpoint's file in each fold's folder.
-        trust: whether to load checkpoints that hold more than numbers.
+        trust: whether to load checkpoints that hold more than numbers, and to call whatever the plans name.
 
     Raises:
         UsageError: on construction, where a setting is unknown or settings contradict each other.
@@ -83,7 +83,7 @@ def export(
             `out` exists.
         parity.ParityError: an exported network differs from PyTorch.
     """
-    model = ModelFolder(source)
+    model = ModelFolder(source, request.trust)
     _check_tools(request)
     check_new(out, overwrite, MODEL_JSON, "export")
     folds = trained_folds(model, request.folds, request.checkpoint)

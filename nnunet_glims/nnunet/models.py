@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
+from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.nnunet.folders import read_dataset_json
+from nnunet_glims.nnunet.plans.configuration import read_plans
+from nnunet_glims.nnunet.trust import trusted_manager
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+PLANS_JSON, DATASET_JSON = "plans.json", "dataset.json"
+DATASET_NAME = re.compile(r"Dataset\d{3,}_[^/\\]+")
 
 
 @dataclass(frozen=True)
@@ -21,15 +30,17 @@ class ModelFolder:
 
     Attributes:
         path: the folder.
+        trust: whether its plans may have any network and layer imported and called, see `nnunet.trust`.
 
     Raises:
         UsageError: the folder has no plans.json or no dataset.json.
     """
 
     path: Path
+    trust: bool = False
 
     def __post_init__(self) -> None:
-        missing = [name for name in ("plans.json", "dataset.json") if not (self.path / name).is_file()]
+        missing = [name for name in (PLANS_JSON, DATASET_JSON) if not (self.path / name).is_file()]
         if missing:
             raise UsageError(f"{self.path}: this is no model folder of nnU-Net: it has no {' and no '.join(missing)}")
 
@@ -53,19 +64,46 @@ class ModelFolder:
     @cached_property
     def plans(self) -> Mapping[str, Any]:
         """The content of plans.json."""
-        return read_json(self.path / "plans.json")
+        return read_plans(self.path / PLANS_JSON)
 
     @cached_property
     def dataset_json(self) -> Mapping[str, Any]:
         """The content of dataset.json."""
-        return read_dataset_json(self.path / "dataset.json")
+        return read_dataset_json(self.path / DATASET_JSON)
 
     @property
     def dataset(self) -> str:
         """The name of the data set, DatasetNNN_NAME."""
-        if not isinstance(self.plans, dict) or "dataset_name" not in self.plans:
-            raise UsageError(f"{self.path / 'plans.json'}: these are no plans of nnU-Net: there is no dataset_name")
-        return self.plans["dataset_name"]
+        name = self.plans.get("dataset_name")
+        if not isinstance(name, str) or not DATASET_NAME.fullmatch(name):  # a path would lead out of nnU-Net's folders
+            raise ProcessingError(
+                f"{self.path / PLANS_JSON}: dataset_name: {str(name)[:100]!r} is no name of a data set, DatasetNNN_NAME"
+            )
+        return name
+
+    @cached_property
+    def manager(self) -> PlansManager:
+        """nnU-Net's object for the plans.
+
+        Raises:
+            NotTrustedError: the plans would have something imported or called that is not admitted.
+            ProcessingError: the plans or dataset.json are damaged.
+        """
+        return self._managers[0]
+
+    @cached_property
+    def settings(self) -> ConfigurationManager:
+        """nnU-Net's object for the configuration; it raises the same errors as `manager`."""
+        return self._managers[1]
+
+    @cached_property
+    def _managers(self) -> tuple[PlansManager, ConfigurationManager]:
+        return trusted_manager(self.plans, self.configuration, str(self.path / PLANS_JSON), self.trust)
+
+    @cached_property
+    def labels(self) -> LabelManager:
+        """nnU-Net's object for the labels and regions; it raises the same errors as `manager`."""
+        return label_manager(self.manager, self.dataset_json, str(self.path / DATASET_JSON))
 
     @property
     def folds(self) -> dict[int, Path]:
@@ -80,12 +118,32 @@ class ModelFolder:
 
         Raises:
             UsageError: nnU-Net does not find the trainer.
+            NotTrustedError: the plans would have something imported or called that is not admitted.
+            ProcessingError: no network can be built as the plans say.
         """
-        network, channels, patch_size, _ = network_of(self.plans, self.dataset_json, self.trainer, self.configuration)
+        network, channels, patch_size, _ = network_of(
+            self.plans, self.dataset_json, self.trainer, self.configuration, str(self.path / PLANS_JSON), self.trust
+        )
         return network, channels, patch_size
 
 
-def network_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], trainer: str, configuration: str):
+def label_manager(manager: PlansManager, dataset_json: Mapping[str, Any], where: str) -> LabelManager:
+    """Return nnU-Net's object for labels and regions; raise `ProcessingError` naming the file if it does not take them."""
+    try:
+        return manager.get_label_manager(dict(dataset_json))
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ProcessingError(f"{where}: labels: nnU-Net does not take these labels and regions: {reason}") from None
+
+
+def network_of(
+    plans: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+    trainer: str,
+    configuration: str,
+    where: str,
+    trust: bool = False,
+):
     """Build the network of a trainer for plans; return it with its number of input channels, patch size and batch size.
 
     The weights are new.
@@ -95,24 +153,34 @@ def network_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], traine
         dataset_json: content of dataset.json.
         trainer: name of the trainer's class.
         configuration: name of a configuration of the plans.
+        where: how messages name the plans file.
+        trust: whether the plans may have any network and layer imported and called, see `trusted_manager`.
 
     Raises:
         UsageError: nnU-Net does not find the trainer.
+        NotTrustedError: the plans would have something imported or called that is not admitted.
+        ProcessingError: no network can be built as the plans say.
     """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    manager, settings = trusted_manager(plans, configuration, where, trust)
     try:
         with redirect_stdout(StringIO()):  # nnU-Net prints every module that it searches
             trainer_class = recursive_find_trainer_class_by_name(trainer)
-    except RuntimeError:
+    except (RuntimeError, AssertionError, TypeError):
         raise UsageError(f"nnU-Net finds no trainer {trainer} on this machine") from None
-    manager = PlansManager(dict(plans))
-    settings = manager.get_configuration(configuration)
-    channels = determine_num_input_channels(manager, settings, dataset_json)
-    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-    network = trainer_class.build_network_architecture(
-        manager, settings, channels, heads, enable_deep_supervision=False
-    )
+    heads = label_manager(manager, dataset_json, where).num_segmentation_heads
+    channels = determine_num_input_channels(manager, settings, dict(dataset_json))
+    try:
+        network = trainer_class.build_network_architecture(
+            manager, settings, channels, heads, enable_deep_supervision=False
+        )
+    except UserError:
+        raise
+    except Exception as error:  # a constructor may raise anything where its arguments are wrong
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ProcessingError(
+            f"{where}: configurations.{configuration}.architecture: {trainer} cannot build its network as this says ({reason})"
+        ) from error
     return network, channels, tuple(settings.patch_size), settings.batch_size
