@@ -15,7 +15,7 @@ from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export import conversion, parity
 from nnunet_glims.export.description import settings_from_plans
-from nnunet_glims.export.exported import MODEL_JSON, ExportedModel, FoldFile, checksum
+from nnunet_glims.export.exported import MODEL_JSON, ExportedModel, FoldFile, Format, Precision, checksum
 from nnunet_glims.export.runner import load_networks
 from nnunet_glims.files import check_new, new_folder
 from nnunet_glims.kernels.ops import plain_operators
@@ -43,8 +43,8 @@ class ExportRequest:
     """
 
     folds: tuple[str, ...] = ()
-    format: str = "onnx"
-    precision: str = "fp32"
+    format: Format = "onnx"
+    precision: Precision = "fp32"
     opset: int = conversion.OPSETS[0]
     checkpoint: str = FINAL
     trust: bool = False

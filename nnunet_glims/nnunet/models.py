@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.nnunet.folders import read_dataset_json
 from nnunet_glims.nnunet.plans.configuration import read_plans
 from nnunet_glims.nnunet.trust import trusted_manager
+from nnunet_glims.validation import validate
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -22,6 +25,42 @@ if TYPE_CHECKING:
 
 PLANS_JSON, DATASET_JSON = "plans.json", "dataset.json"
 DATASET_NAME = re.compile(r"Dataset\d{3,}_[^/\\]+")
+
+
+Size = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=3)]
+Axes = Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(min_length=3, max_length=3)]
+
+
+class _Plans(BaseModel):
+    """What is read of plans besides the configuration."""
+
+    plans_name: str
+    image_reader_writer: str
+    transpose_forward: Axes
+    transpose_backward: Axes
+    label_manager: str = "LabelManager"
+    foreground_intensity_properties_per_channel: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+
+class _Sizes(BaseModel):
+    """What costs depend on."""
+
+    patch_size: Size
+    batch_size: int = Field(ge=1)
+
+
+class _Configuration(_Sizes):
+    """What is read of a configuration besides its architecture."""
+
+    preprocessor_name: str
+    spacing: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=2, max_length=3)]
+    normalization_schemes: list[str]
+    use_mask_for_norm: list[bool]
+    resampling_fn_data: str
+    resampling_fn_data_kwargs: dict[str, Any]
+    resampling_fn_probabilities: str
+    resampling_fn_probabilities_kwargs: dict[str, Any]
+    previous_stage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +110,17 @@ class ModelFolder:
         """The content of dataset.json."""
         return read_dataset_json(self.path / DATASET_JSON)
 
+    @cached_property
+    def channels(self) -> list[str]:
+        """The names of the channels in their order."""
+        named: Any = self.dataset_json["channel_names"]
+        numbers = [str(number) for number in range(len(named))] if isinstance(named, Mapping) else []
+        if not numbers or set(named) != set(numbers):
+            raise ProcessingError(
+                f"{self.path / DATASET_JSON}: channel_names: channels are numbered '0', '1' and so on, each with its name"
+            )
+        return [str(named[number]) for number in numbers]
+
     @property
     def dataset(self) -> str:
         """The name of the data set, DatasetNNN_NAME."""
@@ -98,7 +148,18 @@ class ModelFolder:
 
     @cached_property
     def _managers(self) -> tuple[PlansManager, ConfigurationManager]:
-        return trusted_manager(self.plans, self.configuration, str(self.path / PLANS_JSON), self.trust)
+        where = str(self.path / PLANS_JSON)
+        manager, settings = trusted_manager(self.plans, self.configuration, where, self.trust)
+        validate(_Plans, dict(self.plans), where, error=ProcessingError)
+        key = f"{where}: configurations.{self.configuration}"
+        planned = validate(_Configuration, settings.configuration, key, error=ProcessingError)
+        channels = len(self.channels)
+        if not len(planned.normalization_schemes) == len(planned.use_mask_for_norm) == channels:
+            raise ProcessingError(
+                f"{key}.normalization_schemes: {len(planned.normalization_schemes)} schemes with "
+                f"{len(planned.use_mask_for_norm)} use_mask_for_norm, for the {channels} channels of {DATASET_JSON}"
+            )
+        return manager, settings
 
     @cached_property
     def labels(self) -> LabelManager:
@@ -165,6 +226,9 @@ def network_of(
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
     manager, settings = trusted_manager(plans, configuration, where, trust)
+    planned = validate(
+        _Sizes, settings.configuration, f"{where}: configurations.{configuration}", error=ProcessingError
+    )
     try:
         with redirect_stdout(StringIO()):  # nnU-Net prints every module that it searches
             trainer_class = recursive_find_trainer_class_by_name(trainer)
@@ -183,4 +247,4 @@ def network_of(
         raise ProcessingError(
             f"{where}: configurations.{configuration}.architecture: {trainer} cannot build its network as this says ({reason})"
         ) from error
-    return network, channels, tuple(settings.patch_size), settings.batch_size
+    return network, channels, tuple(planned.patch_size), planned.batch_size
