@@ -240,8 +240,8 @@ def network_of(
         network = trainer_class.build_network_architecture(
             manager, settings, channels, heads, enable_deep_supervision=False
         )
-    except UserError:
-        raise
+    except UserError as error:  # which does not know the file
+        raise type(error)(f"{where}: {error}") from None
     except Exception as error:  # a constructor may raise anything where its arguments are wrong
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ProcessingError(
