@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.nnunet.folders import read_dataset_json
@@ -27,7 +28,18 @@ PLANS_JSON, DATASET_JSON = "plans.json", "dataset.json"
 DATASET_NAME = re.compile(r"Dataset\d{3,}_[^/\\]+")
 
 
-Size = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=3)]
+MOST_VOXELS = 2**28
+"""Largest number of voxels of a patch."""
+
+
+def check_voxels(size: Sequence[int]) -> Sequence[int]:
+    """Return the size of a patch; raise `ValueError` if it has more voxels than any memory holds."""
+    if math.prod(size) > MOST_VOXELS:
+        raise ValueError(f"a patch may have at most {MOST_VOXELS:,} voxels, not {math.prod(size):,}")
+    return size
+
+
+Size = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=3), AfterValidator(check_voxels)]
 Axes = Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(min_length=3, max_length=3)]
 
 

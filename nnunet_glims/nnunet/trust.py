@@ -47,9 +47,10 @@ def trusted_manager(
     _check_inheritance(plans, configuration, where)
     try:
         settings = manager.get_configuration(configuration)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # old plans without a whole description
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ProcessingError(
-            f"{where}: configurations.{configuration}: this describes no network: {error!r}"
+            f"{where}: configurations.{configuration}.architecture: this key is required, and what plans of older releases of "
+            f"nnU-Net have in its place is not there either ({error})"
         ) from None
     identifier = settings.configuration.get("data_identifier", "")
     if not isinstance(identifier, str) or {"/", "\\"} & set(identifier) or identifier == "..":

@@ -171,7 +171,7 @@ def test_files_that_are_no_plans_and_no_dataset_json_are_named(name, what, comma
 
 
 WRONG = {
-    "patch_size": [[], [16], [16, 16, 0], [16, 16, -1], [16.5, 16, 16], "16", None, [16] * 4],
+    "patch_size": [[10**6] * 3, [], [16], [16, 16, 0], [16, 16, -1], [16.5, 16, 16], "16", None, [16] * 4],
     "spacing": [[], [0, 1, 1], [1, 1, -1], "1", None, ["a", 1, 1], [1, 1]],
     "normalization_schemes": [[], ["ZScoreNormalization"], "ZScoreNormalization", None, [1, 2]],
     "use_mask_for_norm": [[], [True], None, "no"],
@@ -205,6 +205,20 @@ def test_wrong_values_in_plans_are_named(key, value, model, capsys):
     assert code in (1, 2), error
     assert str(model / "plans.json") in error or "cannot be exported" in error
     assert "--debug" not in error and not (model.parent / "out").exists()
+
+
+def test_a_patch_that_no_memory_holds_is_refused(model, capsys):
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [10**6] * 3
+    (model / "plans.json").write_text(json.dumps(plans))
+    assert "patch_size: a patch may have at most" in refused(model, capsys, command="explain")
+
+
+def test_arguments_that_build_no_network_are_named(model, capsys):
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["n_stages"] = "three"
+    (model / "plans.json").write_text(json.dumps(plans))
+    assert f"{model / 'plans.json'}: configurations.3d_fullres.architecture: " in refused(model, capsys)
 
 
 @pytest.mark.parametrize("key", ["patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "architecture"])
