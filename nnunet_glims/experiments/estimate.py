@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunet_glims.experiments.comparison import Entry
-from nnunet_glims.experiments.entry_plans import resolved
 from nnunet_glims.experiments.executors.local import free_bytes
 from nnunet_glims.experiments.layout import Layout
-from nnunet_glims.files import read_json
-from nnunet_glims.nnunet.plans.configuration import BASE_PLANS
+from nnunet_glims.nnunet.dataset_json import read_dataset_json
+from nnunet_glims.nnunet.plans.configuration import BASE_PLANS, read_plans
+from nnunet_glims.nnunet.plans.content import resolved
 from nnunet_glims.nnunet.plans.override import apply_override, load_override
 
 NNUNET_STEPS = (1000, 250, 50)
@@ -86,7 +86,7 @@ def _length(layout: Layout, number: int, entry: Entry) -> tuple[int, int, int]:
     recipe = entry.network.recipe
     base = layout.dataset(number) / f"{entry.plans}.json"
     if base.exists():
-        settings = resolved(read_json(base)["configurations"], entry.configuration).get("training", {})
+        settings = resolved(read_plans(base)["configurations"], entry.configuration).get("training", {})
         recipe = recipe.changed(settings, f"{base}: training")
     if entry.override is not None:
         recipe = recipe.changed(load_override(entry.override)[1].training, entry.override)
@@ -106,8 +106,8 @@ def _built(layout: Layout, number: int, entry: Entry) -> tuple[Any, int, list[in
         if entry.override is not None:
             shutil.copy(path, applied)
             path = apply_override(Path(applied), entry.override, entry.configuration, entry.plans).path
-        plans = read_json(path)
-    return network_of(plans, read_json(folder / "dataset.json"), entry.trainer, entry.configuration)
+        plans = read_plans(path)
+    return network_of(plans, dict(read_dataset_json(folder / "dataset.json")), entry.trainer, entry.configuration)
 
 
 def _timed(layout: Layout, network: Any, channels: int, patch: list[int], batch: int) -> float:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.nnunet.dataset_json import read_dataset_json
 from nnunet_glims.nnunet.folders import (
     PREPROCESSED,
     RAW,
@@ -12,7 +13,6 @@ from nnunet_glims.nnunet.folders import (
     ignored_label,
     label_maps,
     preprocessed_folder,
-    read_dataset_json,
     regions_of,
 )
 
