@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
-from nnunet_glims.files import read_yaml_document, write_text
+from nnunet_glims.files import check_output_file, read_yaml_document, write_text
 from nnunet_glims.networks import Network, network_named, network_of_trainer, networks, trained_by
 from nnunet_glims.nnunet.plans.content import PlansName
 from nnunet_glims.nnunet.plans.override import load_override, overridden_plans_name
@@ -245,6 +245,8 @@ class Comparison(BaseModel):
         trainings = len(self.datasets) * len(self.entries) * len(self.folds) * len(self.seeds)
         if trainings > MOST_TRAININGS:
             raise ValueError(f"{trainings:,} trainings are too many: a comparison may have {MOST_TRAININGS:,}")
+        if self.device == "cuda" and self.resources.gpus == 0:
+            raise ValueError("device cuda needs a GPU, and resources say gpus: 0. Ask for one, or for device: cpu")
         return self
 
     @field_validator("evaluation")
@@ -258,8 +260,7 @@ def write_template(path: Path) -> None:
     """Write a commented comparison file to edit; raise `UsageError` if the file exists or its folder does not."""
     if path.exists():
         raise UsageError(f"{path}: this file is there already")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}: there is no such folder to write {path.name} to")
+    check_output_file(path)
     write_text(path, TEMPLATE)
 
 

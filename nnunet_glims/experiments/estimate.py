@@ -7,12 +7,13 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.executors.local import free_bytes
 from nnunet_glims.experiments.layout import Layout
+from nnunet_glims.files import working_folder
 from nnunet_glims.nnunet.dataset_json import read_dataset_json
 from nnunet_glims.nnunet.plans.configuration import BASE_PLANS, read_plans
 from nnunet_glims.nnunet.plans.content import resolved
@@ -102,10 +103,10 @@ def _built(layout: Layout, number: int, entry: Entry) -> tuple[Any, int, list[in
         return None
     from nnunet_glims.nnunet.models import network_of
 
-    with TemporaryDirectory() as applied:
+    with working_folder(Path(gettempdir(), f"nnunet_glims_{layout.path.stem}")) as applied:
         if entry.override is not None:
             shutil.copy(path, applied)
-            path = apply_override(Path(applied), entry.override, entry.configuration, entry.plans).path
+            path = apply_override(applied, entry.override, entry.configuration, entry.plans).path
         plans = read_plans(path)
     return network_of(plans, dict(read_dataset_json(folder / "dataset.json")), entry.trainer, entry.configuration)
 

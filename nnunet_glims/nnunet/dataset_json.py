@@ -26,7 +26,7 @@ class DatasetJson(BaseModel):
     channel_names: Annotated[dict[str, str], Field(min_length=1)]
     labels: Annotated[dict[str, Label | Annotated[list[Label], Field(min_length=1)]], Field(min_length=1)]
     file_ending: Annotated[str, Field(pattern=r"^\.[A-Za-z0-9][A-Za-z0-9.]*$", max_length=20)]
-    numTraining: Annotated[int, Field(ge=0)] | None = None
+    numTraining: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
     regions_class_order: list[Label] | None = None
     overwrite_image_reader_writer: str | None = None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from nnunet_glims.nnunet.plans.override import Applied, Override, write_overridd
 from nnunet_glims.nnunet.plans.record import recorded_overrides
 from nnunet_glims.nnunet.plans.sizing import DatasetProperties, TrainingSize, size_for_gpu, with_checkpointing
 from nnunet_glims.validation import nearest, validate
+
+MOST_VRAM = 10_000
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,12 @@ def write_sized_plans(
         UsageError: the plans are missing or unsuitable, the memory is too small, a setting is wrong, or a file of that
             name with other content exists.
     """
-    if not (isfinite(vram) and vram > 0):
-        raise UsageError(f"--vram {vram:g}: this must be the GPU's memory in GB, for example 8")
+    if not 0 < vram <= MOST_VRAM:  # also for NaN
+        raise UsageError(
+            f"--vram {vram:g}: this must be the GPU's memory in GB, for example 8, and at most {MOST_VRAM}"
+        )
     name = name or f"{base}_{network.name.lower()}_{vram:g}GB"
-    if checked_name(name) == base:
+    if checked_name(name, "--name ") == base:
         raise UsageError(f"--name {name!r}: this must be another name than the base's")
     setting = _checkpointing(network, checkpointing)
     plans = read_base(dataset_folder, base)

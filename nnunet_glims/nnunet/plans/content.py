@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from nnunet_glims.documents import Document
 from nnunet_glims.errors import UsageError, UserError, cut
-from nnunet_glims.training.recipes import Positive
 from nnunet_glims.validation import list_problems, nearest, validate
 
 MOST_PATCH_VOXELS = 2**27
@@ -21,11 +20,15 @@ MOST_VOXELS = 2**30
 MOST_MM = 10_000
 """Largest spacing in mm."""
 
-FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)]
+FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=200)]
 
 
-def checked_name(name: str) -> str:
+def checked_name(name: str, what: str = "") -> str:
     """Return the name of plans or of a configuration unchanged; it is part of the names of files and folders.
+
+    Args:
+        name: the name.
+        what: what messages put before it, such as an option.
 
     Raises:
         UsageError: it has other characters than letters, digits and . _ + -, or `__`, at which nnU-Net splits the names of
@@ -33,13 +36,14 @@ def checked_name(name: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,119}", name) or "__" in name:
         raise UsageError(
-            f"{cut(name)!r} can be no part of a file's name: letters, digits and . _ + - are allowed, and no __"
+            f"{what}{cut(name)!r} can be no part of a file's name: letters, digits and . _ + - are allowed, and no __"
         )
     return name
 
 
-PlansName = Annotated[str, AfterValidator(checked_name)]
+PlansName = Annotated[str, AfterValidator(lambda name: checked_name(name))]
 Side = Annotated[int, Field(ge=1, le=MOST_VOXELS)]
+ImageSide = Annotated[float, Field(gt=0, le=100_000)]
 Millimetres = Annotated[float, Field(gt=0, le=MOST_MM)]
 Axes = Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(min_length=3, max_length=3)]
 
@@ -67,7 +71,7 @@ class Configuration(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=MOST_VOXELS)] = _LEFT_OUT
     patch_size: Annotated[list[Side], Field(min_length=2, max_length=3)] = _LEFT_OUT
     spacing: Annotated[list[Millimetres], Field(min_length=2, max_length=3)] = _LEFT_OUT
-    median_image_size_in_voxels: Annotated[list[Positive], Field(min_length=2, max_length=3)] = _LEFT_OUT
+    median_image_size_in_voxels: Annotated[list[ImageSide], Field(min_length=2, max_length=3)] = _LEFT_OUT
     normalization_schemes: list[str] = _LEFT_OUT
     use_mask_for_norm: list[bool] = _LEFT_OUT
     architecture: Architecture = _LEFT_OUT

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UsageError, cut
 from nnunet_glims.networks import Network, network_named, network_of_class
 from nnunet_glims.nnunet.dataset_json import label_manager
 from nnunet_glims.nnunet.plans.configuration import (
@@ -119,8 +119,7 @@ def load_override(name: str) -> tuple[str, Override]:
         path = Path(str(files("nnunet_glims.plans_overrides") / f"{name}.json"))
     else:
         raise UsageError(
-            f"plans override {name!r} is unknown: {nearest(name, override_names())} "
-            "A file of your own must end in .json"
+            f"plans override {cut(name)!r} is unknown: {nearest(name, override_names())}. A file of your own must end in .json"
         )
     override = read_model(Override, path)
     if override.network is not None:
@@ -192,8 +191,8 @@ def write_overridden(
     Raises:
         UsageError: see `apply_override`.
     """
-    for part in (base, plans_name, configuration):
-        checked_name(part)
+    for what, name in (("plans ", base), ("plans ", plans_name), ("configuration ", configuration)):
+        checked_name(name, what)
     path = dataset_folder / f"{plans_name}.json"
     old = read_plans(path) if path.exists() else {}
     base_plans = read_base(dataset_folder, base)
