@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import write_json
-from nnunet_glims.nnunet.models import check_voxels
+from nnunet_glims.nnunet.plans.content import MOST_PATCH_VOXELS
 from nnunet_glims.validation import read_model
 
 MODEL_JSON = "model.json"
@@ -161,9 +162,7 @@ class ModelSettings(_StrictModel):
     labels: dict[str, Label | list[Label]]
     regions_class_order: Annotated[list[Label], Field(min_length=1)] | None
     outputs: Annotated[int, Field(ge=1)]
-    patch_size: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=3, max_length=3), AfterValidator(check_voxels)
-    ]
+    patch_size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=3, max_length=3)]
     spacing: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
     transpose_forward: Annotated[list[Axis], Field(min_length=3, max_length=3)]
     transpose_backward: Annotated[list[Axis], Field(min_length=3, max_length=3)]
@@ -174,6 +173,8 @@ class ModelSettings(_StrictModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> ModelSettings:
+        if math.prod(self.patch_size) > MOST_PATCH_VOXELS:
+            raise ValueError(f"patch_size: a patch may have at most {MOST_PATCH_VOXELS:,} voxels")
         if len(self.normalization) != len(self.channels):
             raise ValueError(f"normalization: {len(self.normalization)} entries for {len(self.channels)} channels")
         if [self.transpose_forward[axis] for axis in self.transpose_backward] != [0, 1, 2]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from nnunet_glims.errors import ProcessingError, UsageError, UserError
-from nnunet_glims.nnunet.folders import read_dataset_json
-from nnunet_glims.nnunet.plans.configuration import read_plans
+from nnunet_glims.files import read_json_document
+from nnunet_glims.nnunet.dataset_json import label_manager, read_dataset_json
+from nnunet_glims.nnunet.plans.content import Axes, Millimetres, Side, check_plans
 from nnunet_glims.nnunet.trust import trusted_manager
 from nnunet_glims.validation import validate
 
@@ -25,54 +24,36 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 PLANS_JSON, DATASET_JSON = "plans.json", "dataset.json"
-DATASET_NAME = re.compile(r"Dataset\d{3,}_[^/\\]+")
-
-
-MOST_VOXELS = 2**28
-"""Largest number of voxels of a patch."""
-
-
-def check_voxels(size: Sequence[int]) -> Sequence[int]:
-    """Return the size of a patch; raise `ValueError` if it has more voxels than any memory holds."""
-    if math.prod(size) > MOST_VOXELS:
-        raise ValueError(f"a patch may have at most {MOST_VOXELS:,} voxels, not {math.prod(size):,}")
-    return size
-
-
-Size = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=3), AfterValidator(check_voxels)]
-Axes = Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(min_length=3, max_length=3)]
 
 
 class _Plans(BaseModel):
-    """What is read of plans besides the configuration."""
+    """What predicting needs of plans besides the configuration."""
 
     plans_name: str
     image_reader_writer: str
     transpose_forward: Axes
     transpose_backward: Axes
-    label_manager: str = "LabelManager"
     foreground_intensity_properties_per_channel: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class _Sizes(BaseModel):
-    """What costs depend on."""
+    """What costs depend on in a configuration, besides the architecture."""
 
-    patch_size: Size
-    batch_size: int = Field(ge=1)
+    patch_size: list[Side]
+    batch_size: Side
 
 
 class _Configuration(_Sizes):
-    """What is read of a configuration besides its architecture."""
+    """What predicting needs of a configuration besides its architecture."""
 
     preprocessor_name: str
-    spacing: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=2, max_length=3)]
+    spacing: list[Millimetres]
     normalization_schemes: list[str]
     use_mask_for_norm: list[bool]
     resampling_fn_data: str
     resampling_fn_data_kwargs: dict[str, Any]
     resampling_fn_probabilities: str
     resampling_fn_probabilities_kwargs: dict[str, Any]
-    previous_stage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +95,14 @@ class ModelFolder:
 
     @cached_property
     def plans(self) -> Mapping[str, Any]:
-        """The content of plans.json."""
-        return read_plans(self.path / PLANS_JSON)
+        """The content of plans.json; raises `ProcessingError` where it is damaged."""
+        path = self.path / PLANS_JSON
+        try:
+            return check_plans(read_json_document(path, ProcessingError), str(path), ProcessingError)
+        except ProcessingError as error:
+            raise ProcessingError(
+                f"{error}\nThis is not what nnU-Net trained with: copy the model folder again"
+            ) from None
 
     @cached_property
     def dataset_json(self) -> Mapping[str, Any]:
@@ -125,23 +112,15 @@ class ModelFolder:
     @cached_property
     def channels(self) -> list[str]:
         """The names of the channels in their order."""
-        named: Any = self.dataset_json["channel_names"]
-        numbers = [str(number) for number in range(len(named))] if isinstance(named, Mapping) else []
-        if not numbers or set(named) != set(numbers):
-            raise ProcessingError(
-                f"{self.path / DATASET_JSON}: channel_names: channels are numbered '0', '1' and so on, each with its name"
-            )
-        return [str(named[number]) for number in numbers]
+        named = self.dataset_json["channel_names"]
+        return [named[str(number)] for number in range(len(named))]
 
     @property
     def dataset(self) -> str:
         """The name of the data set, DatasetNNN_NAME."""
-        name = self.plans.get("dataset_name")
-        if not isinstance(name, str) or not DATASET_NAME.fullmatch(name):  # a path would lead out of nnU-Net's folders
-            raise ProcessingError(
-                f"{self.path / PLANS_JSON}: dataset_name: {str(name)[:100]!r} is no name of a data set, DatasetNNN_NAME"
-            )
-        return name
+        if "dataset_name" not in self.plans:
+            raise ProcessingError(f"{self.path / PLANS_JSON}: dataset_name: this key is required")
+        return self.plans["dataset_name"]
 
     @cached_property
     def manager(self) -> PlansManager:
@@ -165,18 +144,17 @@ class ModelFolder:
         validate(_Plans, dict(self.plans), where, error=ProcessingError)
         key = f"{where}: configurations.{self.configuration}"
         planned = validate(_Configuration, settings.configuration, key, error=ProcessingError)
-        channels = len(self.channels)
-        if not len(planned.normalization_schemes) == len(planned.use_mask_for_norm) == channels:
+        schemes, channels = len(planned.normalization_schemes), len(self.channels)
+        if schemes != channels:
             raise ProcessingError(
-                f"{key}.normalization_schemes: {len(planned.normalization_schemes)} schemes with "
-                f"{len(planned.use_mask_for_norm)} use_mask_for_norm, for the {channels} channels of {DATASET_JSON}"
+                f"{key}.normalization_schemes: {schemes} for the {channels} channels of {DATASET_JSON}"
             )
         return manager, settings
 
     @cached_property
     def labels(self) -> LabelManager:
-        """nnU-Net's object for the labels and regions; it raises the same errors as `manager`."""
-        return label_manager(self.manager, self.dataset_json, str(self.path / DATASET_JSON))
+        """nnU-Net's object for the labels and regions; see `dataset_json.label_manager` for the errors."""
+        return label_manager(self.plans, self.path / DATASET_JSON)
 
     @property
     def folds(self) -> dict[int, Path]:
@@ -195,23 +173,19 @@ class ModelFolder:
             ProcessingError: no network can be built as the plans say.
         """
         network, channels, patch_size, _ = network_of(
-            self.plans, self.dataset_json, self.trainer, self.configuration, str(self.path / PLANS_JSON), self.trust
+            self.plans,
+            self.path / DATASET_JSON,
+            self.trainer,
+            self.configuration,
+            str(self.path / PLANS_JSON),
+            self.trust,
         )
         return network, channels, patch_size
 
 
-def label_manager(manager: PlansManager, dataset_json: Mapping[str, Any], where: str) -> LabelManager:
-    """Return nnU-Net's object for labels and regions; raise `ProcessingError` naming the file if it does not take them."""
-    try:
-        return manager.get_label_manager(dict(dataset_json))
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ProcessingError(f"{where}: labels: nnU-Net does not take these labels and regions: {reason}") from None
-
-
 def network_of(
     plans: Mapping[str, Any],
-    dataset_json: Mapping[str, Any],
+    dataset_json: Path,
     trainer: str,
     configuration: str,
     where: str,
@@ -222,8 +196,8 @@ def network_of(
     The weights are new.
 
     Args:
-        plans: content of a plans file.
-        dataset_json: content of dataset.json.
+        plans: content of a plans file that was read with `check_plans`.
+        dataset_json: path of the data set's dataset.json.
         trainer: name of the trainer's class.
         configuration: name of a configuration of the plans.
         where: how messages name the plans file.
@@ -246,8 +220,8 @@ def network_of(
             trainer_class = recursive_find_trainer_class_by_name(trainer)
     except (RuntimeError, AssertionError, TypeError):
         raise UsageError(f"nnU-Net finds no trainer {trainer} on this machine") from None
-    heads = label_manager(manager, dataset_json, where).num_segmentation_heads
-    channels = determine_num_input_channels(manager, settings, dict(dataset_json))
+    heads = label_manager(plans, dataset_json).num_segmentation_heads
+    channels = determine_num_input_channels(manager, settings, dict(read_dataset_json(dataset_json)))
     try:
         network = trainer_class.build_network_architecture(
             manager, settings, channels, heads, enable_deep_supervision=False

@@ -32,19 +32,22 @@ def trusted_manager(
     """Return nnU-Net's objects for plans and one of their configurations, after checking what they would import.
 
     Args:
-        plans: content of a plans file.
+        plans: content of a plans file that was read with `check_plans`.
         configuration: name of a configuration.
         where: how messages name the plans file.
-        trust: whether plans may name any network, layer and label manager.
+        trust: whether plans may name any network and layer.
 
     Raises:
-        NotTrustedError: a network, a layer among its arguments, or the label manager is not of the kinds that are admitted.
+        NotTrustedError: a network, or a layer among its arguments, is not of the kinds that are admitted.
         ProcessingError: there is no such configuration, or its architecture is not described as nnU-Net does it.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    if configuration not in plans["configurations"]:
+        raise ProcessingError(
+            f"{where}: configurations: there is no {configuration!r}, only {', '.join(plans['configurations'])}"
+        )
     manager = PlansManager(dict(plans))
-    _check_inheritance(plans, configuration, where)
     try:
         settings = manager.get_configuration(configuration)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -52,29 +55,9 @@ def trusted_manager(
             f"{where}: configurations.{configuration}.architecture: this key is required, and what plans of older releases of "
             f"nnU-Net have in its place is not there either ({error})"
         ) from None
-    identifier = settings.configuration.get("data_identifier", "")
-    if not isinstance(identifier, str) or {"/", "\\"} & set(identifier) or identifier == "..":
-        raise ProcessingError(
-            f"{where}: configurations.{configuration}.data_identifier: {identifier!r} is no folder's name"
-        )
     if not trust:
         _check_architecture(settings.configuration["architecture"], f"{where}: configurations.{configuration}")
-        _check_label_manager(plans, where)
     return manager, settings
-
-
-def _check_inheritance(plans: Mapping[str, Any], configuration: str, where: str) -> None:
-    visited: list[str] = []
-    name: Any = configuration
-    while name is not None:
-        found = plans["configurations"].get(name) if isinstance(name, str) else None
-        if not isinstance(found, dict):
-            there = ", ".join(plans["configurations"])
-            raise ProcessingError(f"{where}: configurations: there is no {name!r}, only {there}")
-        if name in visited:
-            raise ProcessingError(f"{where}: configurations.{name}.inherits_from: this leads back to {name}")
-        visited.append(name)
-        name = found.get("inherits_from")
 
 
 def _check_architecture(architecture: Any, where: str) -> None:
@@ -139,12 +122,12 @@ def _located(path: str) -> Any:
     return recursive_find_python_class(folder, path.rpartition(".")[2], "dynamic_network_architectures.architectures")
 
 
-def _check_label_manager(plans: Mapping[str, Any], where: str) -> None:
+def check_label_manager(plans: Mapping[str, Any]) -> None:
+    """Check that the label manager of plans is a class of nnU-Net; raise `NotTrustedError` if it is something else."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-    _check_name(
-        plans.get("label_manager", "LabelManager"), "utilities.label_handling", LabelManager, f"{where}: label_manager"
-    )
+    name = plans.get("label_manager", "LabelManager")
+    _check_name(name, "utilities.label_handling", LabelManager, f"{plans['plans_name']}: label_manager")
 
 
 def check_image_processing(settings: ConfigurationManager, where: str) -> None:

@@ -107,7 +107,6 @@ NAMES = {
     "module of ours": "nnunet_glims.cli.main",
     "nothing, with a function of that name": "dynamic_network_architectures.nowhere.get_matching_convtransp",
     "no path": "os; x",
-    "a number": 3,
 }
 
 
@@ -219,7 +218,8 @@ def test_the_data_set_of_the_plans_is_a_name(name, model, capsys):
     plans = json.loads((model / "plans.json").read_text())
     (model / "plans.json").write_text(json.dumps({**plans, "dataset_name": name}))
     assert call("export", model) == 1
-    assert f"{model / 'plans.json'}: dataset_name: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert str(model / "plans.json") in error and "dataset_name: " in error
 
 
 @pytest.mark.parametrize("identifier", ["../../elsewhere", "..", "/elsewhere", 7])
