@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.evaluation.results import SUMMARY, TABLE
+    from nnunet_glims.evaluation.records import SUMMARY, TABLE
     from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER, evaluate_folders, evaluate_model
 
     console = Console(markup=False, highlight=False)

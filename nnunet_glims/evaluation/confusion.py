@@ -11,7 +11,7 @@ import pandas as pd
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.regions import short
-from nnunet_glims.evaluation.results import Results
+from nnunet_glims.evaluation.records import Results
 from nnunet_glims.releases import brats
 from nnunet_glims.validation import nearest
 

@@ -118,7 +118,7 @@ def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
 
 
 def is_background(name: str, labels: int | Sequence[int]) -> bool:
-    """Return whether an entry of "labels" in dataset.json is the background: by its name in any letters, or by label 0 alone."""
+    """Return whether an entry of "labels" in dataset.json is the background: named so in any letters, or of label 0 alone."""
     return name.strip().lower() == "background" or set([labels] if isinstance(labels, int) else labels) == {0}
 
 

@@ -15,8 +15,8 @@ from nnunet_glims.evaluation.averages import case_means, patient_means, values_b
 from nnunet_glims.evaluation.metrics import METRICS, metric_named
 from nnunet_glims.evaluation.metrics.metric import Metric
 from nnunet_glims.evaluation.ranking import PairedTest, Ranking, paired_tests, rank
-from nnunet_glims.evaluation.results import changed_file
 from nnunet_glims.evaluation.statistics import describe
+from nnunet_glims.nnunet.evaluation import change_since
 from nnunet_glims.report.costs import Costs, costs_of
 from nnunet_glims.report.entries import LeaderboardEntry, Run
 from nnunet_glims.report.patients import Patients, patients_of
@@ -230,11 +230,9 @@ def _check_runs(entries: Sequence[LeaderboardEntry]) -> None:
                 f"{name}: {len(failed)} cases could not be evaluated, such as {next(iter(failed.items()))}: correct them and "
                 "run nnunet-glims evaluate again"
             )
-        changed = changed_file(run.results)
+        changed = change_since(run.results)
         if changed is not None:
-            raise UsageError(
-                f"{name}: {changed[1]} of case {changed[0]} has changed since it was evaluated: run nnunet-glims evaluate again"
-            )
+            raise UsageError(f"{name}: {changed}: run nnunet-glims evaluate again")
 
 
 def _title(entry: LeaderboardEntry, run: Run) -> str:

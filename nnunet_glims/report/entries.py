@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.results import Results, is_evaluation, read_results
+from nnunet_glims.evaluation.records import Results, is_evaluation, read_results
 from nnunet_glims.files import read_text
 from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER
 from nnunet_glims.nnunet.folders import RAW
