@@ -137,11 +137,12 @@ def change_since(results: Results) -> str | None:
     if (sentence := changed_file(results)) is not None:
         return sentence
     evaluated = {(line["case"], line["prediction"]) for line in results.cases}
-    for folder in map(Path, results.summary["folders"]):
-        for name, file in label_maps(folder).items():
-            others = [prediction for case, prediction in evaluated if case == name]
-            if others and str(file) not in others and all(one is None or Path(one).parent == folder for one in others):
-                return f"{file} of case {name} was not there when its predictions were evaluated"
+    elsewhere = {(name, None if file is None else str(Path(file).parent)) for name, file in evaluated}
+    for folder in results.summary["folders"]:
+        for name, file in label_maps(Path(folder)).items():
+            replaced = (name, None) in elsewhere or (name, folder) in elsewhere
+            if replaced and (name, str(file)) not in evaluated:
+                return f"{file} of case {name} was not there when this was evaluated"
     return None
 
 
