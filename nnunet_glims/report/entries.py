@@ -131,8 +131,8 @@ def board_file(entries: Entries | str | Path) -> BoardFile:
     else:
         if not entries:
             raise UsageError("give at least one entry, NAME=FOLDER")
-        folders = {name: [given] if isinstance(given, str | Path) else list(given) for name, given in entries.items()}
-        content = {"entries": [{"name": name, "paths": paths} for name, paths in folders.items()]}
+        folders = {name: [given] if isinstance(given, str | Path) else given for name, given in entries.items()}
+        content = {"entries": [{"name": name, "paths": list(map(str, paths))} for name, paths in folders.items()]}
         board = validate(BoardFile, content, "entries")
     names = [entry.name for entry in board.entries]
     twice = next((name for name in names if names.count(name) > 1), None)

@@ -12,7 +12,9 @@ from nnunet_glims.cli import main
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation import results
 from nnunet_glims.evaluation.protocol import Protocol
-from nnunet_glims.nnunet.evaluation import cases_of_folders, evaluate_folders
+from nnunet_glims.evaluation.records import read_results
+from nnunet_glims.nnunet.cases import cases_of_folders
+from nnunet_glims.nnunet.evaluation import evaluate_folders
 
 DATASET = {
     "channel_names": {"0": "T2"},
@@ -52,8 +54,8 @@ def evaluate(*arguments):
     return main(["evaluate", *map(str, arguments), "--workers", "1"])
 
 
-def rows(folder):
-    with (folder / "evaluation/metrics.csv").open() as file:
+def rows(folder, out="evaluation"):
+    with (folder / out / "metrics.csv").open() as file:
         return {(row["case"], row["region"]): row for row in csv.DictReader(file)}
 
 
@@ -271,16 +273,14 @@ def test_a_line_that_is_no_case_is_computed_again(folders, monkeypatch, capsys, 
     record = predicted / "evaluation/cases.jsonl"
     lines = record.read_bytes().splitlines()
     record.write_bytes(b"\n".join([lines[0], line, *lines[2:]]) + b"\n")
-    with pytest.raises(
-        ProcessingError, match=r"has 3 complete lines.* counts 4 cases: run nnunet-glims evaluate again"
-    ):
-        results.read_results(predicted / "evaluation")
+    with pytest.raises(ProcessingError, match=r"cases\.jsonl:2: [^$]* run nnunet-glims evaluate again"):
+        read_results(predicted / "evaluation")
     counted = []
     monkeypatch.setattr(results, "measure_case", counting(results.measure_case, counted))
     assert evaluate(truth, predicted) == 0, capsys.readouterr().err
     assert len(counted) == 1
     assert record.read_bytes().splitlines() == lines
-    assert len(results.read_results(predicted / "evaluation").cases) == 4
+    assert len(read_results(predicted / "evaluation").cases) == 4
 
 
 def a_prediction(folders):
@@ -399,3 +399,56 @@ def test_label_maps_of_a_model_may_be_elsewhere(model, folders, monkeypatch, cap
     assert "--truth" in capsys.readouterr().err
     assert evaluate("--model", model, "--truth", folders[0]) == 0
     assert len(rows(model)) == 8
+
+
+def remake_splits(model, folds):
+    splits = [{"train": [], "val": cases} for cases in folds]
+    path = next((model.parents[2] / "preprocessed").glob("*/splits_final.json"))
+    path.write_text(json.dumps(splits))
+
+
+@pytest.mark.parametrize(
+    "folds",
+    [
+        [["case_0", "case_2"], ["case_1", "case_3"]],
+        [["case_3", "case_2"], ["case_1", "case_0"]],
+        [["case_0", "case_1", "case_2", "case_3"]],
+        [["case_0", "case_9"], ["case_2", "case_3"], ["case_1"]],
+    ],
+)
+def test_splits_made_after_the_training_change_no_number(model, folders, folds, capsys):
+    assert evaluate("--model", model, "-o", model / "before") == 0
+    expected = json.loads((model / "before/summary.json").read_text())
+    remake_splits(model, folds)
+    capsys.readouterr()
+    assert evaluate("--model", model) == 0
+    assert rows(model) == rows(model, "before")
+    found = summary(model)
+    assert (found["cases"], found["statistics"]) == (4, expected["statistics"])
+    assert found["missing_predictions"] == []
+    shown = capsys.readouterr().out
+    assert "4 cases" in shown and "the splits were made anew after the training" in shown
+    assert ("no fold predicted 1 case (case_9)" in shown) == (folds[0][-1] == "case_9")
+
+
+def test_a_case_that_two_folds_validated_counts_once(model, folders, capsys):
+    shutil.copy(folders[0] / "case_0.nii.gz", model / "fold_1/validation")
+    remake_splits(model, [["case_0", "case_1"], ["case_0", "case_2", "case_3"]])
+    assert evaluate("--model", model) == 0
+    found = summary(model)
+    assert (found["cases"], found["records"]) == (4, 5)
+    assert "several folds (0, 1) predicted 1 case (case_0): each counts once" in capsys.readouterr().out
+    values = {}
+    for line in read_results(model / "evaluation").cases:
+        values.setdefault(line["case"], []).append(line["regions"]["organ"]["dice"])
+    assert len(values["case_0"]) == 2 and values["case_0"][1] == 1
+    assert found["statistics"]["organ"]["dice"]["mean"] == pytest.approx(
+        np.mean([np.mean(of_case) for of_case in values.values()])
+    )
+
+
+@pytest.mark.parametrize("content", ["{}", "3", "null", '[{"val": ["case_0"]}]', '[{"train": [], "val": "case_0"}]', "["])
+def test_splits_that_are_none_are_named(model, content, capsys):
+    next((model.parents[2] / "preprocessed").glob("*/splits_final.json")).write_text(content)
+    assert evaluate("--model", model) == 2
+    assert "splits_final.json:" in capsys.readouterr().err

@@ -267,7 +267,7 @@ def test_a_damaged_model_folder_does_not_end_the_leaderboard(evaluated, tmp_path
         )
         == 0
     )
-    assert "plans.json: this is not JSON" in (tmp_path / "out/leaderboard.html").read_text()
+    assert "plans.json:1: this is not JSON" in (tmp_path / "out/leaderboard.html").read_text()
 
 
 def stop():
