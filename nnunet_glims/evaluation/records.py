@@ -88,6 +88,7 @@ class Summary(BaseModel):
         records: number of lines of cases.jsonl, which has several for a case that several folds predicted.
         failed: case -> why it could not be evaluated.
         missing_predictions: cases without a prediction, which count as empty.
+        left_out: cases without a prediction that were asked to be left out.
         predictions_without_truth, other_files: files that were passed over.
         folders: the folders of the predictions.
         folds: the folds of a model.
@@ -104,6 +105,7 @@ class Summary(BaseModel):
     records: NonNegativeInt | None = None
     failed: dict[str, str] = Field(default_factory=dict)
     missing_predictions: list[str] = Field(default_factory=list)
+    left_out: list[str] = Field(default_factory=list)
     predictions_without_truth: list[str] = Field(default_factory=list)
     other_files: list[str] = Field(default_factory=list)
     folders: list[str] = Field(default_factory=list)

@@ -23,7 +23,7 @@ def short(region: str) -> str:
 def printable(name: str) -> str:
     """Return a name; raise `UsageError` if it has letters that cannot be printed, such as those that command a terminal."""
     if not name.isprintable():
-        raise UsageError(f"the name {ascii(name)} has letters that cannot be printed")
+        raise UsageError(f"the name {name!a} has letters that cannot be printed")
     return name
 
 

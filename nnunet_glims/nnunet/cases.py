@@ -141,7 +141,9 @@ def cases_of_model(model: Path, truths: Path | None = None, chosen: Sequence[int
     for fold in folds:
         files += [CaseFiles(name, true_files[name], predicted[fold][name], fold) for name in predicted[fold]
                   if name in true_files]  # fmt: skip
-        expected = set() if fitting is None else fitting[fold] - {name for found in predicted.values() for name in found}
+        expected = (
+            set() if fitting is None else fitting[fold] - {name for found in predicted.values() for name in found}
+        )
         for name in sorted(expected):
             if name not in true_files:
                 raise UsageError(f"{truths}: there is no label map of case {name}, which fold {fold} validates on")

@@ -447,7 +447,9 @@ def test_a_case_that_two_folds_validated_counts_once(model, folders, capsys):
     )
 
 
-@pytest.mark.parametrize("content", ["{}", "3", "null", '[{"val": ["case_0"]}]', '[{"train": [], "val": "case_0"}]', "["])
+@pytest.mark.parametrize(
+    "content", ["{}", "3", "null", '[{"val": ["case_0"]}]', '[{"train": [], "val": "case_0"}]', "["]
+)
 def test_splits_that_are_none_are_named(model, content, capsys):
     next((model.parents[2] / "preprocessed").glob("*/splits_final.json")).write_text(content)
     assert evaluate("--model", model) == 2
