@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import nan
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, model_validator
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, field_validator, model_validator
 
 from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.evaluation.protocol import Protocol
@@ -112,6 +112,14 @@ class Summary(BaseModel):
     folds: FoldsRecord | None = None
     remarks: list[str] = Field(default_factory=list)
     statistics: dict[str, dict[str, dict[str, Any]]]
+
+    @field_validator("protocol", mode="before")
+    @classmethod
+    def _check_complete(cls, value: Any) -> Any:
+        lacking = [setting.name for setting in fields(Protocol) if isinstance(value, dict) and setting.name not in value]
+        if lacking:
+            raise ValueError(f"the setting {lacking[0]} is not there")
+        return value
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,10 @@ def test_eight_cases_allow_tests_of_all_entries(evaluated, tmp_path):
 def test_the_smallest_p_is_the_one_of_scipy(patients):
     for differences in (np.arange(1.0, patients + 1), np.full(patients, 0.1)):
         exact = stats.permutation_test(
-            (differences,), lambda d: stats.rankdata(abs(d)) @ np.sign(d), permutation_type="samples", n_resamples=np.inf
+            (differences,),
+            lambda d: stats.rankdata(abs(d)) @ np.sign(d),
+            permutation_type="samples",
+            n_resamples=np.inf,
         )
         assert signed_rank(differences)[0] == pytest.approx(smallest_p(patients)) == pytest.approx(exact.pvalue)
 
@@ -111,7 +114,10 @@ def test_friedman_claims_nothing_that_no_pair_could_show(patients, tested):
 def model_folder(tmp_path, monkeypatch, folds, cases=6):
     """A model with predictions of these folds of three, with two cases each."""
     dataset = "Dataset008_Few"
-    preprocessed, folder = tmp_path / "preprocessed" / dataset, tmp_path / f"results/{dataset}/nnUNetTrainerX__P__3d_fullres"
+    preprocessed, folder = (
+        tmp_path / "preprocessed" / dataset,
+        tmp_path / f"results/{dataset}/nnUNetTrainerX__P__3d_fullres",
+    )
     names = [f"case_{number}" for number in range(cases)]
     for name in names:
         write(preprocessed / f"gt_segmentations/{name}.mha", 0)
