@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import new_file, unwritable, write_json
-from nnunet_glims.geometry import Geometry, times
+from nnunet_glims.geometry import SHEARED, Geometry, times
 from nnunet_glims.image_formats import gipl, metaimage, nifti, nrrd, tiff
 from nnunet_glims.image_formats.content import Damaged
 
@@ -167,12 +167,15 @@ def _read(file: Path) -> Image:
     name = file.name.lower()
     with _naming(file):
         if name.endswith(NIFTI):
-            geometry, voxels = Geometry.of_file(file), nifti.read(file).T
+            voxels = nifti.read(file).T
+            geometry = Geometry.of_file(file)
         elif name.endswith(TIFF):
             voxels, spacing = tiff.read(file)
             geometry = Geometry(voxels.shape[::-1], spacing[::-1], (0.0,) * 3, (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
         else:
             geometry, voxels = _read_checked(file)
+        if not geometry.is_right_angled:
+            raise Damaged(SHEARED)
     if voxels.ndim != 3 or voxels.shape[::-1] != geometry.size:
         raise UsageError(f"{file}: has {voxels.ndim} axes ({times(voxels.shape[::-1])} voxels), not 3")
     return Image(voxels, geometry)
