@@ -111,7 +111,7 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
-def times(size: Sequence[int]) -> str:
+def times(size: Sequence[float]) -> str:
     """Return numbers in the form "240×240×155"."""
     return "×".join(map(str, size))
 

@@ -75,11 +75,8 @@ def read_image(file: Path) -> Image:
         UsageError: the image is not 3D.
     """
     image = _read(file)
-    if image.voxels.dtype.kind == "f" and image.voxels.size:
-        with np.errstate(invalid="ignore"):
-            suspicious = not np.isfinite(image.voxels.min()) or not np.isfinite(image.voxels.max())
-        if suspicious:
-            raise ProcessingError(f"{file}: {not_finite(image.voxels)}: replace these values")
+    if not is_finite(image.voxels):
+        raise ProcessingError(f"{file}: {not_finite(image.voxels)}: replace these values, or make the file again")
     return image
 
 
@@ -107,6 +104,18 @@ def read_label_map(file: Path) -> LabelMap:
     return LabelMap(voxels, image.geometry)
 
 
+def read_geometry(file: Path) -> Geometry:
+    """Return the geometry that the header of an image states, with which the file need not be whole.
+
+    Raises:
+        ProcessingError: the header cannot be read. The message begins with the file's name.
+    """
+    if file.name.lower().endswith(TIFF):
+        return _read(file).geometry
+    with _naming(file):
+        return Geometry.of_file(file)
+
+
 def read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
     """Read a NIfTI file that is whole; its voxels need not be finite, nor the image 3D.
 
@@ -118,6 +127,14 @@ def read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
     """
     with _naming(file):
         return nifti.read(file), Geometry.of_file(file)
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Return whether no value is NaN or infinite."""
+    if values.dtype.kind != "f" or not values.size:
+        return True
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(values.min()) and np.isfinite(values.max()))  # without an array of booleans
 
 
 def not_finite(values: np.ndarray) -> str:
