@@ -9,6 +9,7 @@ from math import isfinite, prod
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from nnunet_glims.image_formats.content import GZIP, Damaged, check_length, inflate
 
@@ -35,6 +36,8 @@ OTHER_TYPES = {
     2304: "RGBA colours",
 }
 _LONGEST_HEADER = 540
+_SMALL = 2**20
+"""Files with fewer bytes than this, decompressed, are read faster without SimpleITK."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,11 @@ def read(file: Path) -> np.ndarray:
         compressed = file.read_bytes()
         if compressed[:2] != b"\x1f\x8b":
             raise Damaged("this is no gzip file, although its name ends in .gz")
-        header = Header.parse(_head(compressed))
-        content = inflate(compressed, GZIP, header.length)
-        voxels = np.frombuffer(content, header.dtype, offset=header.offset)
+        header = Header.parse(_head(compressed, _LONGEST_HEADER))
+        found = _decoded_by_simpleitk(file, header, compressed)
+        if found is not None:
+            return found
+        voxels = np.frombuffer(inflate(compressed, GZIP, header.length), header.dtype, offset=header.offset)
     else:
         with file.open("rb") as opened:
             header = Header.parse(opened.read(_LONGEST_HEADER))
@@ -123,8 +128,28 @@ def read(file: Path) -> np.ndarray:
     return voxels.astype(header.dtype.newbyteorder("="), copy=False)
 
 
-def _head(compressed: bytes) -> bytes:
+def _decoded_by_simpleitk(file: Path, header: Header, compressed: bytes) -> np.ndarray | None:
+    """Return the voxels as SimpleITK reads them, where they have the checksum of the file; else None.
+
+    SimpleITK decompresses large files three times as fast as Python, but does not look at the checksum.
+    """
+    if header.length < _SMALL or (header.slope, header.intercept) != (1.0, 0.0) or not header.dtype.isnative:
+        return None  # it takes longer, or changes the numbers
+    if struct.unpack("<I", compressed[-4:])[0] != header.length % 2**32:
+        return None
     try:
-        return zlib.decompressobj(GZIP).decompress(compressed, _LONGEST_HEADER)
+        voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="NiftiImageIO"))
+    except RuntimeError:
+        return None
+    checksum = zlib.crc32(voxels.data, zlib.crc32(_head(compressed, header.offset)))
+    if checksum != struct.unpack("<I", compressed[-8:-4])[0]:
+        return None
+    return voxels.T.reshape(header.shape, order="F")
+
+
+def _head(compressed: bytes, length: int) -> bytes:
+    """Return the first bytes of gzip-compressed data."""
+    try:
+        return zlib.decompressobj(GZIP).decompress(compressed, length)
     except zlib.error as error:
         raise Damaged(f"the compressed data are damaged ({error})") from None
