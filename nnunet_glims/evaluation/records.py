@@ -116,7 +116,9 @@ class Summary(BaseModel):
     @field_validator("protocol", mode="before")
     @classmethod
     def _check_complete(cls, value: Any) -> Any:
-        lacking = [setting.name for setting in fields(Protocol) if isinstance(value, dict) and setting.name not in value]
+        lacking = [
+            setting.name for setting in fields(Protocol) if isinstance(value, dict) and setting.name not in value
+        ]
         if lacking:
             raise ValueError(f"the setting {lacking[0]} is not there")
         return value

@@ -47,7 +47,10 @@ def test_every_ending_of_nnunet_is_evaluated_without_dataset_json(tmp_path, endi
     write(tmp_path / f"truth/a{ending}", labels())
     write(tmp_path / f"predicted/a{ending}", labels(2))
     out = tmp_path / "out"
-    assert run("evaluate", tmp_path / "truth", tmp_path / "predicted", "--regions", "brats", "--workers", 1, "-o", out) == 0
+    assert (
+        run("evaluate", tmp_path / "truth", tmp_path / "predicted", "--regions", "brats", "--workers", 1, "-o", out)
+        == 0
+    )
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["cases"], summary["missing_predictions"], summary["other_files"]) == (1, [], [])
     expected = 2 * np.logical_and(labels() > 0, labels(2) > 0).sum() / (2 * (labels() > 0).sum())
@@ -62,12 +65,15 @@ def test_two_files_of_one_case_are_refused(tmp_path, monkeypatch, capsys, comman
     model = tmp_path / "results/Dataset001_A/T__P__3d_fullres"
     for folder in (predicted, truth, model / "fold_0/validation"):
         write(folder / f"{CASE}.nii.gz", labels())
-    write((truth if "truth" in command else model / "fold_0/validation" if command == "model" else predicted) / second, 0 * labels())
+    doubled = {"evaluate the truth": truth, "model": model / "fold_0/validation"}.get(command, predicted)
+    write(doubled / second, 0 * labels())
     (tmp_path / "cases.txt").write_text(CASE)
     (tmp_path / "rules.json").write_text(json.dumps({"components": [{"label": 3, "smaller_than": 9, "becomes": 1}]}))
     dataset = {"channel_names": {"0": "x"}, "labels": {"background": 0, "a": 1, "b": 3}, "file_ending": ".nii.gz"}
     (model / "dataset.json").write_text(json.dumps(dataset))
-    (model / "plans.json").write_text(json.dumps({"dataset_name": "Dataset001_A", "plans_name": "P", "configurations": {}}))
+    (model / "plans.json").write_text(
+        json.dumps({"dataset_name": "Dataset001_A", "plans_name": "P", "configurations": {}})
+    )
     out = tmp_path / "out.zip"
     arguments = {
         "evaluate": ["evaluate", truth, predicted, "--regions", "brats", "-o", out],

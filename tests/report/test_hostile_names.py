@@ -14,7 +14,14 @@ from nnunet_glims.evaluation.protocol import Protocol
 from nnunet_glims.evaluation.results import Settings
 from nnunet_glims.report import escaping
 
-CASES = ("javascript:alert(1)", "=1+1", "<img src=x onerror=alert(1)>", "@cmd", "[click](javascript:alert(1))", "case_5")
+CASES = (
+    "javascript:alert(1)",
+    "=1+1",
+    "<img src=x onerror=alert(1)>",
+    "@cmd",
+    "[click](javascript:alert(1))",
+    "case_5",
+)
 ENTRY = "=[<b>50%</b>](javascript:x) & B_1 #{x} ~^\\ |*"
 
 
@@ -115,7 +122,13 @@ def test_the_tables_of_an_evaluation_have_no_formulas(tmp_path):
         (tmp_path / folder).mkdir()
         sitk.WriteImage(sitk.GetImageFromArray(labels), str(tmp_path / folder / "=HYPERLINK(1).nrrd"))
     (tmp_path / "regions.json").write_text('{"+organ": 1}')
-    command = ["evaluate", str(tmp_path / "truth"), str(tmp_path / "predicted"), "--regions", str(tmp_path / "regions.json")]
+    command = [
+        "evaluate",
+        str(tmp_path / "truth"),
+        str(tmp_path / "predicted"),
+        "--regions",
+        str(tmp_path / "regions.json"),
+    ]
     assert main([*command, "--workers", "1"]) == 0
     with (tmp_path / "predicted/evaluation/metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
@@ -181,14 +194,20 @@ def changed(path, change):
 def test_files_of_other_types_are_named(tmp_path, capsys, command, name, change):
     folder = write_evaluation(tmp_path / "a")
     changed(folder / name, change)
-    assert main([command, f"a={folder}", f"b={write_evaluation(tmp_path / 'b')}", "-o", str(tmp_path / "out")]) in (1, 2)
+    assert main([command, f"a={folder}", f"b={write_evaluation(tmp_path / 'b')}", "-o", str(tmp_path / "out")]) in (
+        1,
+        2,
+    )
     message = capsys.readouterr().err
     assert re.search(r"(cases\.jsonl|summary\.json)\b", message) and "Error" not in message
     assert "\x1b" not in message
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "3", "null", '"x"', "{", '{"statistics": 1}', "[" * 100_000, "\x00", '{"a": 1, "a": 2}'])
+NO_RESULTS = ("", "[]", "3", "null", '"x"', "{", '{"statistics": 1}', "[" * 100_000, "\x00", '{"a": 1, "a": 2}')
+
+
+@pytest.mark.parametrize("content", NO_RESULTS, ids=range(len(NO_RESULTS)))
 @pytest.mark.parametrize("name", ["cases.jsonl", "summary.json"])
 def test_files_that_are_none_are_named(tmp_path, capsys, name, content):
     folder = write_evaluation(tmp_path / "a")
