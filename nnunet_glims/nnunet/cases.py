@@ -8,28 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, RootModel
-
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.results import CaseFiles
-from nnunet_glims.files import read_json
 from nnunet_glims.nnunet.folders import PREPROCESSED, RAW, find_dataset_json, label_maps, other_files
 from nnunet_glims.nnunet.models import ModelFolder
-from nnunet_glims.validation import validate
+from nnunet_glims.nnunet.splits import read_splits
 
 _LISTED = 5
 """Largest number of cases that a remark names."""
-
-
-class Split(BaseModel):
-    """A fold in splits_final.json: the cases that are trained on, and those that are validated."""
-
-    train: list[str]
-    val: list[str]
-
-
-class Splits(RootModel[list[Split]]):
-    """The content of splits_final.json: a split for each fold."""
 
 
 @dataclass(frozen=True)
@@ -218,5 +204,4 @@ def _splits_of(dataset: str) -> list[set[str]] | None:
     path = PREPROCESSED.find(dataset, "splits_final.json")
     if path is None:
         return None
-    splits = validate(Splits, read_json(path), str(path)).root
-    return [{unicodedata.normalize("NFC", name) for name in split.val} for split in splits]
+    return [{unicodedata.normalize("NFC", name) for name in fold.val} for fold in read_splits(path)]

@@ -13,7 +13,7 @@ from nnunet_glims.evaluation.regions import NAMED_REGIONS, Regions, printable, r
 from nnunet_glims.evaluation.results import Settings, evaluate_cases
 from nnunet_glims.files import read_json
 from nnunet_glims.nnunet.cases import Cases, cases_of_folders, cases_of_model
-from nnunet_glims.nnunet.folders import ignored_label, label_maps, regions_of
+from nnunet_glims.nnunet.folders import ignored_label, is_background, label_maps, regions_of
 from nnunet_glims.processes import Progress, quietly, workers_or_default
 
 RESULTS_FOLDER = "evaluation"
@@ -177,6 +177,7 @@ def _regions(
     if str(given) in NAMED_REGIONS or not Path(given).suffix:
         return regions_named(str(given))
     content = read_json(Path(given))
-    if isinstance(content, dict) and "labels" in content:
-        return regions_of(content)
+    if isinstance(content, dict) and isinstance(content.get("labels"), dict):  # a dataset.json
+        labels = content["labels"].items()
+        content = {name: of for name, of in labels if name != "ignore" and not is_background(name, of)}
     return regions_from(content, str(given))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UsageError, cut
 from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.files import read_json
 
@@ -79,7 +79,9 @@ def dataset_name(dataset: str) -> str:
     try:
         return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"data set {dataset!r}: {error}") from None
+        name = dataset.isdigit() or dataset.startswith("Dataset")
+        reason = cut(str(error), 300) if name else "give the data set's number or its name DatasetNNN_NAME"
+        raise UsageError(f"data set {cut(dataset)!r}: {reason}") from None
 
 
 def preprocessed_folder(dataset: str) -> Path:
@@ -117,9 +119,9 @@ def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
     return None
 
 
-def is_background(name: str, labels: int | Sequence[int]) -> bool:
+def is_background(name: str, labels: object) -> bool:
     """Return whether an entry of "labels" in dataset.json is the background: named so in any letters, or of label 0 alone."""
-    return name.strip().lower() == "background" or set([labels] if isinstance(labels, int) else labels) == {0}
+    return name.strip().lower() == "background" or labels == 0 or labels == [0]
 
 
 def regions_of(dataset_json: Mapping[str, Any]) -> Regions:
