@@ -70,7 +70,7 @@ class CaseRecord(BaseModel):
 
 
 class FoldsRecord(BaseModel):
-    """The folds of a cross-validation that were evaluated; see `nnunet_glims.nnunet.cases.Folds`."""
+    """The folds of a cross-validation that were evaluated."""
 
     evaluated: list[NonNegativeInt] = Field(min_length=1)
     count: NonNegativeInt | None = None

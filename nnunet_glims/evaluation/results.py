@@ -31,7 +31,10 @@ from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.evaluation.statistics import describe
 from nnunet_glims.files import check_output_folder, read_json, write_json, write_text
 from nnunet_glims.images import LabelMap, read_label_map
+from nnunet_glims.locks import lock
 from nnunet_glims.processes import Progress, processes, quietly
+
+LOCK = ".evaluating.lock"
 
 METHOD_VERSION = 1
 """Version of the metrics. It is raised whenever a number changes for the same files and settings. Evaluations without a
@@ -105,7 +108,7 @@ def evaluate_cases(
 
     Raises:
         UsageError: `out` is a file, or has a summary.json of another program.
-        ProcessingError: a process was killed.
+        ProcessingError: a process was killed, or another process evaluates into the same folder.
     """
     check_output_folder(out)
     if (out / SUMMARY).exists():
@@ -114,7 +117,19 @@ def evaluate_cases(
             raise UsageError(
                 f"{out / SUMMARY}: this is another program's, and would be overwritten: choose another folder with -o"
             )
-    out.mkdir(parents=True, exist_ok=True)
+    with lock(out / LOCK, f"evaluating into {out}"):
+        return _evaluate(files, settings, out, workers, without_truth, origin or {}, progress)
+
+
+def _evaluate(
+    files: Sequence[CaseFiles],
+    settings: Settings,
+    out: Path,
+    workers: int,
+    without_truth: Sequence[Path],
+    origin: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
     done = {line["key"]: line for line, _ in records(out / CASES) if line is not None}
     _end_last_line(out / CASES)
     keys = {_key(case, settings): case for case in files}
@@ -141,7 +156,7 @@ def evaluate_cases(
     summary = {
         "nnunet_glims": __version__,
         "method_version": METHOD_VERSION,
-        **(origin or {}),
+        **origin,
         **settings.as_json(),
         "cases": len({line["case"] for line in lines}),
         "records": len(lines),

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_glims.errors import UsageError
+from pydantic import BaseModel
+
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation.results import CaseFiles
-from nnunet_glims.nnunet.folders import PREPROCESSED, RAW, find_dataset_json, label_maps, other_files
+from nnunet_glims.nnunet.folders import PREPROCESSED, RAW, case_of, find_dataset_json, label_maps, other_files
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.splits import read_splits
+from nnunet_glims.validation import read_model
 
 _LISTED = 5
 """Largest number of cases that a remark names."""
@@ -92,8 +95,10 @@ def cases_of_folders(truths: Path, predictions: Path) -> Cases:
 def cases_of_model(model: Path, truths: Path | None = None, chosen: Sequence[int] | None = None) -> Cases:
     """Return the validation cases of all folds of a model that nnU-Net trained.
 
-    What was predicted decides which cases a fold has. A case that splits_final.json has a fold validate and that no fold
-    predicted is missing only where all predictions fit these splits: otherwise they were made anew after the training.
+    What was predicted decides which cases a fold has. A case without a prediction is missing if nnU-Net's summary of the
+    fold's validation lists it. Where a fold has no summary, because its validation was stopped, those cases are missing that
+    splits_final.json has it validate and no fold predicted, unless a prediction does not fit these splits: then they were
+    made anew after the training.
 
     Args:
         model: folder with plans.json, dataset.json and fold_0, fold_1 and so on.
@@ -121,19 +126,23 @@ def cases_of_model(model: Path, truths: Path | None = None, chosen: Sequence[int
     truths = _truths_of(folder.dataset) if truths is None else truths.resolve()
     true_files = label_maps(truths, ending)
     splits = _splits_of(folder.dataset)
-    misfits = [] if splits is None else _misfits(predicted, splits)
-    fitting = None if misfits else splits
+    remarks = [] if splits is None else _misfits(predicted, splits)
+    fitting = None if remarks else splits
+    everywhere = {name for found in predicted.values() for name in found}
     files = []
     for fold in folds:
-        files += [CaseFiles(name, true_files[name], predicted[fold][name], fold) for name in predicted[fold]
-                  if name in true_files]  # fmt: skip
-        expected = (
-            set() if fitting is None else fitting[fold] - {name for found in predicted.values() for name in found}
-        )
-        for name in sorted(expected):
+        found = predicted[fold]
+        files += [CaseFiles(name, true_files[name], file, fold) for name, file in found.items() if name in true_files]
+        planned = set() if fitting is None else fitting[fold]
+        recorded = _recorded(validations[fold])
+        for name in sorted((planned if recorded is None else recorded) - everywhere):
             if name not in true_files:
                 raise UsageError(f"{truths}: there is no label map of case {name}, which fold {fold} validates on")
             files.append(CaseFiles(name, true_files[name], None, fold))
+        if recorded is not None and (added := sorted(planned - recorded - everywhere)):
+            remarks.append(
+                f"the present splits_final.json has fold {fold} validate {_named(added)} more than it did: left out"
+            )
     if not files:
         raise UsageError(f"{truths}: there is no label map of any case that {model} was validated on")
     return Cases(
@@ -143,8 +152,27 @@ def cases_of_model(model: Path, truths: Path | None = None, chosen: Sequence[int
         [validations[fold] for fold in folds],
         Folds(folds) if fitting is None else Folds(folds, len(fitting), len(set().union(*fitting))),
         [file for fold in folds for file in other_files(validations[fold], ending)],
-        [*misfits, *_validated_twice({fold: predicted[fold] for fold in folds})],
+        [*remarks, *_validated_twice({fold: predicted[fold] for fold in folds})],
     )
+
+
+class _ValidatedCase(BaseModel):
+    reference_file: str
+
+
+class _Validation(BaseModel):
+    """nnU-Net's summary.json of a validation, which it writes when all cases are predicted."""
+
+    metric_per_case: list[_ValidatedCase] | None = None
+
+
+def _recorded(validation: Path) -> set[str] | None:
+    """Return the cases that nnU-Net validated in this folder; None where its summary is missing."""
+    path = validation / "summary.json"
+    if not path.is_file():
+        return None
+    listed = read_model(_Validation, path, ProcessingError, nan_allowed=True).metric_per_case
+    return None if listed is None else {case_of(case.reference_file) for case in listed}
 
 
 def _misfits(predicted: Mapping[int, Mapping[str, Path]], splits: Sequence[set[str]]) -> list[str]:

@@ -186,6 +186,12 @@ def files_by_case(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def case_of(path: str) -> str:
+    """Return the case of the path of a label map, whichever system wrote it; its whole name if the ending is unknown."""
+    name = unicodedata.normalize("NFC", path.replace("\\", "/").rpartition("/")[2])
+    return next((name[: -len(ending)] for ending in ENDINGS if name.lower().endswith(ending)), name)
+
+
 def other_files(folder: Path, ending: str | None = None) -> list[Path]:
     """Return the files of a folder that are neither label maps nor written beside them by nnU-Net, sorted by name.
 

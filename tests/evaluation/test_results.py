@@ -13,6 +13,7 @@ from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation import results
 from nnunet_glims.evaluation.protocol import Protocol
 from nnunet_glims.evaluation.records import read_results
+from nnunet_glims.locks import lock
 from nnunet_glims.nnunet.cases import cases_of_folders
 from nnunet_glims.nnunet.evaluation import evaluate_folders
 
@@ -454,3 +455,37 @@ def test_splits_that_are_none_are_named(model, content, capsys):
     next((model.parents[2] / "preprocessed").glob("*/splits_final.json")).write_text(content)
     assert evaluate("--model", model) == 2
     assert "splits_final.json:" in capsys.readouterr().err
+
+
+def test_one_process_at_a_time_evaluates_into_a_folder(folders, capsys):
+    with lock(folders[1] / "evaluation" / results.LOCK, "this test"):
+        assert evaluate(*folders) == 1
+    assert "evaluating into" in capsys.readouterr().err and not (folders[1] / "evaluation/summary.json").exists()
+    assert evaluate(*folders) == 0
+
+
+def nnunets_summary(model, fold, cases):
+    """Write the summary that nnU-Net writes when a validation is complete."""
+    measured = {"prediction_file": "x", "metrics": {"1": {"Dice": float("nan")}}}
+    listed = [{"reference_file": f"/gt/{case}.nii.gz", **measured} for case in cases]
+    (model / f"fold_{fold}/validation/summary.json").write_text(json.dumps({"metric_per_case": listed}))
+
+
+def test_cases_that_came_to_the_splits_later_are_not_missing(model, folders, capsys):
+    truths = next((model.parents[2] / "preprocessed").glob("*/gt_segmentations"))
+    for number in range(4, 6):
+        write(truths / f"case_{number}.nii.gz", labels())
+    remake_splits(model, [["case_0", "case_1", "case_4"], ["case_2", "case_3", "case_5"]])
+    nnunets_summary(model, 0, ["case_0", "case_1"])
+    assert evaluate("--model", model) == 0
+    assert summary(model)["missing_predictions"] == ["case_5"], "the validation of fold 1 was stopped"
+    assert "has fold 0 validate 1 case (case_4) more than it did" in capsys.readouterr().out
+    (model / "fold_0/validation/case_1.nii.gz").unlink()
+    assert evaluate("--model", model) == 0
+    assert summary(model)["missing_predictions"] == ["case_1", "case_5"]
+
+
+def test_a_damaged_summary_of_nnunet_is_named(model, capsys):
+    (model / "fold_0/validation/summary.json").write_text('{"metric_per_case": 3}')
+    assert evaluate("--model", model) == 1
+    assert "fold_0/validation/summary.json:1: metric_per_case" in capsys.readouterr().err
