@@ -170,7 +170,9 @@ def load_rules(name: str) -> Rules:
         )
     rules = read_model(Rules, Path(name))
     if rules.fitted is None and not (rules.regions or rules.components or rules.holes):
-        raise UsageError(f"{name}: there is no rule in this file: regions, components or holes. --preset none changes nothing")
+        raise UsageError(
+            f"{name}: there is no rule in this file: regions, components or holes. --preset none changes nothing"
+        )
     return rules
 
 
