@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,12 +77,12 @@ def dataset_name(dataset: str) -> str:
     """Return the name DatasetNNN_NAME of a data set given by number or name; raise `UsageError` if nnU-Net knows none."""
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+    if not re.fullmatch(r"[0-9]{1,9}|Dataset[0-9]{3}_[^/\\]+", dataset):
+        raise UsageError(f"data set {cut(dataset)!r}: give the data set's number or its name DatasetNNN_NAME")
     try:
         return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except (RuntimeError, ValueError) as error:
-        name = dataset.isdigit() or dataset.startswith("Dataset")
-        reason = cut(str(error), 300) if name else "give the data set's number or its name DatasetNNN_NAME"
-        raise UsageError(f"data set {cut(dataset)!r}: {reason}") from None
+        raise UsageError(f"data set {dataset!r}: {cut(str(error), 300)}") from None
 
 
 def preprocessed_folder(dataset: str) -> Path:
