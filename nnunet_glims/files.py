@@ -161,7 +161,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         ProcessingError: the disk is full, or the folder cannot be written for another reason of the file system.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with working_folder(out) as folder:
         temporary = folder / out.name
         temporary.mkdir()
@@ -203,8 +203,9 @@ def working_folder(place: Path) -> Iterator[Path]:
     except OSError as error:
         ours = (str(place.absolute()), str(place.parent.absolute() / f".{place.name}."))
         named = [os.path.abspath(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path))]
-        if error.errno not in _DISK_ERRORS and not any(name == ours[0] or name.startswith(ours[1]) for name in named):
-            raise
+        is_ours = any(name == ours[0] or name.startswith(ours[1]) for name in named)
+        if error.errno is None or (named and not is_ours and error.errno not in _DISK_ERRORS):
+            raise  # errors of write and fsync name no file
         raise unwritable(place, error.strerror or str(error)) from error
 
 
@@ -219,14 +220,15 @@ def remove_leftovers_below(folder: Path) -> None:
         _remove_dead(Path(inside))
 
 
-def _remove_dead(folder: Path, name: str | None = None) -> None:
-    """Remove the working folders of killed processes in a folder: all, or those for the place of this name."""
-    if fcntl is None or not folder.is_dir():
+def _remove_dead(folder: Path, wanted: str | None = None) -> None:
+    """Remove the working folders of killed processes in a folder: all, or those for the place of the name `wanted`."""
+    try:
+        names = [] if fcntl is None else os.listdir(folder)
+    except OSError:  # there is no such folder, or it cannot be read
         return
-    with os.scandir(folder) as entries:
-        matches = [match for entry in entries if (match := _WORKING.fullmatch(entry.name))]
+    matches = [match for name in names if (match := _WORKING.fullmatch(name))]
     for match in matches:
-        if name not in (None, match[1]):
+        if wanted not in (None, match[1]):
             continue
         path = folder / match[0]
         with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
@@ -245,13 +247,24 @@ def _remove_dead(folder: Path, name: str | None = None) -> None:
 def unwritable(place: Path, reason: str) -> ProcessingError:
     """Return the error for a file or folder that could not be written; it names the disk and its free bytes."""
     disk = place.parent.absolute()
-    while not disk.exists() or not (os.path.ismount(disk) or disk == disk.parent):
+    while not os.path.exists(disk) or not (os.path.ismount(disk) or disk == disk.parent):
         disk = disk.parent
-    free = shutil.disk_usage(disk).free
+    room = ""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(disk).free
+        room = f" The disk {disk} has {free:,} bytes ({free / 2**30:.1f} GiB) free."
     return ProcessingError(
-        f"{place}: cannot be written: {reason}. The disk {disk} has {free:,} bytes ({free / 2**30:.1f} GiB) free. What was "
-        "there before is unchanged: make room or choose another folder, and run the command again"
+        f"{place}: cannot be written: {reason}.{room} What was there before is unchanged: make room or choose another folder, "
+        "and run the command again"
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and the missing ones above it; raise `ProcessingError` that names it if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error.strerror or str(error)) from error
 
 
 def move_folder(folder: Path, place: Path) -> None:
@@ -292,7 +305,7 @@ def check_output_folder(out: Path) -> None:
     Working folders that killed processes left for the same place, or inside of it, are removed.
     """
     for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
+        if os.path.exists(place) and not os.path.isdir(place):
             raise UsageError(f"{place}: this is a file, and the results need a folder: choose another name")
     remove_leftovers(out)
     _remove_dead(out)
@@ -303,9 +316,9 @@ def check_output_file(out: Path) -> None:
 
     Working folders that killed processes left for the same place are removed.
     """
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UsageError(f"{out}: this is a folder, and a file is to be written: choose another name")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
     remove_leftovers(out)
 
@@ -315,10 +328,10 @@ def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
 
     Working folders that killed processes left for the same place are removed, also where the result was complete.
     """
-    if not out.exists():
+    if not os.path.exists(out):
         check_output_folder(out)
     remove_leftovers(out)
-    if out.exists() and not (overwrite and (out / mark).is_file()):
+    if os.path.exists(out) and not (overwrite and (out / mark).is_file()):
         ours = f"choose another folder, or replace the {what} with --overwrite"
         raise UsageError(f"{out}: this exists already: {ours if (out / mark).is_file() else 'choose another folder'}")
 

@@ -19,6 +19,7 @@ from nnunet_glims.files import (
     check_new,
     check_output_file,
     check_output_folder,
+    make_folder,
     new_file,
     new_folder,
     read_json,
@@ -314,3 +315,29 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
         check_output_file(tmp_path)
     with pytest.raises(UsageError, match="none: there is no such folder to write a.json to"):
         check_output_file(tmp_path / "none/a.json")
+
+
+@pytest.mark.parametrize("kind", [new_file, new_folder])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC])
+def test_errors_of_a_disk_name_the_place_and_leave_nothing(tmp_path, kind, number):
+    """Errors of write and fsync name no file."""
+    message = rf"out: cannot be written: {os.strerror(number)}. The disk"
+    with pytest.raises(ProcessingError, match=message), kind(tmp_path / "out"):
+        raise OSError(number, os.strerror(number))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("not a gzipped file"), OSError(errno.EIO, "Input/output error", "image.nii")]
+)
+def test_errors_of_other_files_are_passed_on(tmp_path, error):
+    with pytest.raises(OSError, match=str(error).replace("[", r"\[")), new_file(tmp_path / "out"):
+        raise error
+
+
+def test_a_name_too_long_is_refused(tmp_path):
+    with pytest.raises(ProcessingError, match="cannot be written: File name too long"):
+        write_json(tmp_path / ("a" * 300), {})
+    with pytest.raises(ProcessingError, match="cannot be written: File name too long"):
+        make_folder(tmp_path / ("a" * 300) / "b")
+    check_output_folder(tmp_path / ("a" * 300))

@@ -15,15 +15,21 @@ from pydantic import BaseModel, Field
 from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.files import read_json_document
 from nnunet_glims.nnunet.dataset_json import label_manager, read_dataset_json
-from nnunet_glims.nnunet.plans.content import Axes, Millimetres, Side, check_plans
+from nnunet_glims.nnunet.plans.content import Axes, DatasetName, Millimetres, Side, check_plans
 from nnunet_glims.nnunet.trust import trusted_manager
-from nnunet_glims.validation import validate
+from nnunet_glims.validation import read_model, validate
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 PLANS_JSON, DATASET_JSON = "plans.json", "dataset.json"
+
+
+class _DataSet(BaseModel):
+    """What evaluating predictions needs of plans."""
+
+    dataset_name: DatasetName
 
 
 class _Plans(BaseModel):
@@ -97,12 +103,7 @@ class ModelFolder:
     def plans(self) -> Mapping[str, Any]:
         """The content of plans.json; raises `ProcessingError` where it is damaged."""
         path = self.path / PLANS_JSON
-        try:
-            return check_plans(read_json_document(path, ProcessingError), str(path), ProcessingError)
-        except ProcessingError as error:
-            raise ProcessingError(
-                f"{error}\nThis is not what nnU-Net trained with: copy the model folder again"
-            ) from None
+        return check_plans(read_json_document(path, ProcessingError), str(path), ProcessingError)
 
     @cached_property
     def dataset_json(self) -> Mapping[str, Any]:
@@ -115,12 +116,10 @@ class ModelFolder:
         named = self.dataset_json["channel_names"]
         return [named[str(number)] for number in range(len(named))]
 
-    @property
+    @cached_property
     def dataset(self) -> str:
-        """The name of the data set, DatasetNNN_NAME."""
-        if "dataset_name" not in self.plans:
-            raise ProcessingError(f"{self.path / PLANS_JSON}: dataset_name: this key is required")
-        return self.plans["dataset_name"]
+        """The name of the data set, DatasetNNN_NAME; nothing else is read of plans.json."""
+        return read_model(_DataSet, self.path / PLANS_JSON, ProcessingError).dataset_name
 
     @cached_property
     def manager(self) -> PlansManager:
