@@ -186,6 +186,8 @@ class ModelSettings(_StrictModel):
         else:
             of_names = [found for name, found in self.labels.items() if name != "ignore"]
             labels = {label for found in of_names for label in (found if isinstance(found, list) else [found])}
+            if labels != set(range(len(labels))):
+                raise ValueError("labels: they are numbered 0, 1, 2 and so on where there are no regions")
             wanted, why = len(labels), "one for each label"
         if self.outputs != wanted:
             raise ValueError(f"outputs: {self.outputs} are not {wanted}, {why}")

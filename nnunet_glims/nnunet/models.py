@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -49,6 +49,16 @@ class _Sizes(BaseModel):
     batch_size: Side
 
 
+class _Resampling(BaseModel):
+    """Arguments of nnU-Net's functions for resampling."""
+
+    is_seg: bool = False
+    order: Annotated[int, Field(ge=0, le=5)] = 3
+    order_z: Annotated[int, Field(ge=0, le=5)] = 0
+    force_separate_z: bool | None = False
+    separate_z_anisotropy_threshold: Annotated[float, Field(gt=0)] = 3
+
+
 class _Configuration(_Sizes):
     """What predicting needs of a configuration besides its architecture."""
 
@@ -57,9 +67,9 @@ class _Configuration(_Sizes):
     normalization_schemes: list[str]
     use_mask_for_norm: list[bool]
     resampling_fn_data: str
-    resampling_fn_data_kwargs: dict[str, Any]
+    resampling_fn_data_kwargs: _Resampling
     resampling_fn_probabilities: str
-    resampling_fn_probabilities_kwargs: dict[str, Any]
+    resampling_fn_probabilities_kwargs: _Resampling
 
 
 @dataclass(frozen=True)
@@ -152,8 +162,16 @@ class ModelFolder:
 
     @cached_property
     def labels(self) -> LabelManager:
-        """nnU-Net's object for the labels and regions; see `dataset_json.label_manager` for the errors."""
-        return label_manager(self.plans, self.path / DATASET_JSON)
+        """nnU-Net's object for the labels and regions; see `dataset_json.label_manager` for the errors.
+
+        It raises `ProcessingError` where the outputs of the network cannot stand for the labels.
+        """
+        path = self.path / DATASET_JSON
+        found = label_manager(self.plans, path)
+        if not found.has_regions and list(found.all_labels) != list(range(len(found.all_labels))):
+            numbers = ", ".join(map(str, found.all_labels[:10]))
+            raise ProcessingError(f"{path}: labels: nnU-Net's labels are numbered 0, 1, 2 and so on, not {numbers}")
+        return found
 
     @property
     def folds(self) -> dict[int, Path]:

@@ -6,6 +6,7 @@ anybody, so each name is checked here before anything is imported or called.
 
 from __future__ import annotations
 
+import inspect
 import pydoc
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -139,6 +140,7 @@ def check_image_processing(settings: ConfigurationManager, where: str) -> None:
 
     Raises:
         NotTrustedError: a name leads to something else.
+        ProcessingError: a function for resampling has no such arguments.
     """
     from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -147,12 +149,16 @@ def check_image_processing(settings: ConfigurationManager, where: str) -> None:
     _check_name(described.get("preprocessor_name"), "preprocessing", DefaultPreprocessor, f"{where}: preprocessor_name")
     for scheme in described.get("normalization_schemes", ()):
         _check_name(scheme, "preprocessing.normalization", ImageNormalization, f"{where}: normalization_schemes")
-    for what in ("resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities"):
-        _check_name(described.get(what), "preprocessing.resampling", None, f"{where}: {what}")
+    for what in ("resampling_fn_data", "resampling_fn_probabilities"):  # no segmentation is resampled here
+        function = _check_name(described.get(what), "preprocessing.resampling", None, f"{where}: {what}")
+        try:
+            inspect.signature(function).bind(None, None, None, None, **described.get(f"{what}_kwargs", {}))
+        except TypeError as error:
+            raise ProcessingError(f"{where}: {what}_kwargs: {error}") from None
 
 
-def _check_name(name: Any, room: str, base: type | None, where: str) -> None:
-    """Check that a name leads to a subclass of `base` in a package of nnU-Net, or without `base` to a function there."""
+def _check_name(name: Any, room: str, base: type | None, where: str) -> Any:
+    """Return what a name leads to: a subclass of `base` in a package of nnU-Net, or without `base` a function there."""
     import nnunetv2
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
@@ -165,3 +171,4 @@ def _check_name(name: Any, room: str, base: type | None, where: str) -> None:
     if not fits or not str(getattr(found, "__module__", "")).startswith(f"nnunetv2.{room}."):
         kind = "function" if base is None else f"kind of {base.__name__}"
         raise NotTrustedError(f"{where}: {str(name)[:200]!r} is no {kind} in nnunetv2.{room}: it is not called")
+    return found

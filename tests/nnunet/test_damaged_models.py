@@ -214,6 +214,15 @@ def test_a_patch_that_no_memory_holds_is_refused(model, capsys):
     assert "patch_size: it has 1,000,000,000,000,000,000 voxels" in refused(model, capsys, command="explain")
 
 
+@pytest.mark.parametrize("kwargs", [{"ordre": 3}, {"order": "three"}, {"order": 9}, {"force_separate_z": 1}], ids=str)
+def test_arguments_of_resampling_are_looked_at(kwargs, model, capsys):
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["resampling_fn_probabilities_kwargs"] = kwargs
+    (model / "plans.json").write_text(json.dumps(plans))
+    error = refused(model, capsys, command="explain")
+    assert str(model / "plans.json") in error and "resampling_fn_probabilities_kwargs" in error
+
+
 def test_arguments_that_build_no_network_are_named(model, capsys):
     plans = json.loads((model / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["n_stages"] = "three"
@@ -251,6 +260,8 @@ def test_wrong_values_beside_the_configurations_are_named(key, value, model, cap
         {"labels": {"background": 1, "one": 2}},
         {"labels": {"background": 0, "one": [1, 2], "two": [2]}},
         {"labels": {"background": 0, "one": 1, "ignore": 1}},
+        {"labels": {"background": 0, "one": 1, "two": 3}},
+        {"labels": {"background": 0, "one": 1, "two": 1000000}},
         {"channel_names": {"0": "a"}},
         {"channel_names": {"1": "a", "2": "b"}},
         {"channel_names": {"a": "a", "b": "b"}},
