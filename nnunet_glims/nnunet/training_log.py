@@ -12,6 +12,8 @@ from statistics import mean, median
 
 from nnunet_glims.files import read_json
 
+TRAINING_LOCK = ".nnunet_glims_training.lock"
+"""Name of the lock in a fold's folder that a trainer of this package holds while it trains or validates."""
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): (.*)")
 _PEAK = re.compile(r"Peak memory: ([\d.]+) GiB")
 
