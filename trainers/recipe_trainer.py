@@ -29,6 +29,9 @@ from nnunet_glims.training.losses import SquaredDiceLoss, WeightedDiceLoss
 from nnunet_glims.training.precision import PrecisionSetting, chosen, explain_choice
 from nnunet_glims.training.recipes import Recipe
 
+MOST_PATCHES = 1024
+"""The largest batch size that is not taken for a mistake."""
+
 
 def _seed(seed: int) -> None:
     random.seed(seed)
@@ -53,6 +56,11 @@ def _say_precision(network: SegmentationNetwork, inputs: tuple[Tensor, ...]) -> 
     device_type = next(network.parameters()).device.type
     if device_type != "meta":
         _say(f"Predicting in {explain_choice(network.precision, device_type)}")
+
+
+def _check_batch_size(size: Any, where: str) -> None:
+    if not isinstance(size, int) or not 1 <= size <= MOST_PATCHES:
+        raise UsageError(f"{where}: batch_size: a whole number from 1 to {MOST_PATCHES} is wanted here, not {size!r}")
 
 
 class RecipeSchedule:
@@ -93,7 +101,9 @@ class RecipeTrainer(RobustTrainer):
         chosen("auto")  # a wrong environment variable is refused before anything is written
         check_is_3d(plans, configuration)
         planned = PlansManager(plans).get_configuration(configuration).configuration
-        completed = self._complete(planned, f"{plans['plans_name']}: {configuration}")
+        where = f"{plans['plans_name']}: {configuration}"
+        _check_batch_size(planned.get("batch_size"), where)
+        completed = self._complete(planned, where)
         completed.pop("inherits_from", None)
         plans = {**plans, "configurations": {**plans["configurations"], configuration: completed}}
         plans.setdefault("continue_training", False)

@@ -16,7 +16,7 @@ STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )
 """A scheduler sends SIGTERM or SIGUSR1, Ctrl-C sends SIGINT, a terminal that is closed SIGHUP. Windows has not all of them."""
-_OF_A_TERMINAL = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
+_HANGUP = getattr(signal, "SIGHUP", None)
 
 
 class StopSignals:
@@ -76,10 +76,8 @@ def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[Non
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # `nohup` and shells that start a command in the background let it ignore the signals of a terminal.
-    wanted = [
-        number for number in STOP_SIGNALS if number not in _OF_A_TERMINAL or signal.getsignal(number) != signal.SIG_IGN
-    ]
+    # `nohup` lets a command ignore SIGHUP, so that it goes on when its terminal is closed.
+    wanted = [number for number in STOP_SIGNALS if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in wanted}
     try:
         yield

@@ -15,8 +15,8 @@ from nnunet_glims.errors import ProcessingError
 from nnunet_glims.nnunet.checkpoints import FINAL
 from nnunet_glims.trainers import checkpoint_files, robust_trainer
 from nnunet_glims.trainers.checkpoint_files import BEST, LATEST, PREVIOUS, is_intact
-from nnunet_glims.trainers.robust_trainer import NonFiniteTraining, RobustTrainer
 from nnunet_glims.trainers.data_loading import workers_died
+from nnunet_glims.trainers.robust_trainer import NonFiniteTraining, RobustTrainer
 from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, STOP_SIGNALS
 from tests.export import PLAIN
 from tests.preprocessed import DATASET, make_plans
