@@ -148,4 +148,4 @@ def _head(compressed: bytes, length: int) -> bytes:
     try:
         return zlib.decompressobj(GZIP).decompress(compressed, length)
     except zlib.error as error:
-        raise Damaged(f"the compressed data are damaged ({error})") from None
+        raise Damaged(f"the compressed data are damaged ({error}): copy the file again") from None
