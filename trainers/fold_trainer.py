@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_glims.errors import ProcessingError
 from nnunet_glims.files import unwritable
+from nnunet_glims.images import check_whole
 from nnunet_glims.locks import lock
 from nnunet_glims.nnunet.checkpoints import FINAL, not_finite
 from nnunet_glims.nnunet.training_log import TRAINING_LOCK
@@ -155,6 +156,25 @@ class FoldTrainer(nnUNetTrainer):
         folders = (Path(self.output_folder_base), Path(self.output_folder), Path(self.output_folder, "validation"))
         files = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file()]
         return max(files, key=lambda path: path.stat().st_mtime, default=folders[0])
+
+    def check_predictions(self) -> None:
+        """Check that the predictions of the validation are whole: SimpleITK does not notice that a disk is full.
+
+        Raises:
+            ProcessingError: one is cut off. It and the summary, for which it was read as background, are removed.
+        """
+        folder = Path(self.output_folder, "validation")
+        for file in sorted(folder.glob(f"*{self.dataset_json['file_ending']}")):
+            try:
+                check_whole(file)
+            except ProcessingError as error:
+                file.unlink()
+                (folder / "summary.json").unlink(missing_ok=True)
+                free = shutil.disk_usage(folder).free
+                raise ProcessingError(
+                    f"{error}. It and summary.json have been removed. The disk has {free:,} bytes ({free / 2**30:.1f} GiB) "
+                    "free: make room, and validate again with --val"
+                ) from error
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Write a line to the training log and the terminal. A terminal that has been closed does not end the training."""

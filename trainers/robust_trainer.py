@@ -284,6 +284,8 @@ class RobustTrainer(FoldTrainer):
         what = f"validating {self.output_folder}"
         with self.alone(what), self._stop_signals.leaving(), self.naming_files():
             super().perform_actual_validation(save_probabilities)
+            if self.local_rank == 0:
+                self.check_predictions()
 
     # ---- checkpoints
 

@@ -388,6 +388,28 @@ def test_a_disk_that_fills_up_is_told_with_the_file(nnunet_folders, make_trainer
         trainer.run_training()
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha"])
+def test_a_prediction_that_the_full_disk_has_cut_off_is_no_result(make_trainer, ending):
+    import SimpleITK as sitk
+
+    trainer = make_trainer()
+    trainer.dataset_json["file_ending"] = ending
+    trainer.initialize()
+    folder = Path(trainer.output_folder, "validation")
+    folder.mkdir()
+    for case in ("a", "b"):
+        labels = np.random.default_rng(0).integers(0, 3, (16, 16, 16)).astype(np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / f"{case}{ending}"))
+    trainer.perform_actual_validation()
+    cut = folder / f"b{ending}"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    with pytest.raises(
+        ProcessingError, match=rf"validation/b{ending}: .*bytes \(.*free: make room, and validate again"
+    ):
+        trainer.perform_actual_validation()
+    assert [path.name for path in folder.iterdir()] == [f"a{ending}"]
+
+
 def test_a_terminal_that_was_closed_does_not_end_the_training(make_trainer, monkeypatch):
     def closed(*_):
         raise OSError(5, "Input/output error")
