@@ -83,7 +83,8 @@ def write_checkpoint(target: Path, save: Callable[[str], None], keep: bool = Tru
             try:
                 save(str(temporary))
             except RuntimeError as error:  # torch turns errors of the file system into this one
-                raise unwritable(target, " ".join(str(error).split())[:300]) from error
+                reason = f"the disk took only a part of it ({' '.join(str(error).split())[:300]})"
+                raise unwritable(target, reason) from error
             if keep and target.name == LATEST and target.exists():
                 _keep(target, target.with_name(PREVIOUS))
     except ProcessingError as error:

@@ -52,7 +52,8 @@ class FoldTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own default
     ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with self.naming_files():
+            super().__init__(plans, configuration, fold, dataset_json, device)
         self._data_loading = DataLoading(self.preprocessed_dataset_folder or "")
         self._own_checkpoints: set[str] = set()
         self._loaded_instead = ""
