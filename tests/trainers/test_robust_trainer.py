@@ -15,8 +15,9 @@ from nnunet_glims.errors import ProcessingError
 from nnunet_glims.nnunet.checkpoints import FINAL
 from nnunet_glims.trainers import checkpoint_files, robust_trainer
 from nnunet_glims.trainers.checkpoint_files import BEST, LATEST, PREVIOUS, is_intact
+from nnunet_glims.trainers.data_loading import workers_died
 from nnunet_glims.trainers.robust_trainer import NonFiniteTraining, RobustTrainer
-from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, STOP_SIGNALS, workers_died
+from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, STOP_SIGNALS
 from tests.export import PLAIN
 from tests.preprocessed import DATASET, make_plans
 
@@ -144,9 +145,9 @@ def test_skipped_steps_do_not_count_in_the_epochs_loss(make_trainer):
 def test_twenty_skipped_steps_in_a_row_are_a_diverged_training(make_trainer):
     trainer = make_trainer()
     for finite in [*[False] * 19, True, *[False] * 19]:
-        trainer._count_skips(finite)
+        trainer._count_step(finite)
     with pytest.raises(NonFiniteTraining):
-        trainer._count_skips(False)
+        trainer._count_step(False)
 
 
 def test_a_diverged_training_goes_back_to_the_last_checkpoint_in_fp32_and_ends(make_trainer, few_skips):
