@@ -193,7 +193,9 @@ def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> 
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"{path}: these weights are not of the network the plans describe: {reason}") from None
+        raise UsageError(
+            f"{path}: these weights are not of the network the plans describe ({path.parent.parent / 'plans.json'}): {reason}"
+        ) from None
 
 
 def _foreign(path: Path, error: pickle.UnpicklingError) -> str:
