@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 
 from nnunet_glims.evaluation.ranking import SIGNIFICANT, smallest_p
 from nnunet_glims.evaluation.statistics import FEWEST
@@ -100,7 +101,7 @@ def limits(board: Board) -> list[str]:
             f"best entry. No p value of a paired test of {n} can be below {one}{adjusted}."
         ]
     assert board.ranking is not None
-    tests = max(sum(test.p == test.p for test in of_metric) for of_metric in board.tests.values())  # NaN is no test
+    tests = max(1, *(sum(not isnan(test.p) for test in of_metric) for of_metric in board.tests.values()))
     of_pairs, of_ranks = smallest_p(count, tests), board.ranking.smallest_p
     sentence = (
         f"The smallest p value that {n} allow: {one} for one test, {of_pairs:.2g} after Holm’s correction over the {tests} "
