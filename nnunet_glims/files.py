@@ -17,6 +17,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -40,6 +41,8 @@ _REPLACED = ".replaced"
 """Ends the name of an old folder from the moment it is moved away to the moment the new one has taken its place."""
 _UNLOCKED = ".new"
 """End of a working folder's name until the folder is locked."""
+_WORKING = re.compile(rf"\.(.+)\.[^.]+({re.escape(_SUFFIX)}|{re.escape(_UNLOCKED)})", re.DOTALL)
+"""Name of a working folder; the random part has no dots."""
 _UNLOCKED_SECONDS = 60
 """Age in seconds from which a folder that still has this name counts as left by a killed process."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -158,7 +161,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         ProcessingError: the disk is full, or the folder cannot be written for another reason of the file system.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with working_folder(out) as folder:
         temporary = folder / out.name
         temporary.mkdir()
@@ -187,7 +190,7 @@ def working_folder(place: Path) -> Iterator[Path]:
     """
     descriptor = None
     try:
-        _remove_leftovers(place)
+        remove_leftovers(place)
         folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNLOCKED, dir=place.parent))
         try:
             descriptor = _lock(folder)
@@ -200,21 +203,68 @@ def working_folder(place: Path) -> Iterator[Path]:
     except OSError as error:
         ours = (str(place.absolute()), str(place.parent.absolute() / f".{place.name}."))
         named = [os.path.abspath(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path))]
-        if error.errno not in _DISK_ERRORS and not any(name == ours[0] or name.startswith(ours[1]) for name in named):
-            raise
+        is_ours = any(name == ours[0] or name.startswith(ours[1]) for name in named)
+        if error.errno is None or (named and not is_ours and error.errno not in _DISK_ERRORS):
+            raise  # errors of write and fsync name no file
         raise unwritable(place, error.strerror or str(error)) from error
+
+
+def remove_leftovers(place: Path) -> None:
+    """Remove the working folders for this place whose processes were killed; put back an old folder they moved away."""
+    _remove_dead(place.parent, place.name)
+
+
+def remove_leftovers_below(folder: Path) -> None:
+    """Do what `remove_leftovers` does for every place in a folder and in those below it."""
+    for inside, _, _ in os.walk(folder):
+        _remove_dead(Path(inside))
+
+
+def _remove_dead(folder: Path, wanted: str | None = None) -> None:
+    """Remove the working folders of killed processes in a folder: all, or those for the place of the name `wanted`."""
+    try:
+        names = [] if fcntl is None else os.listdir(folder)
+    except OSError:  # there is no such folder, or it cannot be read
+        return
+    matches = [match for name in names if (match := _WORKING.fullmatch(name))]
+    for match in matches:
+        if wanted not in (None, match[1]):
+            continue
+        path = folder / match[0]
+        with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
+            if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.endswith(_SUFFIX):
+                descriptor = os.open(path / _LOCK, os.O_RDWR)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                finally:
+                    os.close(descriptor)
+                _remove_or_put_back(path.with_suffix(_REPLACED), folder / match[1])
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def unwritable(place: Path, reason: str) -> ProcessingError:
     """Return the error for a file or folder that could not be written; it names the disk and its free bytes."""
     disk = place.parent.absolute()
-    while not disk.exists() or not (os.path.ismount(disk) or disk == disk.parent):
+    while not os.path.exists(disk) or not (os.path.ismount(disk) or disk == disk.parent):
         disk = disk.parent
-    free = shutil.disk_usage(disk).free
+    room = ""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(disk).free
+        room = f" The disk {disk} has {free:,} bytes ({free / 2**30:.1f} GiB) free."
     return ProcessingError(
-        f"{place}: cannot be written: {reason}. The disk {disk} has {free:,} bytes ({free / 2**30:.1f} GiB) free. What was "
-        "there before is unchanged: make room or choose another folder, and run the command again"
+        f"{place}: cannot be written: {reason}.{room} What was there before is unchanged: make room or choose another folder, "
+        "and run the command again"
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and the missing ones above it; raise `ProcessingError` that names it if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error.strerror or str(error)) from error
 
 
 def move_folder(folder: Path, place: Path) -> None:
@@ -250,15 +300,38 @@ def sync(path: Path) -> None:
 
 
 def check_output_folder(out: Path) -> None:
-    """Raise `UsageError` where no folder for results can be made because a file has its name or that of one above."""
+    """Raise `UsageError` where no folder for results can be made because a file has its name or that of one above.
+
+    Working folders that killed processes left for the same place, or inside of it, are removed.
+    """
     for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
+        if os.path.exists(place) and not os.path.isdir(place):
             raise UsageError(f"{place}: this is a file, and the results need a folder: choose another name")
+    remove_leftovers(out)
+    _remove_dead(out)
+
+
+def check_output_file(out: Path) -> None:
+    """Raise `UsageError` where no file of this path can be written because it is a folder, or none is there to write it to.
+
+    Working folders that killed processes left for the same place are removed.
+    """
+    if os.path.isdir(out):
+        raise UsageError(f"{out}: this is a folder, and a file is to be written: choose another name")
+    if not os.path.isdir(out.parent):
+        raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
+    remove_leftovers(out)
 
 
 def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
-    """Raise `UsageError` where the folder exists, unless it holds the file `mark` of such a result and may be replaced."""
-    if out.exists() and not (overwrite and (out / mark).is_file()):
+    """Raise `UsageError` where the folder exists, unless it holds the file `mark` of such a result and may be replaced.
+
+    Working folders that killed processes left for the same place are removed, also where the result was complete.
+    """
+    if not os.path.exists(out):
+        check_output_folder(out)
+    remove_leftovers(out)
+    if os.path.exists(out) and not (overwrite and (out / mark).is_file()):
         ours = f"choose another folder, or replace the {what} with --overwrite"
         raise UsageError(f"{out}: this exists already: {ours if (out / mark).is_file() else 'choose another folder'}")
 
@@ -271,29 +344,6 @@ def check_free_space(nbytes: int, folder: Path, what: str) -> None:
             f"{folder}: {nbytes / 2**30:.1f} GiB are needed {what} and {free / 2**30:.1f} GiB are free: make room, or "
             "point nnUNet_raw to another disk"
         )
-
-
-def _remove_leftovers(place: Path) -> None:
-    """Remove the working folders for this place whose processes were killed; put back an old folder they moved away."""
-    if fcntl is None or not place.parent.is_dir():
-        return
-    prefix = f".{place.name}."
-    with os.scandir(place.parent) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
-    # The random part has no dots: a name with more belongs to another place, whose name begins like this one's.
-    found = [place.parent / name for name in names if name.removeprefix(prefix).count(".") == 1]
-    for path in found:
-        with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
-            if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.endswith(_SUFFIX):
-                descriptor = os.open(path / _LOCK, os.O_RDWR)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                finally:
-                    os.close(descriptor)
-                _remove_or_put_back(path.with_suffix(_REPLACED), place)
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_or_put_back(replaced: Path, place: Path) -> None:

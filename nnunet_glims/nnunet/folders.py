@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError, cut
 from nnunet_glims.evaluation.regions import Regions
-from nnunet_glims.files import read_json
+from nnunet_glims.nnunet.dataset_json import read_dataset_json
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".tiff", ".tif")
 """How the names of 3D label maps may end, in small or capital letters: those that nnU-Net's readers know, and ".mhd"."""
@@ -76,12 +77,12 @@ def dataset_name(dataset: str) -> str:
     """Return the name DatasetNNN_NAME of a data set given by number or name; raise `UsageError` if nnU-Net knows none."""
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+    if not re.fullmatch(r"[0-9]{1,9}|Dataset[0-9]{3}_[^/\\]+", dataset):
+        raise UsageError(f"data set {cut(dataset)!r}: give the data set's number or its name DatasetNNN_NAME")
     try:
         return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except (RuntimeError, ValueError) as error:
-        name = dataset.isdigit() or dataset.startswith("Dataset")
-        reason = cut(str(error), 300) if name else "give the data set's number or its name DatasetNNN_NAME"
-        raise UsageError(f"data set {cut(dataset)!r}: {reason}") from None
+        raise UsageError(f"data set {dataset!r}: {cut(str(error), 300)}") from None
 
 
 def preprocessed_folder(dataset: str) -> Path:
@@ -94,21 +95,6 @@ def preprocessed_folder(dataset: str) -> Path:
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder. Run nnUNetv2_plan_and_preprocess -d {dataset} first")
     return folder
-
-
-def read_dataset_json(path: Path) -> Mapping[str, Any]:
-    """Return the content of a dataset.json of nnU-Net v2; raise `UsageError` if the file has another form."""
-    content = read_json(path)
-    wanted = ("channel_names", "labels", "file_ending")
-    missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UsageError(f"{path}: this is no dataset.json of nnU-Net v2: there is no {missing[0]!r}")
-    for name, labels in content["labels"].items():
-        if not all(isinstance(label, int) for label in (labels if isinstance(labels, list) else [labels])):
-            raise UsageError(
-                f"{path}: labels: {name}: nnU-Net v2 has names first and numbers after them, not {labels!r}"
-            )
-    return content
 
 
 def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
