@@ -120,8 +120,15 @@ def regions_of(dataset_json: Mapping[str, Any]) -> Regions:
 
 
 def ignored_label(dataset_json: Mapping[str, Any]) -> int | None:
-    """Return the ignore label, whose voxels do not count; None if the data set has none."""
-    return dataset_json["labels"].get("ignore")
+    """Return the ignore label, whose voxels do not count; None if the data set has none.
+
+    Raises:
+        UsageError: it is no single label.
+    """
+    label = dataset_json["labels"].get("ignore")
+    if label is not None and not isinstance(label, int):
+        raise UsageError(f"dataset.json: labels: ignore: this must be one label, not {cut(repr(label))}")
+    return label
 
 
 def label_maps(folder: Path, ending: str | None = None) -> dict[str, Path]:

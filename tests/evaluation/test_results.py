@@ -182,7 +182,7 @@ def test_regions_and_settings_by_command_line(folders, tmp_path):
     ("arguments", "message"),
     [
         (["nowhere", "predicted"], "there is no such folder"),
-        (["labelsTs", "labelsTs", "--regions", "brat"], "did you mean 'brats'"),
+        (["labelsTs", "predicted", "--regions", "brat"], "did you mean 'brats'"),
         (["labelsTs", "predicted", "--preset", "brats2023-gly"], "did you mean 'brats2023-gli'"),
         (["labelsTs", "predicted", "--surface", "voxel"], "did you mean 'voxels'"),
         (["labelsTs", "predicted", "--tolerance", "organs=2"], "did you mean 'organ'"),
