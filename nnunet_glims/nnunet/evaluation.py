@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import protocol_for
-from nnunet_glims.evaluation.records import Results, changed_file, read_results
+from nnunet_glims.evaluation.records import Results, changed_file, read_results, status_of
 from nnunet_glims.evaluation.regions import NAMED_REGIONS, Regions, regions_from, regions_named
 from nnunet_glims.evaluation.results import Settings, evaluate_cases
 from nnunet_glims.files import read_json
@@ -140,7 +140,7 @@ def change_since(results: Results) -> str | None:
     evaluated = {(line["case"], line["prediction"]) for line in results.cases}
     elsewhere = {(name, None if file is None else str(Path(file).parent)) for name, file in evaluated}
     for folder in results.summary["folders"]:
-        for name, file in label_maps(Path(folder)).items():
+        for name, file in label_maps(Path(folder)).items() if status_of(folder) else ():
             replaced = (name, None) in elsewhere or (name, folder) in elsewhere
             if replaced and (name, str(file)) not in evaluated:
                 return f"{file} of case {name} was not there when this was evaluated"

@@ -51,7 +51,7 @@ class Root:
         """Return the file or folder with this path below the root; None if it does not exist or the variable is not set."""
         root = os.environ.get(self.variable)
         path = Path(root, *parts) if root else None
-        return path if path is not None and path.exists() else None
+        return path if path is not None and os.path.exists(path) else None
 
     def dataset(self, dataset: str) -> Path:
         """Return the folder of a data set below the root.
@@ -98,9 +98,9 @@ def preprocessed_folder(dataset: str) -> Path:
 
 
 def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
-    """Return the content of the first dataset.json in the folders; None where there is none."""
+    """Return the content of the first dataset.json in the folders; None where there is none, or not for this user."""
     for folder in folders:
-        if (folder / "dataset.json").exists():
+        if os.path.exists(folder / "dataset.json"):  # unlike Path.exists, False where a folder may not be read
             return read_dataset_json(folder / "dataset.json")
     return None
 

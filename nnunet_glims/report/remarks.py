@@ -103,15 +103,19 @@ def limits(board: Board) -> list[str]:
     assert board.ranking is not None
     tests = max(1, *(sum(not isnan(test.p) for test in of_metric) for of_metric in board.tests.values()))
     of_pairs, of_ranks = smallest_p(count, tests), board.ranking.smallest_p
-    sentence = (
-        f"The smallest p value that {n} allow: {one} for one test, {of_pairs:.2g} after Holm’s correction over the {tests} "
-        f"pairs and regions of a metric, {of_ranks:.2g} for the mean ranks"
+    adjusted = (
+        f", {of_pairs:.2g} after Holm’s correction over the {tests} pairs and regions of a metric" if tests > 1 else ""
     )
+    sentences = [
+        f"The smallest p value that {n} allow: {one} for one test{adjusted}, {of_ranks:.2g} for the mean ranks."
+    ]
     if of_pairs >= SIGNIFICANT:
-        sentence += "; so no pair can differ significantly in a metric"
+        sentences.append("So no pair can differ significantly in a metric.")
     if of_ranks >= SIGNIFICANT:
-        sentence += "; so no pair can differ significantly in its ranks, and tests of all entries together are left out"
-    return [f"{sentence}."]
+        sentences.append(
+            "So no pair can differ significantly in its ranks, and tests of all entries together are left out."
+        )
+    return sentences
 
 
 def files(board: Board) -> list[str]:
