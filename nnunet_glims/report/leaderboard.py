@@ -48,6 +48,7 @@ def leaderboard(
     channel: str | None = None,
     cases: int = 8,
     notes: Sequence[str] = (),
+    trust: bool = False,
 ) -> Leaderboard:
     """Compare evaluated folders, and write an HTML page and tables in Markdown, LaTeX and CSV.
 
@@ -63,9 +64,11 @@ def leaderboard(
         channel: name of the channel that is shown under the labels; None takes FLAIR, T1ce, or the first one.
         cases: how many cases are shown slice by slice, at most.
         notes: further sentences below the heading, such as which entries are not complete.
+        trust: whether the models' plans may have any network and layer imported and called, see `nnunet.trust`.
 
     Raises:
         UsageError: a folder is not evaluated, the entries cannot be compared, or a name is unknown. Then nothing is written.
+        NotTrustedError: a model's plans would have something imported or called that is not admitted.
     """
     networks = [network_named(name).name for name in published]
     if cases < 0:
@@ -76,7 +79,7 @@ def leaderboard(
     check_output_folder(out)
     given = entries if isinstance(entries, BoardFile) else board_file(entries)
     named_patients = None if patients is None else Path(patients)
-    board = make_board(heading or given.title, read_entries(given), metrics, intersection, named_patients)
+    board = make_board(heading or given.title, read_entries(given, trust), metrics, intersection, named_patients)
     shown = choose_cases(board, cases, None if images is None else Path(images), channel)
     html = page.render(board, shown, networks, notes)
     make_folder(out)
