@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import UsageError, UserError
-from nnunet_glims.evaluation.records import Name, Results, is_evaluation, read_results
+from nnunet_glims.evaluation.records import Name, Results, is_evaluation, read_results, status_of
 from nnunet_glims.evaluation.regions import printable
 from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER
 from nnunet_glims.nnunet.folders import RAW
@@ -205,7 +205,7 @@ def _run(name: str, folder: Path, model: Path | None, trust: bool) -> Run:
     if model is not None:
         return Run(folder, results, ModelFolder(model, trust))
     remembered = results.summary.get("model")
-    if remembered is None or not Path(remembered).is_dir():
+    if remembered is None or status_of(remembered) is None:
         return Run(folder, results, None)
     try:
         found = ModelFolder(Path(remembered), trust)
