@@ -219,6 +219,14 @@ def test_a_patch_that_no_memory_holds_is_refused(model, capsys):
     assert "patch_size: it has 1,000,000,000,000,000,000 voxels" in refused(model, capsys, command="explain")
 
 
+def test_a_spacing_at_which_no_image_fits_into_memory_is_refused(model, capsys):
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [1e-9, 1, 1]
+    (model / "plans.json").write_text(json.dumps(plans))
+    error = refused(model, capsys, command="explain")
+    assert "one_0000.nii.gz: nnU-Net cannot preprocess this image to 1e-09×1×1 mm" in error
+
+
 @pytest.mark.parametrize("kwargs", [{"ordre": 3}, {"order": "three"}, {"order": 9}, {"force_separate_z": 1}], ids=str)
 def test_arguments_of_resampling_are_looked_at(kwargs, model, capsys):
     plans = json.loads((model / "plans.json").read_text())
