@@ -67,8 +67,8 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
         )
     if math.prod(new) > MOST_VOXELS:
         raise ProcessingError(
-            f"{times(image.shape[1:])} voxels of {times(spacing)} mm would be {times(new)} at the model's {times(model.spacing)} "
-            f"mm, more than {MOST_VOXELS:,}: the spacing of the image or of the model is wrong"
+            f"{times(image.shape[1:])} voxels of {times(spacing)} mm would be {times(new)} of {times(model.spacing)} mm, which "
+            f"are more than {MOST_VOXELS:,}: the spacing of the image or of the model is wrong"
         )
     axis = coarse_axis(model.resampling_image, spacing, model.spacing)
     data = np.empty((len(image), *new), np.float32)
