@@ -163,7 +163,7 @@ def _discovery(trainer: str) -> Finding:
 def _device() -> Iterator[Finding]:
     import torch
 
-    from nnunet_glims.kernels import cpu, gpu
+    from nnunet_glims.kernels import compiled, gpu
     from nnunet_glims.training.precision import resolve
 
     if torch.cuda.is_available():
@@ -185,8 +185,8 @@ def _device() -> Iterator[Finding]:
         yield Finding(
             "GPU", "warn", "none that torch can use", "train with -device cpu, or install a CUDA build of torch"
         )
-    if cpu.library() is not None:
-        yield Finding("CPU kernels", "ok", f"compiled, in {cpu.cache_folder()}")
+    if compiled.library() is not None:
+        yield Finding("CPU kernels", "ok", f"compiled, in {compiled.cache_folder()}")
     else:
         yield Finding(
             "CPU kernels",
