@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "compare evaluated models or predictions: statistics, ranks, costs, pictures, on one HTML page"
 
 
@@ -38,14 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from nnunet_glims.evaluation.regions import short
     from nnunet_glims.report import tables
     from nnunet_glims.report.entries import board_file_of_arguments
     from nnunet_glims.report.leaderboard import leaderboard
 
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     with console.status("Comparing and drawing"):
         made = leaderboard(
             board_file_of_arguments(options.entries),
