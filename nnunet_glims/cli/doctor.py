@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         for finding in findings:
             way_out = f"\n→ {finding.way_out}" if finding.way_out else ""
             verdict = Text(finding.verdict, colours[finding.verdict])
-            table.add_row(verdict, Text(finding.topic), Text(f"{finding.state}{way_out}"))
+            table.add_row(verdict, finding.topic, f"{finding.state}{way_out}")
         console = new_console()
         if not console.is_terminal:
             console.width = WIDTH_OF_FILES

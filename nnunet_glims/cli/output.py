@@ -140,9 +140,12 @@ def new_console(soft_wrap: bool = False) -> Console:
     class Drawing(Console):
         """A console that writes out the control characters in texts, and none of its own."""
 
+        def render_str(self, text, **options):  # before widths are measured
+            return super().render_str(visible(text), **options)
+
         def render(self, renderable, options=None):
             for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     stream = getattr(sys.stdout, "drawn", sys.stdout)
-    return Drawing(file=stream, markup=False, highlight=False, soft_wrap=soft_wrap)
+    return Drawing(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=soft_wrap)
