@@ -17,6 +17,7 @@ def check(
 
     from nnunet_glims.architectures.complexity import count_gmac, count_parameters
     from nnunet_glims.networks import network_of_trainer
+    from nnunet_glims.nnunet.plans.building import build_without_content, check_network
     from nnunet_glims.nnunet.plans.configuration import complete_configuration
     from nnunet_glims.training.recipes import Recipe
 
@@ -32,15 +33,12 @@ def check(
     completed = complete_configuration(planned, ours, ours.trainers[trainer], plans["plans_name"])
     labels = manager.get_label_manager(dict(described))
     channels, patch, batch = len(described["channel_names"]), completed["patch_size"], completed["batch_size"]
-    network = ours.load_class()(
-        channels,
-        labels.num_segmentation_heads,
-        deep_supervision=completed["training"]["deep_supervision"],
-        **completed["architecture"]["arch_kwargs"],
-    )
+    heads, arguments = labels.num_segmentation_heads, completed["architecture"]["arch_kwargs"]
+    check_network(ours, completed, channels, heads, f"{plans['plans_name']}: {configuration}")
+    recipe = Recipe(**completed["training"])
+    network = build_without_content(ours, channels, heads, arguments, recipe.deep_supervision)
     strides = " ".join("×".join(map(str, step)) for step in network.strides[1:])
     yield Finding("patch and batch", "ok", f"{'×'.join(map(str, patch))}, batch {batch}; strides {strides}")
-    recipe = Recipe(**completed["training"])
     step = (network, patch, batch, recipe, labels.has_regions)
     smaller = f"nnunet-glims plans auto -d {dataset} --network {ours.name.lower()} --vram GB"
     yield from isolated("training memory", _check_memory, step, smaller)

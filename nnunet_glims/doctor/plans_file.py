@@ -15,6 +15,14 @@ _OTHER_FILES = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
 _OF_PLANS = ("dataset_name", "plans_name", "image_reader_writer", "transpose_forward", "transpose_backward")
 _OF_CONFIGURATIONS = ("data_identifier", "batch_size", "patch_size", "spacing", "normalization_schemes")
 """Keys without which nnU-Net cannot train."""
+_FOUND_BY_PLANS = ("image_reader_writer_class", "label_manager_class")
+_FOUND_BY_CONFIGURATIONS = (
+    "preprocessor_class",
+    "resampling_fn_data",
+    "resampling_fn_seg",
+    "resampling_fn_probabilities",
+)
+"""What nnU-Net finds by names in the plans."""
 
 
 def check(folder: Path, plans_name: str, configuration: str) -> Findings[Mapping[str, Any] | None]:
@@ -37,6 +45,8 @@ def check(folder: Path, plans_name: str, configuration: str) -> Findings[Mapping
         problems.append(f"they are named {plans['plans_name']!r} inside, and nnU-Net would use that name")
     if plans.get("dataset_name", folder.name) != folder.name:
         problems.append(f"they were made for {plans['dataset_name']!r}, not for {folder.name}")
+    if "transpose_forward" in plans and sorted(map(str, plans["transpose_forward"])) != ["0", "1", "2"]:
+        problems.append(f"transpose_forward is {plans['transpose_forward']!r}, not an order of the axes 0, 1 and 2")
     for problem in problems:
         yield Finding(TOPIC, "fail", f"{path}: {problem}", again)
     usable = yield from isolated(TOPIC, _check_configuration, path, plans, configuration, way_out="see docs/plans.md")
@@ -50,14 +60,27 @@ def _check_configuration(path: Path, plans: Mapping[str, Any], name: str) -> Fin
     from nnunet_glims.nnunet.plans.configuration import check_is_3d
 
     if name in plans["configurations"]:
-        found = PlansManager(dict(plans)).get_configuration(name).configuration
-        missing = [key for key in _OF_CONFIGURATIONS if key not in found]
-        if missing:
-            state = f"{path}: configuration {name!r} has no {' and no '.join(missing)}"
+        manager = PlansManager(dict(plans))
+        found = manager.get_configuration(name)
+        missing = [key for key in _OF_CONFIGURATIONS if key not in found.configuration]
+        problems = [f"has no {' and no '.join(missing)}"] if missing else []
+        problems += [text for key in _FOUND_BY_PLANS if (text := _not_found(manager, key))]
+        problems += [text for key in _FOUND_BY_CONFIGURATIONS if (text := _not_found(found, key))]
+        for problem in problems:
+            state = f"{path}: configuration {name!r} {problem}"
             yield Finding(TOPIC, "fail", state, f"delete {path} and plan again")
+        if problems:
             return False
     check_is_3d(plans, name)
     return True
+
+
+def _not_found(manager: Any, key: str) -> str:
+    """Return why nnU-Net does not find the code that plans name under a key; an empty text if it does."""
+    try:
+        return "" if getattr(manager, key) is not None else f"names code for {key} that nnU-Net does not find"
+    except Exception as error:  # nnU-Net's assertions, and whatever a value of another type leads to
+        return f"is no use to nnU-Net, which asks for {key}: {type(error).__name__}: {error}"
 
 
 def _where_from(folder: Path, plans_name: str, configuration: str) -> str:

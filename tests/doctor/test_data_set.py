@@ -168,6 +168,10 @@ PLANS = {
     "no patch": (lambda plans: configuration(plans, patch_size=None), "patch_size"),
     "a patch of text": (lambda plans: configuration(plans, patch_size="large"), ""),
     "an architecture of text": (lambda plans: configuration(plans, architecture="unet"), ""),
+    "an unknown reader": (lambda plans: {**plans, "image_reader_writer": "x"}, "image_reader_writer_class"),
+    "no preprocessor": (lambda plans: configuration(plans, preprocessor_name=None), "preprocessor_class"),
+    "an unknown function": (lambda plans: configuration(plans, resampling_fn_data="x"), "resampling_fn_data"),
+    "no axes": (lambda plans: {**plans, "transpose_forward": [0, 0, 1]}, "transpose_forward"),
     "an unknown argument": (lambda plans: configuration(plans, training={"epoch": 1}), "epoch"),
 }
 
