@@ -37,6 +37,8 @@ LONGEST_REASON = 300
 WITHOUT_BFLOAT16 = "this processor has no instructions for bfloat16"
 """Message of lanes.h, which ends the compilation for bfloat16 on such a processor."""
 
+_OTHER_COMPILER = "set the variable CC to a C compiler with OpenMP that works here, or unset it"
+_OTHER_FOLDER = "set XDG_CACHE_HOME to a folder that belongs to this user and to which only this user can write"
 _TRIAL = "import ctypes, sys; [ctypes.CDLL(file, ctypes.RTLD_GLOBAL) for file in sys.argv[1:]]"
 
 
@@ -44,11 +46,13 @@ class Unavailable(Exception):
     """There are no C kernels; the message says why.
 
     Attributes:
+        way_out: what to do about it.
         is_usual: whether this is usual on such a machine, so that nobody needs to be warned.
     """
 
-    def __init__(self, reason: str, is_usual: bool = False):
+    def __init__(self, reason: str, way_out: str, is_usual: bool = False):
         super().__init__(reason)
+        self.way_out = way_out
         self.is_usual = is_usual
 
 
@@ -62,10 +66,10 @@ def library(precision: torch.dtype = torch.float32) -> ctypes.CDLL | None:
     return None if isinstance(found, Unavailable) else found
 
 
-def problem() -> str:
-    """Return why there are no C kernels for float32 on this machine; an empty text where there are."""
+def problem() -> Unavailable | None:
+    """Return why there are no C kernels for float32 on this machine; None where there are."""
     found = _loaded(torch.float32)
-    return str(found) if isinstance(found, Unavailable) else ""
+    return found if isinstance(found, Unavailable) else None
 
 
 def compiler() -> list[str]:
@@ -78,13 +82,13 @@ def compiler() -> list[str]:
     try:
         named = shlex.split(value)
     except ValueError as error:
-        raise Unavailable(f"the variable CC is {value!r}, which is no command ({error})") from None
+        raise Unavailable(f"the variable CC is {value!r}, which is no command ({error})", _OTHER_COMPILER) from None
     if named and shutil.which(named[0]) is None:
-        raise Unavailable(f"the variable CC is {value!r}, and there is no such program")
+        raise Unavailable(f"the variable CC is {value!r}, and there is no such program", _OTHER_COMPILER)
     for command in [named] if named else (["cc"], ["gcc"], ["clang"]):
         if shutil.which(command[0]):
             return command
-    raise Unavailable("there is no C compiler: install gcc or clang, or set CC", is_usual=True)
+    raise Unavailable("there is no C compiler", "install gcc or clang, or set CC", is_usual=True)
 
 
 def cache_folder() -> Path:
@@ -97,14 +101,14 @@ def cache_folder() -> Path:
     try:
         above = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
     except RuntimeError:  # neither HOME nor an entry for this user's number
-        raise Unavailable("this user has no home folder to keep them in: set XDG_CACHE_HOME to a folder") from None
+        raise Unavailable("this user has no home folder to keep compiled kernels in", _OTHER_FOLDER) from None
     return above / "nnunet_glims"
 
 
 @cache
 def _loaded(precision: torch.dtype) -> ctypes.CDLL | Unavailable:
     if precision not in PRECISIONS:
-        return Unavailable(f"there are none for {precision}", is_usual=True)
+        return Unavailable(f"there are none for {precision}", "", is_usual=True)
     if precision != torch.float32 and isinstance(found := _loaded(torch.float32), Unavailable):
         return found  # for the same reason, of which was warned
     try:
@@ -112,13 +116,13 @@ def _loaded(precision: torch.dtype) -> ctypes.CDLL | Unavailable:
     except Unavailable as error:
         reason = error
     except UserError as error:
-        reason = Unavailable(str(error))
+        reason = Unavailable(str(error), _OTHER_FOLDER)
     except Exception as error:  # networks must run whatever the disk, the environment and the compiler do
-        reason = Unavailable(f"{type(error).__name__}: {error}")
+        reason = Unavailable(f"{type(error).__name__}: {error}", _OTHER_COMPILER)
     if not reason.is_usual:
         _warn(
-            f"The C kernels cannot be used: {reason}. PyTorch's own operations compute the same, more slowly "
-            "(NNUNET_GLIMS_KERNELS=eager selects them without this warning)"
+            f"The C kernels cannot be used: {reason}. Now PyTorch's own operations compute the same, more slowly "
+            f"(NNUNET_GLIMS_KERNELS=eager selects them without this warning). To have the kernels, {reason.way_out}"
         )
     return reason
 
@@ -185,14 +189,12 @@ def _private(folder: Path) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.stat()
     except OSError as error:
-        raise Unavailable(
-            f"the folder {folder} cannot be used ({error.strerror}): set XDG_CACHE_HOME to another"
-        ) from None
+        raise Unavailable(f"the folder {folder} cannot be used ({error.strerror})", _OTHER_FOLDER) from None
     if not _is_own(status):
-        raise Unavailable(f"the folder {folder} belongs to another user: set XDG_CACHE_HOME to another")
+        raise Unavailable(f"the folder {folder} belongs to another user", _OTHER_FOLDER)
     if _others_can_write(status):
         if status.st_uid != os.getuid():
-            raise Unavailable(f"others can write to the folder {folder}: set XDG_CACHE_HOME to another")
+            raise Unavailable(f"others can write to the folder {folder}", _OTHER_FOLDER)
         folder.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
         if kept := list(folder.glob("kernels-*.so")):
             _warn(f"{folder}: others could write to this folder. The kernels in it are not loaded, but compiled again")
@@ -233,13 +235,16 @@ def _compile(command: Sequence[str]) -> None:
     try:
         result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=MOST_SECONDS)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"the compiler {command[0]} has not ended in {MOST_SECONDS} seconds") from None
+        raise Unavailable(
+            f"the compiler {command[0]} has not ended in {MOST_SECONDS} seconds", _OTHER_COMPILER
+        ) from None
     except OSError as error:
-        raise Unavailable(f"the compiler {command[0]} cannot be run ({error.strerror})") from None
+        raise Unavailable(f"the compiler {command[0]} cannot be run ({error.strerror})", _OTHER_COMPILER) from None
     output = (result.stderr or result.stdout).decode(errors="replace").strip()
     if result.returncode:
         raise Unavailable(
             f"the compiler {command[0]} fails: {_main_line(output) or f'exit code {result.returncode}'}",
+            _OTHER_COMPILER,
             is_usual=WITHOUT_BFLOAT16 in output,
         )
 
@@ -253,13 +258,13 @@ def _main_line(output: str) -> str:
 def _try(built: Path, threads: Sequence[str]) -> None:
     """Load the library in a process of its own, which it may end; raise `Unavailable` where this fails."""
     if not built.is_file():
-        raise Unavailable("the compiler (CC) has written no library")
+        raise Unavailable("the compiler (CC) has written no library", _OTHER_COMPILER)
     libraries = [file for file in threads if not file.startswith("-")]
     command = [sys.executable, "-I", "-S", "-c", _TRIAL, *libraries, str(built)]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=MOST_SECONDS)
     if result.returncode:
         reason = _main_line(result.stderr.decode(errors="replace"))
-        raise Unavailable(f"the compiler (CC) has written a library that cannot be loaded: {reason}")
+        raise Unavailable(f"the compiler (CC) has written a library that cannot be loaded: {reason}", _OTHER_COMPILER)
 
 
 def _processor() -> bytes:

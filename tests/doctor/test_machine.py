@@ -175,9 +175,9 @@ def test_kernels_for_a_gpu_are_looked_for_where_there_is_one(kernels, verdict, m
 @pytest.mark.parametrize(
     ("name", "value", "state", "way_out"),
     [
-        ("CC", "gcc '", "which is no command", "CC"),
-        ("CC", "no-such-compiler", "no such program", "CC"),
-        ("XDG_CACHE_HOME", "/dev/null", "set XDG_CACHE_HOME", ""),
+        ("CC", "gcc '", "which is no command", "variable CC"),
+        ("CC", "no-such-compiler", "no such program", "variable CC"),
+        ("XDG_CACHE_HOME", "/dev/null", "/dev/null/nnunet_glims cannot be used", "set XDG_CACHE_HOME"),
     ],
 )
 def test_kernels_that_cannot_be_compiled_say_why_without_a_warning(monkeypatch, name, value, state, way_out):
