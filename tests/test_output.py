@@ -120,6 +120,23 @@ def test_names_in_errors_and_tracebacks_are_harmless(terminal, monkeypatch):
     assert rb"\x1b[1A" in errors.bytes and b"\x1b" not in errors.bytes
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: open("/nowhere/a"), "/nowhere/a: No such file or directory"),
+        (lambda: os.mkdir("/x" + "y" * 300), f"/x{'y' * 300}: File name too long"),
+        (lambda: os.rename("/nowhere/a", "/nowhere/b"), "/nowhere/a → /nowhere/b: No such file or directory"),
+        (lambda: os.listdir(b"/nowhere/\xff"), "/nowhere/\\xff: No such file or directory"),
+        (lambda: [0] * 10**18, "there is not enough memory: run it where there is more, or with fewer --workers"),
+    ],
+)
+def test_an_error_of_the_system_names_its_file(terminal, monkeypatch, call, text):
+    _, errors = terminal("utf-8")
+    command(monkeypatch, lambda _: call())
+    assert main(["env"]) == 1
+    assert errors.bytes.decode().startswith(f"nnunet-glims env: {text}")
+
+
 def test_ctrl_c_is_one_line_and_130(terminal, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt

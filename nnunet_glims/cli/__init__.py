@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -88,9 +89,24 @@ def _run(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error} (--debug shows where)"
-        _complain(f"{name}: {text}")
+        _complain(f"{name}: {_described(error)}")
         return error.exit_code if isinstance(error, UserError) else 1
+
+
+def _described(error: Exception) -> str:
+    """Return an error's message. An error of the system names its file; others are not meant for users."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        named = [name for name in (error.filename, error.filename2) if name is not None]
+        return f"{' → '.join(map(_path, named))}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: run it where there is more, or with fewer --workers (--debug shows where)"
+    return f"{type(error).__name__}: {error} (--debug shows where)"
+
+
+def _path(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, bytes) else str(name)
 
 
 def _complain(text: str) -> None:
