@@ -58,14 +58,17 @@ def _check_configuration(path: Path, plans: Mapping[str, Any], name: str) -> Fin
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_glims.nnunet.plans.configuration import check_is_3d
+    from nnunet_glims.nnunet.plans.content import resolved
 
     if name in plans["configurations"]:
-        manager = PlansManager(dict(plans))
-        found = manager.get_configuration(name)
-        missing = [key for key in _OF_CONFIGURATIONS if key not in found.configuration]
+        found = resolved(plans["configurations"], name)
+        needed = _OF_CONFIGURATIONS if "UNet_class_name" in found else (*_OF_CONFIGURATIONS, "architecture")
+        missing = [key for key in needed if key not in found]
         problems = [f"has no {' and no '.join(missing)}"] if missing else []
-        problems += [text for key in _FOUND_BY_PLANS if (text := _not_found(manager, key))]
-        problems += [text for key in _FOUND_BY_CONFIGURATIONS if (text := _not_found(found, key))]
+        if not missing:
+            manager = PlansManager(dict(plans))
+            asked = [(manager, _FOUND_BY_PLANS), (manager.get_configuration(name), _FOUND_BY_CONFIGURATIONS)]
+            problems = [text for one, keys in asked for key in keys if (text := _not_found(one, key))]
         for problem in problems:
             state = f"{path}: configuration {name!r} {problem}"
             yield Finding(TOPIC, "fail", state, f"delete {path} and plan again")
