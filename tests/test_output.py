@@ -83,6 +83,19 @@ def draw(_):
     console.print(HOSTILE, soft_wrap=True)
 
 
+def test_columns_of_a_table_are_straight_in_every_encoding(terminal, monkeypatch):
+    def draw_numbers(_):
+        table = Table("Dice", "case")
+        table.add_row("1.000 ± 0.000", "größe→")
+        new_console().print(table)
+
+    out, _ = terminal("ascii")
+    command(monkeypatch, draw_numbers)
+    main(["env"])
+    lines = out.bytes.decode("ascii").splitlines()
+    assert "1.000 +/- 0.000" in lines[3] and len({len(line) for line in lines}) == 1
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 @pytest.mark.parametrize("run", [lambda _: print(HOSTILE), draw], ids=["printed", "drawn"])
 def test_no_control_character_of_a_name_reaches_the_output(terminal, monkeypatch, run, encoding):

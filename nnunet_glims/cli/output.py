@@ -53,6 +53,12 @@ def visible(text: str) -> str:
     return _HARMFUL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def encodable(text: str, encoding: str | None) -> str:
+    """Return a text with characters that an encoding has; None stands for UTF-8."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, _ERRORS).decode(encoding)
+
+
 class Drawn:
     """A stream whose text may have escape sequences, because this program has put them there.
 
@@ -69,9 +75,8 @@ class Drawn:
 
     def write(self, text: str) -> int:
         """Write a text with characters that the encoding has; return the text's length."""
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
         with _named_errors():
-            self._stream.write(text.encode(encoding, _ERRORS).decode(encoding))
+            self._stream.write(encodable(text, getattr(self._stream, "encoding", None)))
         return len(text)
 
     def flush(self) -> None:
@@ -141,7 +146,7 @@ def new_console(soft_wrap: bool = False) -> Console:
         """A console that writes out the control characters in texts, and none of its own."""
 
         def render_str(self, text, **options):  # before widths are measured
-            return super().render_str(visible(text), **options)
+            return super().render_str(encodable(visible(text), self.encoding), **options)
 
         def render(self, renderable, options=None):
             for segment in super().render(renderable, options):
