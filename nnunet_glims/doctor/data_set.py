@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -61,11 +62,12 @@ def _data_sets() -> dict[str, list[str]]:
     """Return name -> variables of nnU-Net's folders that have a data set of that name."""
     found: dict[str, list[str]] = {}
     for variable in FOLDERS:
-        root = os.environ.get(variable)
-        if root and os.path.isdir(root):
-            for entry in sorted(os.listdir(root)):
-                if re.match(r"Dataset\d{3}_.", entry) and os.path.isdir(os.path.join(root, entry)):
-                    found.setdefault(entry, []).append(variable)
+        root, entries = os.environ.get(variable), []
+        with contextlib.suppress(OSError):  # a folder that is missing or cannot be read has a finding of its own
+            entries = sorted(os.listdir(root)) if root else []
+        for entry in entries:
+            if re.match(r"Dataset\d{3}_.", entry) and os.path.isdir(os.path.join(str(root), entry)):
+                found.setdefault(entry, []).append(variable)
     return found
 
 
