@@ -212,7 +212,8 @@ class FoldTrainer(nnUNetTrainer):
         if isinstance(filename_or_checkpoint, str):
             filename_or_checkpoint = self._usable(Path(filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)
-        self._own_checkpoints = {LATEST, PREVIOUS, BEST}
+        # A training that goes on owns all; one that goes back to its own checkpoint may lie beside those of an earlier one.
+        self._own_checkpoints = self._own_checkpoints or {LATEST, PREVIOUS, BEST}
 
     def _usable(self, wanted: Path) -> str:
         examined = examine(wanted)

@@ -86,8 +86,7 @@ def spoil(path, value=float("nan"), everywhere=True):
 # ---- trainings that learn nothing
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("value", "precision"), [(np.nan, "fp32"), (np.inf, "bf16")])
 def test_images_that_are_not_finite_end_the_training_with_their_names(nnunet_folders, value, precision):
     break_images(nnunet_folders, CASES[:3], value)
     with pytest.raises(
