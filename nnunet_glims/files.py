@@ -43,8 +43,10 @@ _UNLOCKED = ".new"
 """End of a working folder's name until the folder is locked."""
 _WORKING = re.compile(rf"\.(.+)\.[^.]+({re.escape(_SUFFIX)}|{re.escape(_UNLOCKED)})", re.DOTALL)
 """Name of a working folder; the random part has no dots."""
+_LOCK_ATTEMPTS = 30
 _UNLOCKED_SECONDS = 60
-"""Age in seconds from which a folder that still has this name counts as left by a killed process."""
+"""Age in seconds from which a folder that still has this name counts as left by a killed process, where the folder that it
+lies in cannot be locked."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -188,18 +190,20 @@ def working_folder(place: Path) -> Iterator[Path]:
         ProcessingError: the disk is full or read-only, or the file system reports another error about `place` or the
             working folder, here or in the block. Errors about other files are passed on.
     """
-    descriptor = None
+    folder, descriptor = None, None
     try:
         remove_leftovers(place)
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNLOCKED, dir=place.parent))
         try:
-            descriptor = _lock(folder)
-            folder = folder.rename(folder.with_name(folder.name.removesuffix(_UNLOCKED) + _SUFFIX))
+            with _parent_locked(place.parent):
+                folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNLOCKED, dir=place.parent))
+                descriptor = _lock(folder)
+                folder = folder.rename(folder.with_name(folder.name.removesuffix(_UNLOCKED) + _SUFFIX))
             yield folder
         finally:
             if descriptor is not None:
                 os.close(descriptor)  # before the removal: NFS keeps the folder of a file that is open
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         ours = (str(place.absolute()), str(place.parent.absolute() / f".{place.name}."))
         named = [os.path.abspath(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path))]
@@ -226,15 +230,15 @@ def _remove_dead(folder: Path, wanted: str | None = None) -> None:
         names = [] if fcntl is None else os.listdir(folder)
     except OSError:  # there is no such folder, or it cannot be read
         return
-    matches = [match for name in names if (match := _WORKING.fullmatch(name))]
+    matches = [match for name in names if (match := _WORKING.fullmatch(name)) and wanted in (None, match[1])]
     for match in matches:
-        if wanted not in (None, match[1]):
-            continue
         path = folder / match[0]
         with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
-            if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.endswith(_SUFFIX):
+            if path.name.endswith(_UNLOCKED):
+                with _parent_locked(folder) as is_locked:  # then no living process has a folder in this state
+                    if is_locked or time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
+                        shutil.rmtree(path, ignore_errors=True)
+            else:
                 descriptor = os.open(path / _LOCK, os.O_RDWR)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -352,6 +356,32 @@ def _remove_or_put_back(replaced: Path, place: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
     elif replaced.exists():
         replaced.rename(place)
+
+
+@contextmanager
+def _parent_locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder in which working folders are made, for a moment; give False where the file system cannot do that."""
+    descriptor, is_locked = None, False
+    try:
+        with contextlib.suppress(OSError):
+            descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+        for attempt in range(_LOCK_ATTEMPTS):
+            if descriptor is None:
+                break
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_locked = True
+                break
+            except BlockingIOError:
+                time.sleep(0.01 * (attempt + 1))
+            except OSError:  # this file system cannot lock folders
+                break
+        yield is_locked
+    finally:
+        if descriptor is not None:
+            if is_locked:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
+            os.close(descriptor)
 
 
 def _lock(folder: Path) -> int | None:

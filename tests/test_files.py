@@ -257,17 +257,37 @@ def test_an_error_of_another_file_is_not_taken_for_one_of_the_disk(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_folder_that_is_not_locked_yet_is_left_alone_for_a_minute(tmp_path):
+BEFORE_ITS_LOCK = """
+import os, sys
+from pathlib import Path
+from nnunet_glims import files
+files._lock = lambda folder: os.kill(os.getpid(), 9)
+with files.working_folder(Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_a_process_killed_before_it_has_its_lock_leaves_nothing_for_ever(tmp_path):
+    command = [sys.executable, "-c", BEFORE_ITS_LOCK, str(tmp_path / "out")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert [Path(name).suffix for name in names(tmp_path)] == [".new"]
+    with new_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_is_being_made_is_left_alone(tmp_path):
+    """While another process holds the parent's lock; where there are no such locks, for a minute."""
     folder = tmp_path / ".out.abc.new"
     folder.mkdir()
-    with new_folder(tmp_path / "out"):
-        pass
-    assert folder.exists()
-    long_ago = time.time() - 120
-    os.utime(folder, (long_ago, long_ago))
-    with new_folder(tmp_path / "out"):
-        pass
-    assert not folder.exists()
+    with files._parent_locked(tmp_path) as is_locked:
+        assert is_locked
+        remove_leftovers_below(tmp_path)
+        assert folder.exists()
+        long_ago = time.time() - 120
+        os.utime(folder, (long_ago, long_ago))
+        remove_leftovers_below(tmp_path)
+        assert not folder.exists()
 
 
 KILLS_ITSELF = """

@@ -204,3 +204,26 @@ def test_files_that_are_no_comparison_are_refused_at_once(folders, capsys, conte
     (folders / "c.yaml").write_bytes(content)
     for action in ("plan", "run", "status", "report"):
         refused(folders, capsys, message, "compare", action, str(folders / "c.yaml"))
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"\xff\xfe", b"[" * 10_000, b'{"ending": 3}'])
+def test_records_that_are_none_are_taken_for_missing(folders, capsys, content):
+    record = folders / "c.run/jobs/train_D777_A_fold0/job.json"
+    record.parent.mkdir(parents=True)
+    record.write_bytes(content)
+    for action in ("plan", "status"):
+        assert main(["compare", action, str(folders / "c.yaml")]) == 0
+
+
+def test_a_folder_in_place_of_a_record_is_named(folders, capsys):
+    (folders / "c.run/jobs/train_D777_A_fold0/job.json").mkdir(parents=True)
+    assert main(["compare", "status", str(folders / "c.yaml")]) == 1
+    assert "train_D777_A_fold0/job.json: cannot be read: Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "code"), [("null", 2), ("[]", 2), ('{"ingredients": 3}', 2), ("{}", 0)])
+def test_a_damaged_record_of_preprocessed_data_is_named(folders, capsys, content, code):
+    path = folders / "preprocessed" / NAME / "nnunet_glims_prepared.json"
+    path.write_text(content)
+    assert main(["compare", "status", str(folders / "c.yaml")]) == code
+    assert code == 0 or f"{path}:1: " in capsys.readouterr().err

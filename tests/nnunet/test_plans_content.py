@@ -36,6 +36,13 @@ WRONG_VALUES = [
     ("inherits_from", "3d_fullres", "inherits_from: configurations inherit from each other in a circle"),
     ("inherits_from", "2e", "inherits_from: there is no configuration '2e': did you mean '2d'?"),
     ("data_identifier", "../elsewhere", "data_identifier: a text of the form"),
+    (
+        "resampling_fn_seg_kwargs",
+        {"order_z": []},
+        "resampling_fn_seg_kwargs.order_z: a whole number is wanted, not an empty",
+    ),
+    ("preprocessor_name", 3, "preprocessor_name: a text is wanted, not 3"),
+    ("batch_dice", "yes", 'batch_dice: true or false is wanted, not the text "yes"'),
     ("architecture", None, "architecture: a mapping of keys to values is wanted, not null"),
     (
         "normalization_schemes",
