@@ -17,7 +17,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_glims.errors import ProcessingError
-from nnunet_glims.files import unwritable
+from nnunet_glims.files import remove_leftovers, unwritable
 from nnunet_glims.images import check_whole
 from nnunet_glims.locks import lock
 from nnunet_glims.nnunet.checkpoints import FINAL, not_finite
@@ -29,7 +29,7 @@ from nnunet_glims.trainers.checkpoint_files import (
     Examined,
     examine,
     newest_usable,
-    remove_leftovers,
+    remove_cut_checkpoints,
     write_checkpoint,
 )
 from nnunet_glims.trainers.data_loading import DataLoading, RememberingCases, no_data_loading_processes
@@ -136,7 +136,8 @@ class FoldTrainer(nnUNetTrainer):
     def prepare_folder(self) -> None:
         """Remove what killed trainings left in the folder of the fold, and check that a checkpoint fits on the disk."""
         folder = Path(self.output_folder)
-        remove_leftovers(folder)
+        remove_cut_checkpoints(folder)
+        remove_leftovers(Path(self.output_folder_base, "plans.json"))
         # Optimisers have at least one number for each weight.
         needed = 2 * sum(weight.numel() * weight.element_size() for weight in self.bare_network.parameters())
         disk = shutil.disk_usage(folder)
