@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_glims.errors import ProcessingError
 from nnunet_glims.files import new_file, unwritable
-from nnunet_glims.nnunet.checkpoints import load_checkpoint, not_finite
+from nnunet_glims.nnunet.checkpoints import is_intact, load_checkpoint, not_finite
 
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 """The names nnU-Net gives to the checkpoints of an unfinished training."""
 PREVIOUS = "checkpoint_previous.pth"
 """Name of the checkpoint before the latest one."""
-
-
-def is_intact(checkpoint: Path) -> bool:
-    """Return whether the file is a checkpoint that was written to its end and whose bytes have their checksums."""
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 @dataclass(frozen=True)

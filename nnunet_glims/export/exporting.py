@@ -15,7 +15,7 @@ from nnunet_glims import __version__
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.export import conversion, parity
 from nnunet_glims.export.description import settings_from_plans
-from nnunet_glims.export.exported import MODEL_JSON, ExportedModel, FoldFile, checksum
+from nnunet_glims.export.exported import MODEL_JSON, ExportedModel, FoldFile, Format, Precision, checksum
 from nnunet_glims.export.runner import load_networks
 from nnunet_glims.files import check_new, new_folder
 from nnunet_glims.geometry import times
@@ -38,15 +38,15 @@ class ExportRequest:
         precision: how weights are stored, a key of `parity.TOLERANCES`.
         opset: ONNX operator set, one of `conversion.OPSETS`.
         checkpoint: name of the checkpoint's file in each fold's folder.
-        trust: whether to load checkpoints that hold more than numbers.
+        trust: whether to load checkpoints that hold more than numbers, and to call whatever the plans name.
 
     Raises:
         UsageError: on construction, where a setting is unknown or settings contradict each other.
     """
 
     folds: tuple[str, ...] = ()
-    format: str = "onnx"
-    precision: str = "fp32"
+    format: Format = "onnx"
+    precision: Precision = "fp32"
     opset: int = conversion.OPSETS[0]
     checkpoint: str = FINAL
     trust: bool = False
@@ -86,7 +86,7 @@ def export(
         ProcessingError: a checkpoint or the image to compare on is damaged or not finite.
         parity.ParityError: an exported network differs from PyTorch.
     """
-    model = ModelFolder(source)
+    model = ModelFolder(source, request.trust)
     _check_tools(request)
     check_new(out, overwrite, MODEL_JSON, "export")
     folds = trained_folds(model, request.folds, request.checkpoint)

@@ -154,10 +154,8 @@ def _middle(image: Array, size: tuple[int, ...]) -> Array:
 
 def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plan = PlansManager(dict(model.plans)).get_configuration(exported.configuration)
-    folder = PREPROCESSED.find(exported.dataset, plan.data_identifier)
+    folder = PREPROCESSED.find(exported.dataset, model.settings.data_identifier)
     if folder is None or not any(folder.iterdir()):
         return "", None
     case = ""
