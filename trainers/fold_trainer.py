@@ -16,7 +16,7 @@ from torch import distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_glims.errors import ProcessingError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import remove_leftovers, unwritable
 from nnunet_glims.images import check_whole
 from nnunet_glims.locks import lock
@@ -102,8 +102,18 @@ class FoldTrainer(nnUNetTrainer):
         return None
 
     def get_tr_and_val_datasets(self):
-        """Return nnU-Net's data sets, which note the case that is loaded, for errors."""
+        """Return nnU-Net's data sets, which note the case that is loaded, for errors.
+
+        Raises:
+            UsageError: the split of the fold has no case for training or for the validation.
+        """
         train, validation = super().get_tr_and_val_datasets()
+        for what, dataset in (("training", train), ("validation", validation)):
+            if not len(dataset.identifiers):
+                splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+                raise UsageError(
+                    f"{splits}: fold {self.fold} has no case for {what}: add cases to it, or take another fold"
+                )
         return RememberingCases(train, self._data_loading.last), RememberingCases(validation, self._data_loading.last)
 
     # ---- files

@@ -302,6 +302,14 @@ def test_another_error_ends_the_data_loading_processes_before_it_is_told(make_tr
     assert [process.exitcode for process in processes] == [0, 0]
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_split_without_cases_is_named(nnunet_folders, part):
+    splits = nnunet_folders / "preprocessed" / DATASET / "splits_final.json"
+    splits.write_text(json.dumps([{"train": CASES[:3], "val": CASES[3:], part: []}]))
+    with pytest.raises(UsageError, match=r"splits_final.json: fold 0 has no case for (training|validation): "):
+        train(nnunet_folders)
+
+
 # ---- one training at a time
 
 HOLD = """
