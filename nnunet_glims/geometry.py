@@ -112,8 +112,8 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
 
 
 def times(size: Sequence[float]) -> str:
-    """Return numbers in the form "240×240×155"."""
-    return "×".join(map(str, size))
+    """Return numbers in the form "240×240×155", with six digits at most where they are not whole."""
+    return "×".join(f"{value:g}" if isinstance(value, float) else str(value) for value in size)
 
 
 def _rounded(values: tuple[float, ...]) -> list[float]:

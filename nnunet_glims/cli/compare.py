@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nnunet_glims.cli.output import new_console
+from nnunet_glims.cli.trust import add_trust
 
 HELP = "train and compare networks on data sets, folds and seeds, as a file says, on this machine or on SLURM"
 
@@ -40,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 action="store_true",
                 help="take results that do not say what they were made from, or whose files were only written again",
             )
+        if name in ("plan", "run", "retry", "report"):
+            add_trust(action)
         if name == "plan":
             action.add_argument("--timing", action="store_true", help="time some steps of each entry, for hours")
         if name == "status":
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.action in ("run", "retry", "cancel"):
         check_process_control(f"compare {options.action}")
-    experiment = Experiment(path)
+    experiment = Experiment(path, getattr(options, "trust", False))
     return {
         "plan": _plan,
         "run": _run,

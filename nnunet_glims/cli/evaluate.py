@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         console.print(f"passed over, since they are no label maps: {', '.join(summary['other_files'])}", soft_wrap=True)
     for remark in summary["remarks"]:
         console.print(f"note: {remark}", soft_wrap=True)
-    out = Path(options.out) if options.out else Path(evaluated) / RESULTS_FOLDER
+    out = Path(evaluated) / RESULTS_FOLDER if options.out is None else Path(options.out)
     console.print(f"Wrote {out / TABLE} and {out / SUMMARY}", soft_wrap=True)
     return 1 if summary["failed"] else 0
 

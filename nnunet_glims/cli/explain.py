@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from nnunet_glims.cli.output import new_console
+from nnunet_glims.cli.trust import add_trust
 
 HELP = "Grad-CAM of whole cases, values of attention gates, and checks of whether to trust them"
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--truth", help="folder of true label maps, to show beside the predicted ones")
     parser.add_argument("--sanity", action="store_true", help="check the maps: random weights, salient voxels masked")
-    parser.add_argument("--trust", action="store_true", help="load a checkpoint that holds more than numbers")
+    add_trust(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an explanation")
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is a GPU)")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.trust import add_trust
+
 HELP = "export a trained model to ONNX or TorchScript, checked against PyTorch"
 
 
@@ -17,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", default="fp32", help="how weights are stored: fp32, fp16 or int8 (fp32)")
     parser.add_argument("--opset", type=int, default=18, help="ONNX operator set: 18, 19 or 20 (18)")
-    parser.add_argument("--trust", action="store_true", help="load checkpoints that hold more than numbers")
+    add_trust(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an export")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nnunet_glims.cli.output import new_console
+from nnunet_glims.cli.trust import add_trust
 
 HELP = "compare evaluated models or predictions: statistics, ranks, costs, pictures, on one HTML page"
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--note", action="append", default=[], metavar="TEXT", help="sentence below the heading; may be repeated"
     )
     parser.add_argument("--cases", type=int, default=8, help="most cases shown slice by slice (default: 8)")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -64,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
             channel=options.channel,
             cases=options.cases,
             notes=options.note,
+            trust=options.trust,
         )
     board = made.board
     if options.cases and not made.shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -32,4 +33,4 @@ def read_conversion_report(dataset: Path) -> ConversionReport | None:
         ProcessingError: the file is damaged or no such report.
     """
     path = dataset / REPORT
-    return read_model(ConversionReport, path, ProcessingError) if path.exists() else None
+    return read_model(ConversionReport, path, ProcessingError) if os.path.exists(path) else None

@@ -125,7 +125,7 @@ def expected_cases(challenge: Challenge, dataset: Path | None, cases: Path | Non
     for name in names:
         if name in seen or "/" in name or "\\" in name or not name.isprintable():
             raise UsageError(
-                f"{cases}: {cut(name)!r} is there twice or is no case's name: one name a line, without a folder"
+                f"{cases}: '{cut(name)}' is there twice or is no case's name: one name a line, without a folder"
             )
         seen.add(name)
     return Expected({name: images.get(name) for name in names}, label_map)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import nan
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, field_validator, model_validator
 
 from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.evaluation.protocol import Protocol
@@ -22,6 +23,8 @@ from nnunet_glims.validation import validate
 CASES, TABLE, SUMMARY = "cases.jsonl", "metrics.csv", "summary.json"
 
 Name = Annotated[str, Field(min_length=1), AfterValidator(printable)]
+_PathText = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
+_Value = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -56,10 +59,10 @@ class CaseRecord(BaseModel):
     key: str
     case: Name
     fold: NonNegativeInt | None
-    truth: str
-    prediction: str | None
+    truth: _PathText
+    prediction: _PathText | None
     stamps: tuple[Stamp | None, Stamp | None] | None = None
-    regions: dict[Name, dict[Name, FiniteFloat | None]] = Field(min_length=1)
+    regions: dict[Name, dict[Name, _Value | None]] = Field(min_length=1)
     confusion: list[list[_Count]] = Field(min_length=1, max_length=256)
 
     @model_validator(mode="after")
@@ -97,7 +100,7 @@ class Summary(BaseModel):
     """
 
     method_version: NonNegativeInt = 0
-    model: str | None = None
+    model: _PathText | None = None
     regions: dict[Name, list[Annotated[int, Field(ge=1, le=255)]]] = Field(min_length=1)
     protocol: Protocol
     ignored_label: int | None = None
@@ -108,7 +111,7 @@ class Summary(BaseModel):
     left_out: list[str] = Field(default_factory=list)
     predictions_without_truth: list[str] = Field(default_factory=list)
     other_files: list[str] = Field(default_factory=list)
-    folders: list[str] = Field(default_factory=list)
+    folders: list[_PathText] = Field(default_factory=list)
     folds: FoldsRecord | None = None
     remarks: list[str] = Field(default_factory=list)
     statistics: dict[str, dict[str, dict[str, Any]]]
@@ -234,6 +237,14 @@ def stamp_of(file: Path) -> dict[str, Any]:
     return {"size": stat.st_size, "modified_ns": stat.st_mtime_ns, "changed_ns": stat.st_ctime_ns, "sha256": content}
 
 
+def status_of(path: str | Path) -> os.stat_result | None:
+    """Return the status of a file or folder that an evaluation names; None if it is not there, or not for this user."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
 def changed_file(results: Results) -> str | None:
     """Return a sentence about a label map whose content is not the one that was evaluated; None where there is none.
 
@@ -246,11 +257,11 @@ def changed_file(results: Results) -> str | None:
             if stamp is None:
                 continue
             file = Path(line[kind])
-            if not file.exists():
+            stat = status_of(file)
+            if stat is None:
                 gone.setdefault(file.parent, f"{file} of case {line['case']} was evaluated and is no longer there")
                 continue
             there.add(file.parent)
-            stat = file.stat()
             same = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) == (
                 stamp["size"], stamp["modified_ns"], stamp["changed_ns"]
             )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UsageError, cut
 from nnunet_glims.releases import brats
 from nnunet_glims.validation import nearest
 
@@ -45,11 +45,14 @@ def regions_from(content: Any, where: str) -> Regions:
         UsageError: the content has another form, or a label is not from 1 to 255.
     """
     if not isinstance(content, Mapping) or not content:
-        raise UsageError(f'{where}: regions must be {{"name": [labels], ...}}')
+        raise UsageError(f'{where}: there must be regions besides the background, as {{"name": [labels], ...}}')
     found = {}
     for name, labels in content.items():
+        printable(name)
         chosen = list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
         if not chosen or not all(type(label) is int and 0 < label <= 255 for label in chosen):
-            raise UsageError(f"{where}: {name}: a region is a list of labels from 1 to 255, this is {labels!r}")
-        found[printable(name)] = tuple(chosen)
+            raise UsageError(
+                f"{where}: {name}: a region is a list of labels from 1 to 255, this is {cut(repr(labels))}"
+            )
+        found[name] = tuple(chosen)
     return found

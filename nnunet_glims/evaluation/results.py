@@ -29,7 +29,7 @@ from nnunet_glims.evaluation.protocol import Protocol
 from nnunet_glims.evaluation.records import CASES, SUMMARY, TABLE, records, stamp_of, table_of
 from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.evaluation.statistics import describe
-from nnunet_glims.files import check_output_folder, read_json, write_json, write_text
+from nnunet_glims.files import check_output_folder, read_json, unwritable, write_json, write_text
 from nnunet_glims.images import LabelMap, read_label_map
 from nnunet_glims.locks import lock
 from nnunet_glims.processes import Progress, processes, quietly
@@ -137,18 +137,14 @@ def _evaluate(
     waiting = [(key, case) for key, case in keys.items() if key not in done]
     if waiting:
         (out / SUMMARY).unlink(missing_ok=True)  # it does not describe the new results
-    with (
-        processes(min(workers, len(waiting)), ordered=False) as parallel_map,
-        (out / CASES).open("a", encoding="utf-8") as record,
-    ):
+    with processes(min(workers, len(waiting)), ordered=False) as parallel_map:
         results = parallel_map(partial(_evaluated, settings), waiting)
         for key, name, result in progress(results, "Evaluating", len(waiting)):
             if isinstance(result, str):
                 failed[name] = result
                 continue
             done[key] = result
-            record.write(json.dumps(result) + "\n")
-            record.flush()
+            _append(out / CASES, json.dumps(result) + "\n")
     lines = [done[key] for key in keys if key in done]
     write_text(out / CASES, "".join(json.dumps(line) + "\n" for line in lines))
     table = table_of(lines)
@@ -172,8 +168,16 @@ def _evaluate(
 def _end_last_line(path: Path) -> None:
     """End a last line that was cut off, so that the next one is not appended to it."""
     if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        _append(path, "\n")
+
+
+def _append(path: Path, text: str) -> None:
+    """Append a text to a file, whose last line is cut off if the disk is full; raise `ProcessingError` that names it."""
+    try:
         with path.open("a", encoding="utf-8") as file:
-            file.write("\n")
+            file.write(text)
+    except OSError as error:
+        raise unwritable(path, error.strerror or str(error)) from error
 
 
 def _key(case: CaseFiles, settings: Settings) -> str:

@@ -14,7 +14,6 @@ from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.executors.local import free_bytes
 from nnunet_glims.experiments.layout import Layout
 from nnunet_glims.files import working_folder
-from nnunet_glims.nnunet.dataset_json import read_dataset_json
 from nnunet_glims.nnunet.plans.configuration import BASE_PLANS, read_plans
 from nnunet_glims.nnunet.plans.content import resolved
 from nnunet_glims.nnunet.plans.override import apply_override, load_override
@@ -108,7 +107,7 @@ def _built(layout: Layout, number: int, entry: Entry) -> tuple[Any, int, list[in
             shutil.copy(path, applied)
             path = apply_override(applied, entry.override, entry.configuration, entry.plans).path
         plans = read_plans(path)
-    return network_of(plans, dict(read_dataset_json(folder / "dataset.json")), entry.trainer, entry.configuration)
+    return network_of(plans, folder / "dataset.json", entry.trainer, entry.configuration, str(path), layout.trust)
 
 
 def _timed(layout: Layout, network: Any, channels: int, patch: list[int], batch: int) -> float:

@@ -16,14 +16,14 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.export.description import GAUSSIAN_SIGMA_SCALE, GAUSSIAN_VALUE_SCALING
 from nnunet_glims.images import not_finite
 from nnunet_glims.nnunet.folders import READERS
-from nnunet_glims.nnunet.models import ModelFolder
+from nnunet_glims.nnunet.models import PLANS_JSON, ModelFolder
+from nnunet_glims.nnunet.trust import check_image_processing
 from nnunet_glims.processes import Progress, quietly
 
 
@@ -52,9 +52,8 @@ class ImagePipeline:
     """
 
     def __init__(self, model: ModelFolder, device: torch.device):
-        self.manager = PlansManager(dict(model.plans))
-        self.plan = self.manager.get_configuration(model.configuration)
-        self.labels = self.manager.get_label_manager(dict(model.dataset_json))
+        self.manager, self.plan, self.labels = model.manager, model.settings, model.labels
+        check_image_processing(self.plan, str(model.path / PLANS_JSON))
         self.dataset_json = dict(model.dataset_json)
         if self.plan.previous_stage_name is not None:
             raise UsageError(f"{model.path}: {model.configuration} is the second stage of a cascade: explain the first")

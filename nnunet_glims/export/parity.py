@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,10 @@ TOLERANCES = {
 }
 """Precision -> tolerance. For fp16 and int8 only a patch of a real image counts where there is one: on random numbers
 many logits are nearly equal, so that labels change easily."""
+
+
+ROUNDINGS = 4
+"""By how many of PyTorch's rounding errors an export may differ: it adds up in another order, and both are rounded."""
 
 
 class ParityError(ProcessingError):
@@ -78,20 +83,28 @@ def _dice(first: Array, second: Array) -> float | None:
     return 2 * int((first & second).sum()) / total if total else None
 
 
-def check(fold: str, precision: str, figures: list[dict[str, Any]]) -> None:
+def check(
+    fold: str, precision: str, figures: list[dict[str, Any]], rounding_error: Callable[[str], float] = lambda patch: 0.0
+) -> None:
     """Raise `ParityError` where an export differs from PyTorch by more than `TOLERANCES` allows.
+
+    In a small patch, norms over few voxels magnify rounding. Where PyTorch itself is far from what it computes in float64,
+    the export may be `ROUNDINGS` times as far from PyTorch.
 
     Args:
         fold: name of the fold, for the message.
         precision: a key of `TOLERANCES`.
         figures: what `difference` returned for each patch.
+        rounding_error: returns the relative error of PyTorch on a patch, given by its name, against float64. It is called
+            only where the tolerance is exceeded.
     """
     allowed = TOLERANCES[precision]
     real = [entry for entry in figures if entry["patch"] != "random"]
     for entry in figures if precision == "fp32" or not real else real:
         error, agreement = entry["relative_error"], entry["agreement"]
         # A comparison with NaN is False, so that an export that yields NaN fails.
-        if not (error <= allowed.relative_error and agreement >= allowed.agreement):
+        within = error <= allowed.relative_error or error <= ROUNDINGS * rounding_error(entry["patch"])
+        if not (within and agreement >= allowed.agreement):
             raise ParityError(
                 f"fold {fold}: on a patch ({entry['patch']}) the {precision} export differs from PyTorch by {error:.2g} of "
                 f"the logits' standard deviation and agrees in {agreement:.2%} of voxels; allowed are "
@@ -141,10 +154,8 @@ def _middle(image: Array, size: tuple[int, ...]) -> Array:
 
 def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plan = PlansManager(dict(model.plans)).get_configuration(exported.configuration)
-    folder = PREPROCESSED.find(exported.dataset, plan.data_identifier)
+    folder = PREPROCESSED.find(exported.dataset, model.settings.data_identifier)
     if folder is None or not any(folder.iterdir()):
         return "", None
     case = ""

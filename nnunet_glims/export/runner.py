@@ -18,6 +18,7 @@ from nnunet_glims.errors import UsageError, UserError
 from nnunet_glims.export.cases import find_input_cases, read_case
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.label_maps import label_map
+from nnunet_glims.export.network_files import open_network
 from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import PatchPredictor, predict_logits
 from nnunet_glims.files import check_output_folder
@@ -40,6 +41,7 @@ def load_networks(
 
     Raises:
         UsageError: onnxruntime is not installed or has no such device, or the export is not ONNX.
+        ProcessingError: a file is damaged, or its network is not the one that model.json describes.
     """
     if model.format != "onnx":
         raise UsageError(f"{folder}: this export is {model.format}: export with --format onnx to run it here")
@@ -60,13 +62,7 @@ def load_networks(
     providers = ["CPUExecutionProvider"]
     if has_cuda and device != "cpu":
         providers.insert(0, "CUDAExecutionProvider")
-
-    def network(file: Path) -> PatchPredictor:
-        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        name = session.get_inputs()[0].name
-        return lambda patch: session.run(None, {name: patch})[0]
-
-    return [network(folder / fold.file) for fold in model.folds]
+    return [open_network(folder / fold.file, model, options, providers) for fold in model.folds]
 
 
 def predict_case(

@@ -34,12 +34,12 @@ def inflate(data: bytes, wbits: int, length: int | None = None) -> bytes:
             parts.append(stream.decompress(data, 0 if length is None else length - have + 1))
             parts.append(stream.decompress(stream.unconsumed_tail, 1))  # reads the checksum where only it is left
         except zlib.error as error:
-            raise Damaged(f"the compressed data are damaged ({error})") from None
+            raise Damaged(f"the compressed data are damaged ({error}): copy the file again") from None
         have += len(parts[-2]) + len(parts[-1])
         if length is not None and have > length:
             raise Damaged(f"the compressed data hold more than the {length:,} bytes that the header states")
         if not stream.eof:
-            raise Damaged("the compressed data are cut off")
+            raise Damaged("the compressed data are cut off: copy the file again")
         data = stream.unused_data.lstrip(b"\0")
         if not data:
             break
@@ -54,4 +54,4 @@ def check_length(have: int, shape: Sequence[int], bytes_a_voxel: int) -> None:
     if have != length:
         size = "×".join(map(str, shape))
         what = "is cut off" if have < length else "is longer than its header states"
-        raise Damaged(f"the file {what}: {size} voxels take {length:,} bytes, and it has {have:,}")
+        raise Damaged(f"it {what}: {size} voxels take {length:,} bytes, and it has {have:,}: copy the file again")

@@ -67,13 +67,15 @@ def cases_of_folders(truths: Path, predictions: Path) -> Cases:
     """Return the cases of two folders whose files have the same names. A true label map without a prediction is a case too.
 
     Raises:
-        UsageError: a folder is missing or has no label maps, a case has two files, or no prediction belongs to a true label
-            map.
+        UsageError: a folder is missing, given twice, or has no label maps, a case has two files, or no prediction belongs to
+            a true label map.
     """
     truths, predictions = truths.resolve(), predictions.resolve()
     for folder in (truths, predictions):
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
+    if truths == predictions:
+        raise UsageError(f"{truths}: the same folder was given for the true and for the predicted label maps")
     dataset_json = find_dataset_json(predictions, truths, truths.parent)
     ending = None if dataset_json is None else dataset_json["file_ending"]
     true_files, predicted = label_maps(truths, ending), label_maps(predictions, ending)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nnunet_glims.errors import UsageError, cut
 from nnunet_glims.files import read_json_document
+from nnunet_glims.nnunet.trust import check_label_manager
 from nnunet_glims.validation import list_problems, validate
 
 if TYPE_CHECKING:
@@ -70,10 +71,16 @@ def number_of_cases(path: Path) -> int:
 
 
 def label_manager(plans: Mapping[str, Any], path: Path) -> LabelManager:
-    """Return nnU-Net's label manager for plans and a dataset.json; raise `UsageError` where nnU-Net refuses the labels."""
+    """Return nnU-Net's label manager for plans and a dataset.json.
+
+    Raises:
+        UsageError: nnU-Net refuses the labels.
+        NotTrustedError: what the plans name as the label manager is none of nnU-Net's.
+    """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     content = read_dataset_json(path)
+    check_label_manager(plans)
     try:
         return PlansManager(dict(plans)).get_label_manager(dict(content))
     except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError) as error:

@@ -8,8 +8,8 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import protocol_for
-from nnunet_glims.evaluation.records import Results, changed_file, read_results
-from nnunet_glims.evaluation.regions import NAMED_REGIONS, Regions, printable, regions_from, regions_named
+from nnunet_glims.evaluation.records import Results, changed_file, read_results, status_of
+from nnunet_glims.evaluation.regions import NAMED_REGIONS, Regions, regions_from, regions_named
 from nnunet_glims.evaluation.results import Settings, evaluate_cases
 from nnunet_glims.files import read_json
 from nnunet_glims.nnunet.cases import Cases, cases_of_folders, cases_of_model
@@ -140,7 +140,7 @@ def change_since(results: Results) -> str | None:
     evaluated = {(line["case"], line["prediction"]) for line in results.cases}
     elsewhere = {(name, None if file is None else str(Path(file).parent)) for name, file in evaluated}
     for folder in results.summary["folders"]:
-        for name, file in label_maps(Path(folder)).items():
+        for name, file in label_maps(Path(folder)).items() if status_of(folder) else ():
             replaced = (name, None) in elsewhere or (name, folder) in elsewhere
             if replaced and (name, str(file)) not in evaluated:
                 return f"{file} of case {name} was not there when this was evaluated"
@@ -159,8 +159,6 @@ def _settings(
 ) -> Settings:
     """Return the settings that a user chose; `searched` names the places where dataset.json was looked for."""
     found = _regions(dataset_json, searched, regions)
-    for name in found:
-        printable(name)
     protocol = protocol_for(list(found), preset, surface, penalty, tolerance, region_tolerances or {})
     return Settings(found, protocol, None if dataset_json is None else ignored_label(dataset_json))
 
@@ -171,7 +169,7 @@ def _regions(
     if given is None:
         if dataset_json is None:
             raise UsageError(f"no dataset.json in {searched}: say with --regions which labels to evaluate")
-        return regions_of(dataset_json)
+        return regions_from(regions_of(dataset_json), f"dataset.json of {searched}")
     if isinstance(given, Mapping):
         return regions_from(given, "regions")
     if str(given) in NAMED_REGIONS or not Path(given).suffix:

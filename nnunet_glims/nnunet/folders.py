@@ -51,7 +51,7 @@ class Root:
         """Return the file or folder with this path below the root; None if it does not exist or the variable is not set."""
         root = os.environ.get(self.variable)
         path = Path(root, *parts) if root else None
-        return path if path is not None and path.exists() else None
+        return path if path is not None and os.path.exists(path) else None
 
     def dataset(self, dataset: str) -> Path:
         """Return the folder of a data set below the root.
@@ -98,9 +98,9 @@ def preprocessed_folder(dataset: str) -> Path:
 
 
 def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
-    """Return the content of the first dataset.json in the folders; None where there is none."""
+    """Return the content of the first dataset.json in the folders; None where there is none, or not for this user."""
     for folder in folders:
-        if (folder / "dataset.json").exists():
+        if os.path.exists(folder / "dataset.json"):  # unlike Path.exists, False where a folder may not be read
             return read_dataset_json(folder / "dataset.json")
     return None
 
@@ -120,8 +120,15 @@ def regions_of(dataset_json: Mapping[str, Any]) -> Regions:
 
 
 def ignored_label(dataset_json: Mapping[str, Any]) -> int | None:
-    """Return the ignore label, whose voxels do not count; None if the data set has none."""
-    return dataset_json["labels"].get("ignore")
+    """Return the ignore label, whose voxels do not count; None if the data set has none.
+
+    Raises:
+        UsageError: it is no single label.
+    """
+    label = dataset_json["labels"].get("ignore")
+    if label is not None and not isinstance(label, int):
+        raise UsageError(f"dataset.json: labels: ignore: this must be one label, not {cut(repr(label))}")
+    return label
 
 
 def label_maps(folder: Path, ending: str | None = None) -> dict[str, Path]:

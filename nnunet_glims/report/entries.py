@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.records import Name, Results, is_evaluation, read_results
+from nnunet_glims.errors import UsageError, UserError
+from nnunet_glims.evaluation.records import Name, Results, is_evaluation, read_results, status_of
 from nnunet_glims.evaluation.regions import printable
 from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER
 from nnunet_glims.nnunet.folders import RAW
@@ -161,13 +161,17 @@ def board_file_of_arguments(arguments: Sequence[str]) -> BoardFile:
     return board_file(entries)
 
 
-def read_entries(board: BoardFile) -> list[LeaderboardEntry]:
+def read_entries(board: BoardFile, trust: bool = False) -> list[LeaderboardEntry]:
     """Read the results of all entries.
+
+    Args:
+        board: the entries.
+        trust: whether the plans of their models may have any network imported and called, see `nnunet.trust`.
 
     Raises:
         UsageError: a folder does not exist or is not evaluated, or two seeds of an entry are the same folder.
     """
-    return [_entry(given) for given in board.entries]
+    return [_entry(given, trust) for given in board.entries]
 
 
 def _from_yaml(path: Path) -> BoardFile:
@@ -179,17 +183,17 @@ def _from_yaml(path: Path) -> BoardFile:
     return board
 
 
-def _entry(given: EntryFile) -> LeaderboardEntry:
+def _entry(given: EntryFile, trust: bool) -> LeaderboardEntry:
     resolved = [folder.resolve() for folder in given.folders]
     twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
     if twice is not None:
         raise UsageError(f"{given.name}: {twice} is given twice: each seed has a folder of its own")
     models = [given.model, *[None] * (len(resolved) - 1)]
-    runs = [_run(given.name, folder, model) for folder, model in zip(given.folders, models, strict=True)]
+    runs = [_run(given.name, folder, model, trust) for folder, model in zip(given.folders, models, strict=True)]
     return LeaderboardEntry(given.name, runs, given.seconds_a_case)
 
 
-def _run(name: str, folder: Path, model: Path | None) -> Run:
+def _run(name: str, folder: Path, model: Path | None, trust: bool) -> Run:
     if not folder.is_dir():
         raise UsageError(f"{name}: {folder}: there is no such folder")
     inside = folder / RESULTS_FOLDER
@@ -199,13 +203,13 @@ def _run(name: str, folder: Path, model: Path | None) -> Run:
         raise UsageError(f"{name}: {folder} has no completed evaluation: run nnunet-glims evaluate {how}")
     results = read_results(evaluated)
     if model is not None:
-        return Run(folder, results, ModelFolder(model))
+        return Run(folder, results, ModelFolder(model, trust))
     remembered = results.summary.get("model")
-    if remembered is None or not Path(remembered).is_dir():
+    if remembered is None or status_of(remembered) is None:
         return Run(folder, results, None)
     try:
-        found = ModelFolder(Path(remembered))
+        found = ModelFolder(Path(remembered), trust)
         _ = found.dataset, found.dataset_json  # later steps need both
-    except UsageError as error:
+    except UserError as error:
         return Run(folder, results, None, str(error))
     return Run(folder, results, found)

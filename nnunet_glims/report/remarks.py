@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 
 from nnunet_glims.evaluation.ranking import SIGNIFICANT, smallest_p
 from nnunet_glims.evaluation.statistics import FEWEST
@@ -100,17 +101,21 @@ def limits(board: Board) -> list[str]:
             f"best entry. No p value of a paired test of {n} can be below {one}{adjusted}."
         ]
     assert board.ranking is not None
-    tests = max(sum(test.p == test.p for test in of_metric) for of_metric in board.tests.values())  # NaN is no test
+    tests = max(1, *(sum(not isnan(test.p) for test in of_metric) for of_metric in board.tests.values()))
     of_pairs, of_ranks = smallest_p(count, tests), board.ranking.smallest_p
-    sentence = (
-        f"The smallest p value that {n} allow: {one} for one test, {of_pairs:.2g} after Holm’s correction over the {tests} "
-        f"pairs and regions of a metric, {of_ranks:.2g} for the mean ranks"
+    adjusted = (
+        f", {of_pairs:.2g} after Holm’s correction over the {tests} pairs and regions of a metric" if tests > 1 else ""
     )
+    sentences = [
+        f"The smallest p value that {n} allow: {one} for one test{adjusted}, {of_ranks:.2g} for the mean ranks."
+    ]
     if of_pairs >= SIGNIFICANT:
-        sentence += "; so no pair can differ significantly in a metric"
+        sentences.append("So no pair can differ significantly in a metric.")
     if of_ranks >= SIGNIFICANT:
-        sentence += "; so no pair can differ significantly in its ranks, and tests of all entries together are left out"
-    return [f"{sentence}."]
+        sentences.append(
+            "So no pair can differ significantly in its ranks, and tests of all entries together are left out."
+        )
+    return sentences
 
 
 def files(board: Board) -> list[str]:

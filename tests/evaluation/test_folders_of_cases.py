@@ -106,6 +106,32 @@ def test_the_background_is_no_region(tmp_path, name):
     assert list(json.loads((tmp_path / "predicted/evaluation/summary.json").read_text())["regions"]) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("labels_of_dataset", "message"),
+    [
+        ({"background": 0}, "there must be regions besides the background"),
+        ({"background": 0, "a": [0, 1]}, "a: a region is a list of labels from 1 to 255"),
+        ({"background": 0, "a": 70000}, "a: a region is a list of labels from 1 to 255"),
+        ({"background": 0, "a": 1, "ignore": [3]}, "ignore: this must be one label"),
+        ({"background": 0, "a\x1b[2J": 1}, "cannot be printed"),
+    ],
+)
+def test_labels_that_cannot_be_evaluated_write_nothing(tmp_path, capsys, labels_of_dataset, message):
+    for folder in ("truth", "predicted"):
+        write(tmp_path / folder / "a.nii.gz", labels())
+    dataset = {"channel_names": {"0": "x"}, "labels": labels_of_dataset, "file_ending": ".nii.gz"}
+    (tmp_path / "truth/dataset.json").write_text(json.dumps(dataset))
+    assert run("evaluate", tmp_path / "truth", tmp_path / "predicted", "--workers", 1) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "predicted/evaluation").exists()
+
+
+def test_a_folder_is_not_evaluated_against_itself(tmp_path, capsys):
+    write(tmp_path / "predicted/a.nii.gz", labels())
+    (tmp_path / "truth").symlink_to(tmp_path / "predicted")
+    assert run("evaluate", tmp_path / "truth", tmp_path / "predicted", "--regions", "brats") == 2
+    assert "the same folder was given" in capsys.readouterr().err
+
+
 def test_files_that_were_passed_over_are_named(tmp_path, capsys):
     for folder in ("truth", "predicted"):
         write(tmp_path / f"{folder}/{CASE}.nii.gz", labels())

@@ -16,6 +16,7 @@ from nnunet_glims.evaluation.records import read_results
 from nnunet_glims.locks import lock
 from nnunet_glims.nnunet.cases import cases_of_folders
 from nnunet_glims.nnunet.evaluation import evaluate_folders
+from tests.test_files import largest_file
 
 DATASET = {
     "channel_names": {"0": "T2"},
@@ -182,7 +183,7 @@ def test_regions_and_settings_by_command_line(folders, tmp_path):
     ("arguments", "message"),
     [
         (["nowhere", "predicted"], "there is no such folder"),
-        (["labelsTs", "labelsTs", "--regions", "brat"], "did you mean 'brats'"),
+        (["labelsTs", "predicted", "--regions", "brat"], "did you mean 'brats'"),
         (["labelsTs", "predicted", "--preset", "brats2023-gly"], "did you mean 'brats2023-gli'"),
         (["labelsTs", "predicted", "--surface", "voxel"], "did you mean 'voxels'"),
         (["labelsTs", "predicted", "--tolerance", "organs=2"], "did you mean 'organ'"),
@@ -489,3 +490,15 @@ def test_a_damaged_summary_of_nnunet_is_named(model, capsys):
     (model / "fold_0/validation/summary.json").write_text('{"metric_per_case": 3}')
     assert evaluate("--model", model) == 1
     assert "fold_0/validation/summary.json:1: metric_per_case" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named_and_the_evaluation_goes_on(folders, monkeypatch, capsys):
+    with largest_file(2500):
+        assert evaluate(*folders) == 1
+    message = capsys.readouterr().err
+    assert "evaluation/cases.jsonl: cannot be written: File too large" in message and "free" in message
+    assert not (folders[1] / "evaluation/summary.json").exists()
+    counted = []
+    monkeypatch.setattr(results, "measure_case", counting(results.measure_case, counted))
+    assert evaluate(*folders) == 0
+    assert 0 < len(counted) < 4 and len(rows(folders[1])) == 8

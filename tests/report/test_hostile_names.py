@@ -151,6 +151,8 @@ def changed(path, change):
         ("cases.jsonl", lambda line: line.update(fold="0")),
         ("cases.jsonl", lambda line: line.update(fold=True)),
         ("cases.jsonl", lambda line: line.update(truth=None)),
+        ("cases.jsonl", lambda line: line.update(truth="\0")),
+        ("cases.jsonl", lambda line: next(iter(line["regions"].values())).update(hd95=1e300)),
         ("cases.jsonl", lambda line: line.pop("prediction")),
         ("cases.jsonl", lambda line: line.update(prediction=[])),
         ("cases.jsonl", lambda line: line.update(regions={})),
@@ -232,3 +234,13 @@ def test_names_of_entries_can_be_printed(tmp_path, capsys, argument):
     assert main(["leaderboard", argument.format(folder), "-o", str(tmp_path / "out")]) == 2
     assert "cannot be printed" in capsys.readouterr().err
     assert main(["leaderboard", f"a={folder}", "-o", str(tmp_path / "out"), "--title", "\x1b[2J"]) == 2
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "/proc/1/root/x", ""])
+def test_paths_that_lead_nowhere_show_no_slices(tmp_path, capsys, path):
+    folder = write_evaluation(tmp_path / "a")
+    for name, keys in (("cases.jsonl", ("truth", "prediction")), ("summary.json", ("model",))):
+        changed(folder / name, lambda content, keys=keys: content.update(dict.fromkeys(keys, path)))
+    changed(folder / "summary.json", lambda summary: summary.update(folders=[path]))
+    assert main(["leaderboard", f"a={folder}", "-o", str(tmp_path / "out")]) == 0
+    assert "no slices are shown" in capsys.readouterr().out

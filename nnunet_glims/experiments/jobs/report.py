@@ -11,6 +11,7 @@ from nnunet_glims.experiments.jobs.ensemble import Ensemble
 from nnunet_glims.experiments.jobs.evaluate import Evaluate
 from nnunet_glims.experiments.layout import Layout
 
+TRUST = "--trust"
 TABLES = ("summary.json", "cases.jsonl", "metrics.csv")
 
 
@@ -56,6 +57,8 @@ class Report(TableJob):
             command += ["--note", note]
         if asked.published:
             command += ["--published", ",".join(asked.published)]
+        if self.layout.trust:
+            command.append(TRUST)
         return [command if len(evaluations) == len(self.evaluations) else [*command, "--intersection"]]
 
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
@@ -63,4 +66,5 @@ class Report(TableJob):
         tables = {
             f"tables of {job.name}": self.layout.listings.digest(job.evaluation, TABLES) for job in self.evaluations
         }
-        return present({**self.common_ingredients(commands), **tables})
+        same = [[part for part in command if part != TRUST] for command in commands]  # which changes no result
+        return present({**self.common_ingredients(same), **tables})

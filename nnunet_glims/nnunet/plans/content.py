@@ -41,6 +41,7 @@ def checked_name(name: str, what: str = "") -> str:
     return name
 
 
+DatasetName = Annotated[str, Field(pattern=r"^Dataset[0-9]{3}_[^/\\]+$", max_length=200)]
 PlansName = Annotated[str, AfterValidator(lambda name: checked_name(name))]
 Side = Annotated[int, Field(ge=1, le=MOST_VOXELS)]
 ImageSide = Annotated[float, Field(gt=0, le=100_000)]
@@ -106,7 +107,7 @@ class Plans(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     plans_name: FileName
-    dataset_name: Annotated[str, Field(pattern=r"^Dataset[0-9]{3}_[^/\\]+$", max_length=200)] = _LEFT_OUT
+    dataset_name: DatasetName = _LEFT_OUT
     image_reader_writer: str = _LEFT_OUT
     transpose_forward: Axes = _LEFT_OUT
     transpose_backward: Axes = _LEFT_OUT
