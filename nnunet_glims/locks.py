@@ -104,7 +104,8 @@ class LockHeld(ProcessingError):
     """
 
     def __init__(self, what: str, holder: Holder | None):
-        super().__init__(f"{what}: another process does this already ({holder or 'it does not say which'})")
+        who = holder or "it does not say which"
+        super().__init__(f"{what}: another process does this already ({who}): wait until it has ended")
         self.holder = holder
 
 
@@ -148,6 +149,8 @@ def holder_of(path: Path) -> Holder | None:
             return None
     except Timeout:
         return holder
+    except (OSError, NotImplementedError):  # a file system without locks, where no file is the lock
+        return None
 
 
 def _acquired(path: Path, described: Path, what: str) -> BaseFileLock:

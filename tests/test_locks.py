@@ -139,6 +139,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         pytest.fail("it must not be reached")
 
 
+def test_a_description_that_another_machine_left_is_no_lock(tmp_path, other):
+    path, described = tmp_path / "a.lock", tmp_path / "a.lock.holder"
+    content = described.read_text().replace(Process.of(os.getpid()).host, "elsewhere")
+    other.kill()
+    other.wait()
+    path.with_name("a.lock.soft").unlink(missing_ok=True)
+    described.write_text(content)
+    assert holder_of(path) is None
+
+
 def test_a_process_is_not_another_one_of_its_number():
     own = Process.of(os.getpid())
     assert own.is_alive

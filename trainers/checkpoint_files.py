@@ -51,7 +51,7 @@ def newest_usable(checkpoints: Iterable[Path]) -> Examined | None:
     return max(found, key=lambda one: one.epoch, default=None)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_cut_checkpoints(folder: Path) -> None:
     """Remove what killed trainings left when they wrote checkpoints. No other process may write to the folder now."""
     for path in folder.glob(".checkpoint_*.pth.*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import Any
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
-from nnunet_glims.errors import ProcessingError
+from nnunet_glims.errors import ProcessingError, UserError
 from nnunet_glims.processes import end_with_parent
 from nnunet_glims.trainers.stop_signals import leave_signals_to_parent
 
@@ -44,7 +44,7 @@ class LastCase:
         """Turn an error within this context into a `ProcessingError` that names the case."""
         try:
             yield
-        except ProcessingError:
+        except UserError:
             raise
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
@@ -65,6 +65,11 @@ class RememberingCases:
         """Load a case, as nnU-Net's data set does."""
         self._last.name = identifier
         return self._dataset.load_case(identifier)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also while the object is being unpickled
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
 
 
 class ReportingLoader:

@@ -16,8 +16,8 @@ from torch import distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_glims.errors import ProcessingError
-from nnunet_glims.files import unwritable
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.files import remove_leftovers, unwritable
 from nnunet_glims.images import check_whole
 from nnunet_glims.locks import lock
 from nnunet_glims.nnunet.checkpoints import FINAL, not_finite
@@ -29,7 +29,7 @@ from nnunet_glims.trainers.checkpoint_files import (
     Examined,
     examine,
     newest_usable,
-    remove_leftovers,
+    remove_cut_checkpoints,
     write_checkpoint,
 )
 from nnunet_glims.trainers.data_loading import DataLoading, RememberingCases, no_data_loading_processes
@@ -102,8 +102,18 @@ class FoldTrainer(nnUNetTrainer):
         return None
 
     def get_tr_and_val_datasets(self):
-        """Return nnU-Net's data sets, which note the case that is loaded, for errors."""
+        """Return nnU-Net's data sets, which note the case that is loaded, for errors.
+
+        Raises:
+            UsageError: the split of the fold has no case for training or for the validation.
+        """
         train, validation = super().get_tr_and_val_datasets()
+        for what, dataset in (("training", train), ("validation", validation)):
+            if not len(dataset.identifiers):
+                splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+                raise UsageError(
+                    f"{splits}: fold {self.fold} has no case for {what}: add cases to it, or take another fold"
+                )
         return RememberingCases(train, self._data_loading.last), RememberingCases(validation, self._data_loading.last)
 
     # ---- files
@@ -136,7 +146,8 @@ class FoldTrainer(nnUNetTrainer):
     def prepare_folder(self) -> None:
         """Remove what killed trainings left in the folder of the fold, and check that a checkpoint fits on the disk."""
         folder = Path(self.output_folder)
-        remove_leftovers(folder)
+        remove_cut_checkpoints(folder)
+        remove_leftovers(Path(self.output_folder_base, "plans.json"))
         # Optimisers have at least one number for each weight.
         needed = 2 * sum(weight.numel() * weight.element_size() for weight in self.bare_network.parameters())
         disk = shutil.disk_usage(folder)
@@ -212,7 +223,8 @@ class FoldTrainer(nnUNetTrainer):
         if isinstance(filename_or_checkpoint, str):
             filename_or_checkpoint = self._usable(Path(filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)
-        self._own_checkpoints = {LATEST, PREVIOUS, BEST}
+        # A training that goes on owns all; one that goes back to its own checkpoint may lie beside those of an earlier one.
+        self._own_checkpoints = self._own_checkpoints or {LATEST, PREVIOUS, BEST}
 
     def _usable(self, wanted: Path) -> str:
         examined = examine(wanted)

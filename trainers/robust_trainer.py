@@ -248,9 +248,9 @@ class RobustTrainer(FoldTrainer):
             ) from None
         found = self.newest_own_checkpoint()
         if resolve(self.precision, self.device.type) == "fp32":
-            raise self._diverged(f"in fp32: {reason}")
+            raise self._diverged(f"in fp32: {reason}") from None
         if found is None and (bad := not_finite(self.bare_network.state_dict())):
-            raise self._diverged(f"before its first checkpoint: {reason}; {bad}")
+            raise self._diverged(f"before its first checkpoint: {reason}; {bad}") from None
         self._skipped_in_a_row = 0
         if found is not None:
             self.load_checkpoint(str(found.path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
 from nnunet_glims.cli.trust import add_trust
 
 HELP = "train and compare networks on data sets, folds and seeds, as a file says, on this machine or on SLURM"
@@ -58,9 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = new_console(soft_wrap=True)
     path = Path(options.file)
     if options.action == "init":
         from nnunet_glims.experiments.comparison import write_template

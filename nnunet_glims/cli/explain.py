@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nnunet_glims.cli.output import new_console
 from nnunet_glims.cli.trust import add_trust
 
 HELP = "Grad-CAM of whole cases, values of attention gates, and checks of whether to trust them"
@@ -34,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
     from nnunet_glims.cli.progress import progress_on
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         options.trust,
         options.device,
     )
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     model = Path(options.model)
     if options.layers:
         layers = Explainer(model, request).layers

@@ -16,6 +16,7 @@ from nnunet_glims.cli import main
 from nnunet_glims.experiments.executors.local import Local
 from nnunet_glims.experiments.executors.step import Step, StepFailed, ask_to_save
 from nnunet_glims.experiments.jobs.prepare import Prepare
+from nnunet_glims.experiments.jobs.train import Train
 from nnunet_glims.experiments.state import TrainingRecord
 from nnunet_glims.experiments.status import status_of
 from nnunet_glims.locks import LockHeld, lock
@@ -335,6 +336,15 @@ def test_a_fold_that_nnunets_own_command_trains_is_left_alone(experiment, stand_
         assert str(fold) not in lines(started)
         assert TrainingRecord.read(fold) is None, "nothing says that this comparison has trained it"
     assert run_local(experiment, str, chosen=chosen) == []
+
+
+def test_the_error_of_a_trainer_is_told_without_its_class(experiment, stand_ins, monkeypatch):
+    error = "case a of /data cannot be loaded: OSError: cut off"
+    code = f"import sys; print('Traceback'); sys.exit('nnunet_glims.errors.ProcessingError: {error}')"
+    monkeypatch.setattr(Train, "commands", lambda job: [[sys.executable, "-c", code]])
+    told = []
+    assert run_local(experiment, told.append, chosen={"prepare_D007", GLIMS0}) == [GLIMS0]
+    assert any(f"exit code 1: {error}\n" in line for line in told)
 
 
 def test_what_runs_that_failed_have_left_of_submitits_is_removed(experiment, stand_ins):

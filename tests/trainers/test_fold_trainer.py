@@ -86,8 +86,7 @@ def spoil(path, value=float("nan"), everywhere=True):
 # ---- trainings that learn nothing
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("value", "precision"), [(np.nan, "fp32"), (np.inf, "bf16")])
 def test_images_that_are_not_finite_end_the_training_with_their_names(nnunet_folders, value, precision):
     break_images(nnunet_folders, CASES[:3], value)
     with pytest.raises(
@@ -301,6 +300,14 @@ def test_another_error_ends_the_data_loading_processes_before_it_is_told(make_tr
     with pytest.raises(RuntimeError, match="the GPU is gone"):
         trainer.run_training()
     assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_split_without_cases_is_named(nnunet_folders, part):
+    splits = nnunet_folders / "preprocessed" / DATASET / "splits_final.json"
+    splits.write_text(json.dumps([{"train": CASES[:3], "val": CASES[3:], part: []}]))
+    with pytest.raises(UsageError, match=r"splits_final.json: fold 0 has no case for (training|validation): "):
+        train(nnunet_folders)
 
 
 # ---- one training at a time

@@ -302,6 +302,24 @@ def test_a_signal_stops_after_the_step_and_a_continued_run_repeats_the_epoch(mak
     assert {name: len(values) for name, values in final["logging"].items()} == dict.fromkeys(final["logging"], 3)
 
 
+def test_under_nohup_a_closed_terminal_does_not_stop_the_training(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=1)
+    at_step(monkeypatch, trainer, 1, send(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer.run_training()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert checkpoint(trainer, FINAL).exists()
+
+
+def test_a_second_ctrl_c_ends_at_once(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=1)
+    at_step(monkeypatch, trainer, 1, lambda: (send(signal.SIGINT)(), send(signal.SIGINT)()))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+
+
 def test_a_signal_in_the_first_epoch_starts_again_at_epoch_0(make_trainer, monkeypatch):
     trainer = make_trainer(epochs=3, iterations_per_epoch=2)
     at_step(monkeypatch, trainer, 1, send(signal.SIGTERM))

@@ -30,6 +30,9 @@ _FOLDER_OF_A_RUN = re.compile(r"\d+-\d+")
 """Names of the folders that runs make for submitit's files: the time and the number of the process."""
 YEARS_IN_MINUTES = 10 * 365 * 24 * 60
 
+_CLASS_OF_AN_ERROR = re.compile(r"^nnunet_glims\.[\w.]+: ")
+"""How the last line of a traceback begins when a trainer of this package has raised the error."""
+
 
 @dataclass
 class _Running:
@@ -219,7 +222,7 @@ def _reason(job: Job, handle: submitit.Job) -> str:
         error = handle.exception()
         last = str(error).strip().splitlines()[-1] if error is not None else "ended without its results"
         return f"failed: {last}\n  all output is in {folder.log}"
-    last = folder.last_line()
+    last = _CLASS_OF_AN_ERROR.sub("", folder.last_line())
     return f"{record.ending or 'interrupted'}: {record.reason}{f': {last}' if last else ''}\n  all output is in {folder.log}"
 
 
