@@ -12,6 +12,7 @@ from nnunet_glims.cli import main
 from nnunet_glims.errors import ProcessingError
 from nnunet_glims.nnunet.checkpoints import load_checkpoint
 from tests.export import head, write_case, write_model_folder
+from tests.test_files import largest_file
 
 CHECKPOINT = "fold_0/checkpoint_final.pth"
 
@@ -136,6 +137,11 @@ def test_where_there_is_none_the_way_out_is_training(model, capsys):
     (model / CHECKPOINT).unlink()
     assert "there is no checkpoint at all: train one first" in refused(model, capsys, code=2)
     assert "train one first" in refused(model, capsys, "--folds", "0", code=2)
+
+
+def test_a_full_disk_leaves_no_export(model, capsys):
+    with largest_file(20_000):
+        assert "cannot be written" in refused(model, capsys)
 
 
 @pytest.mark.parametrize("folds", ["0,0", ",", "", "0,"])

@@ -212,6 +212,13 @@ def test_code_in_the_old_format_is_refused(parameters, tmp_path, capsys):
     assert not (tmp_path / "trapped").exists()
 
 
+def test_a_folder_below_a_file_is_refused(checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    run(checkpoint, tmp_path / "file/model", code=2)
+    assert f"{tmp_path / 'file'}: this is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_full_disk_leaves_no_half_model(checkpoint, tmp_path, capsys):
     with largest_file(10_000):
         run(checkpoint, tmp_path / "model", code=1)
