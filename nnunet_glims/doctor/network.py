@@ -19,6 +19,7 @@ def check(
     from nnunet_glims.networks import network_of_trainer
     from nnunet_glims.nnunet.plans.building import build_without_content, check_network
     from nnunet_glims.nnunet.plans.configuration import complete_configuration
+    from nnunet_glims.nnunet.trust import check_label_manager
     from nnunet_glims.training.recipes import Recipe
 
     ours = network_of_trainer(trainer)
@@ -31,6 +32,7 @@ def check(
     manager = PlansManager(dict(plans))
     planned = manager.get_configuration(configuration).configuration
     completed = complete_configuration(planned, ours, ours.trainers[trainer], plans["plans_name"])
+    check_label_manager(plans)
     labels = manager.get_label_manager(dict(described))
     channels, patch, batch = len(described["channel_names"]), completed["patch_size"], completed["batch_size"]
     heads, arguments = labels.num_segmentation_heads, completed["architecture"]["arch_kwargs"]
