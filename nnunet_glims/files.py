@@ -115,11 +115,6 @@ def read_json(path: Path, error: type[UserError] = UsageError, nan_allowed: bool
     return read_json_document(path, error, nan_allowed).content
 
 
-def read_yaml(path: Path, error: type[UserError] = UsageError) -> Any:
-    """Return the content of a YAML file, whose form is not known, as `read_json` does."""
-    return read_yaml_document(path, error).content
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, as `new_file` does."""
     write_bytes(path, text.encode())
@@ -165,11 +160,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     make_folder(out.parent)
     with working_folder(out) as folder:
+        is_new = not out.exists()
         temporary = folder / out.name
         temporary.mkdir()
         yield temporary
-        if not out.exists():
-            move_folder(temporary, out)
+        if is_new:
+            try:
+                move_folder(temporary, out)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise ProcessingError(
+                    f"{out}: another process has written this meanwhile. Its result is kept"
+                ) from None
             return
         sync_tree(temporary)
         out.rename(folder.with_suffix(_REPLACED))

@@ -104,6 +104,19 @@ def read_label_map(file: Path) -> LabelMap:
     return LabelMap(voxels, image.geometry)
 
 
+def check_whole(file: Path) -> None:
+    """Raise `ProcessingError` if an image's file is damaged or cut off. What it holds is not looked at."""
+    name = file.name.lower()
+    with _naming(file):
+        if name.endswith(NIFTI):
+            nifti.read(file)
+        elif name.endswith(TIFF):
+            tiff.read(file)
+        else:
+            for _, check in (CHECKS[ending] for ending in CHECKS if name.endswith(ending)):
+                check(file)
+
+
 def read_geometry(file: Path) -> Geometry:
     """Return the geometry that the header of an image states, with which the file need not be whole.
 

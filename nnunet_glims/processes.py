@@ -208,12 +208,22 @@ def processes(
 def _follow_parent() -> None:
     """Ignore Ctrl-C in a worker, because the parent receives it too; end the worker when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process, one that `multiprocessing` started, at the latest a second after its parent has ended.
+
+    With the start method "fork", processes that were started later keep the pipe open that tells of the parent's end.
+    Therefore the number of the parent is looked at, too: it changes when the parent has ended.
+    """
+    parent, number = multiprocessing.parent_process(), os.getppid()
     if parent is None:
         return
 
     def wait() -> None:
-        connection.wait([parent.sentinel])
+        while not connection.wait([parent.sentinel], timeout=1) and os.getppid() == number:
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -361,3 +361,15 @@ def test_a_name_too_long_is_refused(tmp_path):
     with pytest.raises(ProcessingError, match="cannot be written: File name too long"):
         make_folder(tmp_path / ("a" * 300) / "b")
     check_output_folder(tmp_path / ("a" * 300))
+
+
+def test_a_folder_that_another_process_has_written_meanwhile_is_kept(tmp_path):
+    def write_both():
+        with new_folder(tmp_path / "out") as ours:
+            (ours / "ours").touch()
+            with new_folder(tmp_path / "out") as others:
+                (others / "others").touch()
+
+    with pytest.raises(ProcessingError, match="out: another process has written this meanwhile"):
+        write_both()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["others"]

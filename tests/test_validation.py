@@ -11,8 +11,13 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from nnunet_glims.errors import ProcessingError, UsageError
-from nnunet_glims.files import read_json, read_yaml
+from nnunet_glims.files import read_json, read_yaml_document
 from nnunet_glims.validation import read_model
+
+
+def read_yaml(path):
+    return read_yaml_document(path).content
+
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{one}: &a{one} [{', '.join([f'*a{one - 1}'] * 9)}]\n" for one in range(1, 20)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.nnunet.models import ModelFolder
@@ -22,6 +22,25 @@ FINAL = "checkpoint_final.pth"
 _SIGNS_OF_CODE = ("GLOBAL", "Unsupported class", "unrecognized function", "Can only")
 """Parts of torch's messages about objects that it does not load with weights_only. Its other messages are about files that are
 no pickles."""
+
+
+def not_finite(weights: Mapping[str, Any]) -> str:
+    """Return which of a network's weights are NaN or infinite, as text such as "2 of 40 tensors, the first is conv.weight".
+
+    The text is empty if all are finite. Values that are not tensors of floating-point numbers are not looked at.
+    """
+    floats = {name: value for name, value in weights.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    bad = [name for name, value in floats.items() if not torch.isfinite(value).all()]
+    return f"NaN or infinity in {len(bad)} of {len(floats)} tensors, the first is {bad[0]}" if bad else ""
+
+
+def check_loaded(network: nn.Module, *_: Any) -> None:
+    """Raise `ProcessingError` if the weights that a network has loaded are not finite; a hook of `load_state_dict`."""
+    if bad := not_finite(network.state_dict()):
+        raise ProcessingError(
+            f"the loaded weights are not finite ({bad}): the training that wrote them has diverged. Use another checkpoint "
+            "of this fold (nnUNetv2_predict: -chk checkpoint_best.pth), or train it again"
+        )
 
 
 def _harmless() -> list[Any]:
@@ -158,12 +177,25 @@ def trained_folds(model: ModelFolder, wanted: Sequence[str] = (), checkpoint: st
 
 
 def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Load a checkpoint's weights into a network; raise `UsageError` with the path if they belong to another network."""
+    """Load a checkpoint's weights into a network.
+
+    Raises:
+        UsageError: the weights belong to another network.
+        ProcessingError: weights are NaN or infinite.
+    """
+    if bad := not_finite(checkpoint["network_weights"]):
+        others = sorted(other.name for other in path.parent.glob("checkpoint_*.pth") if other != path)
+        raise ProcessingError(
+            f"{path}: the weights are not finite ({bad}): the training that wrote them has diverged. Train this fold again"
+            + (f", or use another checkpoint ({', '.join(others)})" if others else "")
+        )
     try:
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"{path}: these weights are not of the network the plans describe: {reason}") from None
+        raise UsageError(
+            f"{path}: these weights are not of the network the plans describe ({path.parent.parent / 'plans.json'}): {reason}"
+        ) from None
 
 
 def _foreign(path: Path, error: pickle.UnpicklingError) -> str:

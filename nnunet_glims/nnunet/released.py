@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import new_folder, read_json, write_bytes, write_json
 from nnunet_glims.networks import trained_by
 from nnunet_glims.nnunet.plans.configuration import complete_configuration
@@ -31,11 +31,11 @@ def read_state_dict(path: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: the file is missing, holds more than data, or has no parameters of GLIMS.
-        ProcessingError: the file is damaged, or is no PyTorch file.
+        ProcessingError: the file is damaged, is no PyTorch file, or holds weights that are not finite.
     """
     import torch
 
-    from nnunet_glims.nnunet.checkpoints import read_pickle
+    from nnunet_glims.nnunet.checkpoints import not_finite, read_pickle
 
     content = read_pickle(
         path,
@@ -45,6 +45,10 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UsageError(f"{path}: holds neither a state dict nor a dict with one as 'state_dict'")
+    if bad := not_finite(state):
+        raise ProcessingError(
+            f"{path}: the weights are not finite ({bad}): this training has diverged. Give another file"
+        )
     prefixes = [name.removesuffix(_FIRST_KEY) for name in state if name.endswith(_FIRST_KEY)]
     if len(prefixes) != 1:
         raise UsageError(

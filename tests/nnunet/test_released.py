@@ -190,6 +190,14 @@ def test_damaged_files_are_named_and_nothing_is_written(damage, checkpoint, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
 
 
+def test_weights_that_are_not_finite_are_refused(parameters, tmp_path, capsys):
+    name = "stem.conv.weight"
+    torch.save({**parameters, name: parameters[name] * float("nan")}, tmp_path / "weights.pt")
+    run(tmp_path / "weights.pt", tmp_path / "model", code=1)
+    assert f"{tmp_path / 'weights.pt'}: the weights are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_folder_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "weights.pt").mkdir()
     run(tmp_path / "weights.pt", tmp_path / "model", code=2)

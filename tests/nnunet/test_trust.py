@@ -12,6 +12,7 @@ import pytest
 from nnunet_glims.cli import main
 from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.networks import BUILT_IN
+from nnunet_glims.nnunet.trust import check_network_class
 from tests.export import PLAIN, head, write_case, write_model_folder
 from tests.preprocessed import DATASET, dataset_json, make_plans
 
@@ -227,3 +228,19 @@ def test_the_folder_of_preprocessed_data_lies_in_that_of_the_data_set(identifier
     change(model, data_identifier=identifier)
     assert call("export", model) == 1
     assert "data_identifier: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+        "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet",  # nnU-Net finds where it is today
+        "nnunet_glims.architectures.GLIMS",
+        "nnunet_glims.architectures.glims.GLIMS",
+        "torch.nn.LeakyReLU",
+        "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "torch.nn.modules.dropout.Dropout3d",
+    ],
+)
+def test_what_nnunets_plans_name_is_admitted(path):
+    check_network_class(path, "plans.json")

@@ -77,6 +77,7 @@ def write_sized_plans(
         raise UsageError(
             f"--vram {vram:g}: this must be the GPU's memory in GB, for example 8, and at most {MOST_VRAM}"
         )
+    checked_name(base, "plans ")
     name = name or f"{base}_{network.name.lower()}_{vram:g}GB"
     if checked_name(name, "--name ") == base:
         raise UsageError(f"--name {name!r}: this must be another name than the base's")
