@@ -231,8 +231,9 @@ class ExportedModel(ModelSettings):
             raise UsageError(f"{folder}: there is no {MODEL_JSON}: give a folder that nnunet-glims export wrote")
         read_model(_AnyVersion, path, ProcessingError)  # the form of other versions is not known here
         model = read_model(cls, path, ProcessingError)
-        if not model.folds:
-            raise ProcessingError(f"{path}: folds: there is none: export the model again")
+        names = [fold.fold for fold in model.folds]
+        if not names or len(set(names)) < len(names):
+            raise ProcessingError(f"{path}: folds: {', '.join(names) or 'there is none'}: each fold stands there once")
         for fold in model.folds:
             file = folder / fold.file
             if not file.is_file():

@@ -26,6 +26,7 @@ from nnunet_glims.geometry import Geometry
 from nnunet_glims.images import read_image, write_image
 
 Array = np.ndarray
+MOST_THREADS = 1024
 
 
 def load_networks(
@@ -110,8 +111,8 @@ def predict(
         UsageError: `folder` is no export, or cases have missing or superfluous channels.
         ProcessingError: a file of the export or an image is damaged.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads {threads}: at least one is needed")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads {threads}: give a number from 1 to {MOST_THREADS}")
     check_output_folder(output)
     model = ExportedModel.read(folder)
     cases = find_input_cases(inputs, model.file_ending, model.channels)

@@ -189,6 +189,19 @@ def test_network_files_lie_in_the_folder(name, folder, capsys):
     assert "folds.0.file: " in error and "is no name of a file in this folder" in error
 
 
+def test_a_fold_counts_once(folder, capsys):
+    fold = describe(folder / "export")["folds"][0]
+    change(folder, folds=[fold, fold])
+    assert "folds: 0, 0: each fold stands there once" in refused(folder, capsys)
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "10000000000"])
+def test_numbers_of_threads_have_limits(threads, folder, capsys):
+    arguments = [str(folder / "export"), str(folder / "images"), "-o", str(folder / "labels"), "--threads", threads]
+    assert main(["predict-onnx", *arguments]) == 2
+    assert f"--threads {threads}" in capsys.readouterr().err
+
+
 def test_links_out_of_the_folder_are_refused(folder, capsys):
     (folder / "export/fold_0.onnx").rename(folder / "outside.onnx")
     (folder / "export/fold_0.onnx").symlink_to(folder / "outside.onnx")

@@ -138,6 +138,11 @@ def test_where_there_is_none_the_way_out_is_training(model, capsys):
     assert "train one first" in refused(model, capsys, "--folds", "0", code=2)
 
 
+@pytest.mark.parametrize("folds", ["0,0", ",", "", "0,"])
+def test_lists_of_folds_that_are_none_are_refused(folds, model, capsys):
+    assert "fold" in refused(model, capsys, "--folds", folds, code=2)
+
+
 def test_a_checkpoint_lies_in_the_folder_of_its_fold(model, capsys):
     for name in ("../checkpoint_final.pth", str(model / CHECKPOINT), "", "*"):
         assert "checkpoint" in refused(model, capsys, "--checkpoint", name, code=2)

@@ -201,7 +201,7 @@ def test_weights_that_are_not_finite_are_refused(parameters, tmp_path, capsys):
 def test_a_folder_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "weights.pt").mkdir()
     run(tmp_path / "weights.pt", tmp_path / "model", code=2)
-    assert f"{tmp_path / 'weights.pt'}: there is no such file" in capsys.readouterr().err
+    assert f"{tmp_path / 'weights.pt'}: this is a folder, not a file" in capsys.readouterr().err
 
 
 def test_code_in_the_old_format_is_refused(parameters, tmp_path, capsys):
