@@ -23,7 +23,7 @@ from nnunet_glims.evaluation.voxels import VoxelCounts, confusion_matrix
 from nnunet_glims.geometry import bounding_box, times
 from nnunet_glims.images import read_label_map
 from nnunet_glims.nnunet.cases import cases_of_model
-from nnunet_glims.nnunet.folders import ignored_label, regions_of
+from nnunet_glims.nnunet.folders import ignored_label, is_background, regions_of
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.postprocessing.case import (
     apply_component_rule,
@@ -177,7 +177,7 @@ def starting_rules(labels: Mapping[str, object], heads: Heads) -> Rules:
     """
     if heads.exclusive:
         return Rules(components=[ComponentRule(label=label, smaller_than=0) for label in heads.painted if label])
-    names = [name for name in labels if name not in ("background", "ignore")]
+    names = [name for name, of in labels.items() if name != "ignore" and not is_background(name, of)]
     regions = [
         RegionRule(name=name, labels=list(of), paint=paint)
         for name, of, paint in zip(names, heads.labels, heads.painted, strict=True)
@@ -199,7 +199,13 @@ def starting_rules(labels: Mapping[str, object], heads: Heads) -> Rules:
 
 def _cases(files: Sequence[CaseFiles], needs_probabilities: bool, model: Path) -> list[_ValidationCase]:
     cases, problems = [], []
+    fold_of: dict[str, int | None] = {}
     for case in files:
+        if fold_of.setdefault(case.name, case.fold) != case.fold:
+            raise UsageError(
+                f"{model}: folds {fold_of[case.name]} and {case.fold} both predicted case {case.name}: rules for one would be "
+                "chosen on the other. Remove one of the predictions"
+            )
         fold = model / f"fold_{case.fold}"
         if case.prediction is None:
             problems.append(f"fold {case.fold}: no validation prediction of case {case.name}")

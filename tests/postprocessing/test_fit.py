@@ -101,6 +101,17 @@ def test_label_maps_suffice_without_regions(tmp_path, capsys):
     assert rules["components"] == [{"label": 2, "smaller_than": 50, "becomes": 0}]
     assert rules["regions"] == []
     assert rules["fitted"]["dice"]["spleen"] == {"before": 0, "after": 1, "p": 0.25}
+    assert "too few cases" in capsys.readouterr().out, "three cases allow no significance"
+
+
+def test_a_case_that_two_folds_predicted_is_refused(tmp_path, capsys):
+    for fold in range(2):
+        write_labels(tmp_path / f"model/fold_{fold}/validation/case_0.nii.gz", 1 * tumour())
+    write_labels(tmp_path / "truth/case_0.nii.gz", 1 * tumour())
+    (tmp_path / "model/dataset.json").write_text(json.dumps(ORGANS))
+    (tmp_path / "model/plans.json").write_text(json.dumps({"dataset_name": "Dataset777_Made"}))
+    fit(tmp_path / "model", tmp_path / "rules.json", code=2)
+    assert "folds 0 and 1 both predicted case case_0" in capsys.readouterr().err
 
 
 def test_nothing_to_gain_changes_nothing(tmp_path, capsys):
