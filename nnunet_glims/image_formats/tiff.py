@@ -14,6 +14,8 @@ import numpy as np
 
 from nnunet_glims.image_formats.content import Damaged
 
+MOST_COMPRESSED = 2000
+"""By how much the methods of TIFF can compress at most; what a file states beyond would be zeros that it does not hold."""
 _DAMAGES = (
     *(zlib.error, struct.error, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError),
     MemoryError,
@@ -68,6 +70,10 @@ def _check_pages(opened, size: int) -> None:
     if len(seen) != len(opened.pages):
         raise Damaged("the list of its pages is damaged or cut off")
     first = opened.pages[0]
+    if len(seen) * first.nbytes > MOST_COMPRESSED * size:
+        raise Damaged(
+            f"it states {len(seen)} pages of {first.shape} pixels, too many for its {size:,} bytes: copy it again"
+        )
     for page in opened.pages:
         layout = [(one.shape, one.dtype, one.compression, one.photometric, one.predictor) for one in (page, first)]
         if layout[0] != layout[1]:
