@@ -187,7 +187,7 @@ def test_names_of_labels_become_names_of_files(trained, images, tmp_path):
     summary = json.loads((tmp_path / "out/explanation.json").read_text())
     assert set(summary["targets"]) == {"oedema/infiltration", "a%2Fb: <i>?"}
     links = re.findall(r'href="([^"#]*)"', (tmp_path / "out/index.html").read_text())
-    linked = {unquote(link) for link in links if not link.startswith("data:")}
+    linked = {unquote(link).removeprefix("./") for link in links if not link.startswith("data:")}
     assert linked == {f"one/{name}" for name in found}
 
 
