@@ -21,7 +21,7 @@ from nnunet_glims.export.label_maps import label_map
 from nnunet_glims.export.network_files import open_network
 from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import PatchPredictor, predict_logits
-from nnunet_glims.files import check_output_folder
+from nnunet_glims.files import check_output_folder, make_folder
 from nnunet_glims.geometry import Geometry
 from nnunet_glims.images import read_image, write_image
 
@@ -117,7 +117,7 @@ def predict(
     model = ExportedModel.read(folder)
     cases = find_input_cases(inputs, model.file_ending, model.channels)
     networks = load_networks(folder, model, device, threads)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     written = []
     for number, case in enumerate(cases, start=1):
         path = output / f"{case.name}{model.file_ending}"

@@ -21,7 +21,7 @@ from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.evaluation.results import CaseFiles
 from nnunet_glims.evaluation.voxels import VoxelCounts, confusion_matrix
 from nnunet_glims.geometry import bounding_box, times
-from nnunet_glims.images import read_label_map
+from nnunet_glims.images import read_geometry, read_label_map
 from nnunet_glims.nnunet.cases import cases_of_model
 from nnunet_glims.nnunet.folders import ignored_label, is_background, regions_of
 from nnunet_glims.nnunet.models import ModelFolder
@@ -225,11 +225,10 @@ def _load_case(case: _ValidationCase, heads: Heads, rules: Rules) -> _LoadedCase
     true_map = read_label_map(case.files.truth)
     truth = true_map.labels
     predicted, probabilities = None, {}
+    if difference := read_geometry(case.files.prediction).difference(true_map.geometry):
+        raise UsageError(f"{case.files.prediction}: {difference} as {case.files.truth}")
     if case.probabilities is None:
-        prediction = read_label_map(case.files.prediction)
-        if difference := prediction.geometry.difference(true_map.geometry):
-            raise UsageError(f"{case.files.prediction}: {difference} as {case.files.truth}")
-        labels = prediction.labels
+        labels = read_label_map(case.files.prediction).labels
         box = bounding_box(labels != 0) or _EMPTY
         predicted = labels[box]
     else:
