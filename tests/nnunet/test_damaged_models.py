@@ -242,6 +242,24 @@ def test_arguments_of_resampling_are_looked_at(kwargs, model, capsys):
     assert str(model / "plans.json") in error and "resampling_fn_probabilities_kwargs" in error
 
 
+@pytest.mark.parametrize("command", ["export", "explain"])
+def test_networks_that_cannot_compute_their_patch_are_named(command, model, capsys):
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"][0] = [[], 1, 1]
+    (model / "plans.json").write_text(json.dumps(plans))
+    error = refused(model, capsys, command=command, code=2)
+    assert f"{model / CHECKPOINT}: the network cannot compute the plans' patch of 16×16×16 voxels" in error
+
+
+def test_a_patch_of_other_dimensions_than_the_network_is_refused(model, capsys):
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 16]
+    (model / "plans.json").write_text(json.dumps(plans))
+    assert "the network cannot compute the plans' patch of 16×16 voxels" in refused(
+        model, capsys, command="explain", code=2
+    )
+
+
 def test_arguments_that_build_no_network_are_named(model, capsys):
     plans = json.loads((model / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["n_stages"] = "three"

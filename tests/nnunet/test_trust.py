@@ -170,6 +170,7 @@ def test_inherited_configurations_are_looked_at(model, hostile, capsys):
         ("preprocessor_name", "maybe_mkdir_p"),
         ("normalization_schemes", ["abstractmethod", "ZScoreNormalization"]),
         ("resampling_fn_probabilities", "deepcopy"),
+        ("resampling_fn_seg", "resize_segmentation"),
     ],
 )
 def test_what_prepares_images_is_nnunets(key, value, model, capsys):
