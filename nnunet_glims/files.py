@@ -12,11 +12,14 @@ and the next process that writes the same result renames it back before it does 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,7 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.documents import MOST_BYTES_OF_JSON, MOST_BYTES_OF_YAML, Document, parse_json, parse_yaml
+from nnunet_glims.errors import ProcessingError, UsageError, UserError
 
 try:
     import fcntl
@@ -37,32 +41,78 @@ _REPLACED = ".replaced"
 """Ends the name of an old folder from the moment it is moved away to the moment the new one has taken its place."""
 _UNLOCKED = ".new"
 """End of a working folder's name until the folder is locked."""
+_WORKING = re.compile(rf"\.(.+)\.[^.]+({re.escape(_SUFFIX)}|{re.escape(_UNLOCKED)})", re.DOTALL)
+"""Name of a working folder; the random part has no dots."""
+_LOCK_ATTEMPTS = 30
 _UNLOCKED_SECONDS = 60
-"""Age in seconds from which a folder that still has this name counts as left by a killed process."""
+"""Age in seconds from which a folder that still has this name counts as left by a killed process, where the folder that it
+lies in cannot be locked."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def read_text(path: Path) -> str:
-    """Return the content of a text file in UTF-8; raise `UsageError` with its path if it cannot be read."""
+def read_text(path: Path, most_bytes: int = MOST_BYTES_OF_JSON, error: type[UserError] = UsageError) -> str:
+    """Return the content of a text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: path of the file.
+        most_bytes: largest size of the file.
+        error: class of the errors about the content.
+
+    Raises:
+        UsageError: there is no such file, or it is a folder or a device.
+        UserError: of the class `error`: the file is larger than `most_bytes`, is not text in UTF-8, or cannot be read.
+    """
+    if "\0" in str(path):
+        raise UsageError(f"{str(path)!r}: a path has no null characters")
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{path}: this is a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+            raise UsageError(f"{path}: this is a pipe or a device, not a file")
+        if status.st_size > most_bytes:
+            raise error(
+                f"{path}: this file has {status.st_size:,} bytes, and such a file may have {most_bytes:,}: it is another file "
+                "than is wanted here"
+            )
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise UsageError(f"{path}: this is a folder, not a file") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: this is no text in UTF-8: {error}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; raise `UsageError` with its path if it cannot be read or is not JSON."""
-    text = read_text(path)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
+        raise error(f"{path}: this text is in UTF-16 or UTF-32: save it as UTF-8")
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{path}: this is not JSON: {error}") from None
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise error(f"{path}:{line}: this is no text in UTF-8 (byte {problem.start}: {problem.reason})") from None
+
+
+def read_json_document(path: Path, error: type[UserError] = UsageError, nan_allowed: bool = False) -> Document:
+    """Read a JSON file with the lines of its values; see `read_text` and `documents.parse_json` for errors and limits."""
+    return parse_json(read_text(path, MOST_BYTES_OF_JSON, error), str(path), error, nan_allowed)
+
+
+def read_yaml_document(path: Path, error: type[UserError] = UsageError) -> Document:
+    """Read a YAML file with the lines of its values; see `read_text` and `documents.parse_yaml` for errors and limits."""
+    return parse_yaml(read_text(path, MOST_BYTES_OF_YAML, error), str(path), error)
+
+
+def read_json(path: Path, error: type[UserError] = UsageError, nan_allowed: bool = False) -> Any:
+    """Return the content of a JSON file, whose form is not known; `validation.read_model` also checks the form.
+
+    Args:
+        path: path of the file.
+        error: class of the errors about the content: `UsageError` for what users write, `ProcessingError` for results.
+        nan_allowed: whether NaN and Infinity are allowed, as in nnU-Net's summary.json.
+
+    Raises:
+        UsageError: there is no such file, or it is a folder.
+        UserError: of the class `error`: the file cannot be read, is too large, is not JSON, is nested too deeply, has a
+            key twice or a number that is not finite. The message names file and line.
+    """
+    return read_json_document(path, error, nan_allowed).content
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,13 +158,21 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         ProcessingError: the disk is full, or the folder cannot be written for another reason of the file system.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with working_folder(out) as folder:
+        is_new = not out.exists()
         temporary = folder / out.name
         temporary.mkdir()
         yield temporary
-        if not out.exists():
-            move_folder(temporary, out)
+        if is_new:
+            try:
+                move_folder(temporary, out)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise ProcessingError(
+                    f"{out}: another process has written this meanwhile. Its result is kept"
+                ) from None
             return
         sync_tree(temporary)
         out.rename(folder.with_suffix(_REPLACED))
@@ -135,36 +193,85 @@ def working_folder(place: Path) -> Iterator[Path]:
         ProcessingError: the disk is full or read-only, or the file system reports another error about `place` or the
             working folder, here or in the block. Errors about other files are passed on.
     """
-    descriptor = None
+    folder, descriptor = None, None
     try:
-        _remove_leftovers(place)
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNLOCKED, dir=place.parent))
+        remove_leftovers(place)
         try:
-            descriptor = _lock(folder)
-            folder = folder.rename(folder.with_name(folder.name.removesuffix(_UNLOCKED) + _SUFFIX))
+            with _parent_locked(place.parent):
+                folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNLOCKED, dir=place.parent))
+                descriptor = _lock(folder)
+                folder = folder.rename(folder.with_name(folder.name.removesuffix(_UNLOCKED) + _SUFFIX))
             yield folder
         finally:
             if descriptor is not None:
                 os.close(descriptor)  # before the removal: NFS keeps the folder of a file that is open
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         ours = (str(place.absolute()), str(place.parent.absolute() / f".{place.name}."))
         named = [os.path.abspath(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path))]
-        if error.errno not in _DISK_ERRORS and not any(name == ours[0] or name.startswith(ours[1]) for name in named):
-            raise
+        is_ours = any(name == ours[0] or name.startswith(ours[1]) for name in named)
+        if error.errno is None or (named and not is_ours and error.errno not in _DISK_ERRORS):
+            raise  # errors of write and fsync name no file
         raise unwritable(place, error.strerror or str(error)) from error
+
+
+def remove_leftovers(place: Path) -> None:
+    """Remove the working folders for this place whose processes were killed; put back an old folder they moved away."""
+    _remove_dead(place.parent, place.name)
+
+
+def remove_leftovers_below(folder: Path) -> None:
+    """Do what `remove_leftovers` does for every place in a folder and in those below it."""
+    for inside, _, _ in os.walk(folder):
+        _remove_dead(Path(inside))
+
+
+def _remove_dead(folder: Path, wanted: str | None = None) -> None:
+    """Remove the working folders of killed processes in a folder: all, or those for the place of the name `wanted`."""
+    try:
+        names = [] if fcntl is None else os.listdir(folder)
+    except OSError:  # there is no such folder, or it cannot be read
+        return
+    matches = [match for name in names if (match := _WORKING.fullmatch(name)) and wanted in (None, match[1])]
+    for match in matches:
+        path = folder / match[0]
+        with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
+            if path.name.endswith(_UNLOCKED):
+                with _parent_locked(folder) as is_locked:  # then no living process has a folder in this state
+                    if is_locked or time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
+                        shutil.rmtree(path, ignore_errors=True)
+            else:
+                descriptor = os.open(path / _LOCK, os.O_RDWR)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                finally:
+                    os.close(descriptor)
+                _remove_or_put_back(path.with_suffix(_REPLACED), folder / match[1])
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def unwritable(place: Path, reason: str) -> ProcessingError:
     """Return the error for a file or folder that could not be written; it names the disk and its free bytes."""
     disk = place.parent.absolute()
-    while not disk.exists() or not (os.path.ismount(disk) or disk == disk.parent):
+    while not os.path.exists(disk) or not (os.path.ismount(disk) or disk == disk.parent):
         disk = disk.parent
-    free = shutil.disk_usage(disk).free
+    room = ""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(disk).free
+        room = f" The disk {disk} has {free:,} bytes ({free / 2**30:.1f} GiB) free."
     return ProcessingError(
-        f"{place}: cannot be written: {reason}. The disk {disk} has {free:,} bytes ({free / 2**30:.1f} GiB) free. What was "
-        "there before is unchanged: make room or choose another folder, and run the command again"
+        f"{place}: cannot be written: {reason}.{room} What was there before is unchanged: make room or choose another folder, "
+        "and run the command again"
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and the missing ones above it; raise `ProcessingError` that names it if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error.strerror or str(error)) from error
 
 
 def move_folder(folder: Path, place: Path) -> None:
@@ -200,15 +307,38 @@ def sync(path: Path) -> None:
 
 
 def check_output_folder(out: Path) -> None:
-    """Raise `UsageError` where no folder for results can be made because a file has its name or that of one above."""
+    """Raise `UsageError` where no folder for results can be made because a file has its name or that of one above.
+
+    Working folders that killed processes left for the same place, or inside of it, are removed.
+    """
     for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
+        if os.path.exists(place) and not os.path.isdir(place):
             raise UsageError(f"{place}: this is a file, and the results need a folder: choose another name")
+    remove_leftovers(out)
+    _remove_dead(out)
+
+
+def check_output_file(out: Path) -> None:
+    """Raise `UsageError` where no file of this path can be written because it is a folder, or none is there to write it to.
+
+    Working folders that killed processes left for the same place are removed.
+    """
+    if os.path.isdir(out):
+        raise UsageError(f"{out}: this is a folder, and a file is to be written: choose another name")
+    if not os.path.isdir(out.parent):
+        raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
+    remove_leftovers(out)
 
 
 def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
-    """Raise `UsageError` where the folder exists, unless it holds the file `mark` of such a result and may be replaced."""
-    if out.exists() and not (overwrite and (out / mark).is_file()):
+    """Raise `UsageError` where the folder exists, unless it holds the file `mark` of such a result and may be replaced.
+
+    Working folders that killed processes left for the same place are removed, also where the result was complete.
+    """
+    if not os.path.exists(out):
+        check_output_folder(out)
+    remove_leftovers(out)
+    if os.path.exists(out) and not (overwrite and (out / mark).is_file()):
         ours = f"choose another folder, or replace the {what} with --overwrite"
         raise UsageError(f"{out}: this exists already: {ours if (out / mark).is_file() else 'choose another folder'}")
 
@@ -223,35 +353,38 @@ def check_free_space(nbytes: int, folder: Path, what: str) -> None:
         )
 
 
-def _remove_leftovers(place: Path) -> None:
-    """Remove the working folders for this place whose processes were killed; put back an old folder they moved away."""
-    if fcntl is None or not place.parent.is_dir():
-        return
-    prefix = f".{place.name}."
-    with os.scandir(place.parent) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
-    # The random part has no dots: a name with more belongs to another place, whose name begins like this one's.
-    found = [place.parent / name for name in names if name.removeprefix(prefix).count(".") == 1]
-    for path in found:
-        with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
-            if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.endswith(_SUFFIX):
-                descriptor = os.open(path / _LOCK, os.O_RDWR)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                finally:
-                    os.close(descriptor)
-                _remove_or_put_back(path.with_suffix(_REPLACED), place)
-                shutil.rmtree(path, ignore_errors=True)
-
-
 def _remove_or_put_back(replaced: Path, place: Path) -> None:
     """Remove an old folder that was moved away where there is a new one, else put it back to its place."""
     if place.exists():
         shutil.rmtree(replaced, ignore_errors=True)
     elif replaced.exists():
         replaced.rename(place)
+
+
+@contextmanager
+def _parent_locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder in which working folders are made, for a moment; give False where the file system cannot do that."""
+    descriptor, is_locked = None, False
+    try:
+        with contextlib.suppress(OSError):
+            descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+        for attempt in range(_LOCK_ATTEMPTS):
+            if descriptor is None:
+                break
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_locked = True
+                break
+            except BlockingIOError:
+                time.sleep(0.01 * (attempt + 1))
+            except OSError:  # this file system cannot lock folders
+                break
+        yield is_locked
+    finally:
+        if descriptor is not None:
+            if is_locked:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
+            os.close(descriptor)
 
 
 def _lock(folder: Path) -> int | None:

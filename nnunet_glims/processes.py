@@ -189,7 +189,8 @@ def processes(
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
 
         def apply(function: Callable[[Any], T], things: Sequence[Any]) -> Iterator[T]:
-            futures = [pool.submit(function, thing) for thing in things]
+            with _ctrl_c_held_back():
+                futures = [pool.submit(function, thing) for thing in things]
             for future in futures if ordered else as_completed(futures):
                 yield future.result()
 
@@ -205,15 +206,41 @@ def processes(
             raise
 
 
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Receive Ctrl-C when the block has ended. Processes that are started in it never do.
+
+    Until a worker can ignore Ctrl-C itself, it imports for seconds, and would show a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _follow_parent() -> None:
     """Ignore Ctrl-C in a worker, because the parent receives it too; end the worker when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process, one that `multiprocessing` started, at the latest a second after its parent has ended.
+
+    With the start method "fork", processes that were started later keep the pipe open that tells of the parent's end.
+    Therefore the number of the parent is looked at, too: it changes when the parent has ended.
+    """
+    parent, number = multiprocessing.parent_process(), os.getppid()
     if parent is None:
         return
 
     def wait() -> None:
-        connection.wait([parent.sentinel])
+        while not connection.wait([parent.sentinel], timeout=1) and os.getppid() == number:
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

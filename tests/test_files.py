@@ -14,8 +14,20 @@ from pathlib import Path
 import pytest
 
 from nnunet_glims import files
-from nnunet_glims.errors import ProcessingError
-from nnunet_glims.files import new_file, new_folder, read_json, working_folder, write_bytes, write_json
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.files import (
+    check_new,
+    check_output_file,
+    check_output_folder,
+    make_folder,
+    new_file,
+    new_folder,
+    read_json,
+    remove_leftovers_below,
+    working_folder,
+    write_bytes,
+    write_json,
+)
 
 
 @contextmanager
@@ -245,14 +257,119 @@ def test_an_error_of_another_file_is_not_taken_for_one_of_the_disk(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_folder_that_is_not_locked_yet_is_left_alone_for_a_minute(tmp_path):
+BEFORE_ITS_LOCK = """
+import os, sys
+from pathlib import Path
+from nnunet_glims import files
+files._lock = lambda folder: os.kill(os.getpid(), 9)
+with files.working_folder(Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_a_process_killed_before_it_has_its_lock_leaves_nothing_for_ever(tmp_path):
+    command = [sys.executable, "-c", BEFORE_ITS_LOCK, str(tmp_path / "out")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert [Path(name).suffix for name in names(tmp_path)] == [".new"]
+    with new_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_is_being_made_is_left_alone(tmp_path):
+    """While another process holds the parent's lock; where there are no such locks, for a minute."""
     folder = tmp_path / ".out.abc.new"
     folder.mkdir()
-    with new_folder(tmp_path / "out"):
+    with files._parent_locked(tmp_path) as is_locked:
+        assert is_locked
+        remove_leftovers_below(tmp_path)
+        assert folder.exists()
+        long_ago = time.time() - 120
+        os.utime(folder, (long_ago, long_ago))
+        remove_leftovers_below(tmp_path)
+        assert not folder.exists()
+
+
+KILLS_ITSELF = """
+import os, sys
+from pathlib import Path
+from nnunet_glims.files import working_folder
+with working_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def killed_while_writing(*places):
+    for place in places:
+        assert (
+            subprocess.run([sys.executable, "-c", KILLS_ITSELF, str(place)], check=False).returncode == -signal.SIGKILL
+        )
+
+
+def test_what_a_killed_process_left_is_removed_although_its_result_is_complete(tmp_path):
+    done = tmp_path / "done"
+    done.mkdir()
+    killed_while_writing(done, done / "case.nii.gz", tmp_path / "rules.json", tmp_path / "done.other")
+    (tmp_path / "rules.json").touch()
+    before = names(tmp_path)
+    with working_folder(done):
         pass
-    assert folder.exists()
-    long_ago = time.time() - 120
-    os.utime(folder, (long_ago, long_ago))
-    with new_folder(tmp_path / "out"):
-        pass
-    assert not folder.exists()
+    with working_folder(done / "living") as living:
+        with pytest.raises(UsageError, match="this exists already"):
+            check_new(done, False, "mark", "result")
+        check_output_folder(done)
+        check_output_file(tmp_path / "rules.json")
+        assert names(done) == [living.name]
+    left = names(tmp_path)
+    assert len(before) == 5 and len(left) == 3 and left[1:] == ["done", "rules.json"] and "done.other" in left[0]
+    remove_leftovers_below(tmp_path)
+    assert names(tmp_path) == ["done", "rules.json"]
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file: this is a file, and the results need a folder"):
+        check_new(tmp_path / "file/out", False, "mark", "result")
+    with pytest.raises(UsageError, match="this is a folder, and a file is to be written"):
+        check_output_file(tmp_path)
+    with pytest.raises(UsageError, match="none: there is no such folder to write a.json to"):
+        check_output_file(tmp_path / "none/a.json")
+
+
+@pytest.mark.parametrize("kind", [new_file, new_folder])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC])
+def test_errors_of_a_disk_name_the_place_and_leave_nothing(tmp_path, kind, number):
+    """Errors of write and fsync name no file."""
+    message = rf"out: cannot be written: {os.strerror(number)}. The disk"
+    with pytest.raises(ProcessingError, match=message), kind(tmp_path / "out"):
+        raise OSError(number, os.strerror(number))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("not a gzipped file"), OSError(errno.EIO, "Input/output error", "image.nii")]
+)
+def test_errors_of_other_files_are_passed_on(tmp_path, error):
+    with pytest.raises(OSError, match=str(error).replace("[", r"\[")), new_file(tmp_path / "out"):
+        raise error
+
+
+def test_a_name_too_long_is_refused(tmp_path):
+    with pytest.raises(ProcessingError, match="cannot be written: File name too long"):
+        write_json(tmp_path / ("a" * 300), {})
+    with pytest.raises(ProcessingError, match="cannot be written: File name too long"):
+        make_folder(tmp_path / ("a" * 300) / "b")
+    check_output_folder(tmp_path / ("a" * 300))
+
+
+def test_a_folder_that_another_process_has_written_meanwhile_is_kept(tmp_path):
+    def write_both():
+        with new_folder(tmp_path / "out") as ours:
+            (ours / "ours").touch()
+            with new_folder(tmp_path / "out") as others:
+                (others / "others").touch()
+
+    with pytest.raises(ProcessingError, match="out: another process has written this meanwhile"):
+        write_both()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["others"]

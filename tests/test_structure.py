@@ -24,7 +24,8 @@ LEVELS = (
     ("training",),
     ("kernels",),
     ("topology", "images", "geometry", "processes", "validation", "releases"),
-    ("locks", "files", "errors"),
+    ("image_formats",),
+    ("locks", "files", "documents", "errors"),
 )
 """Rooms from the top to the bottom of the house. A room may import those of its own level and those below."""
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

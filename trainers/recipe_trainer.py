@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from time import sleep
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -24,11 +22,15 @@ from nnunet_glims.architectures.base import SegmentationNetwork
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import write_json
 from nnunet_glims.networks import Network
+from nnunet_glims.nnunet.checkpoints import check_loaded
 from nnunet_glims.nnunet.plans.configuration import check_is_3d, complete_configuration
 from nnunet_glims.trainers.robust_trainer import RobustTrainer
 from nnunet_glims.training.losses import SquaredDiceLoss, WeightedDiceLoss
 from nnunet_glims.training.precision import PrecisionSetting, chosen, explain_choice
 from nnunet_glims.training.recipes import Recipe
+
+MOST_PATCHES = 1024
+"""The largest batch size that is not taken for a mistake."""
 
 
 def _seed(seed: int) -> None:
@@ -54,6 +56,11 @@ def _say_precision(network: SegmentationNetwork, inputs: tuple[Tensor, ...]) -> 
     device_type = next(network.parameters()).device.type
     if device_type != "meta":
         _say(f"Predicting in {explain_choice(network.precision, device_type)}")
+
+
+def _check_batch_size(size: Any, where: str) -> None:
+    if not isinstance(size, int) or not 1 <= size <= MOST_PATCHES:
+        raise UsageError(f"{where}: batch_size: a whole number from 1 to {MOST_PATCHES} is wanted here, not {size!r}")
 
 
 class RecipeSchedule:
@@ -94,7 +101,9 @@ class RecipeTrainer(RobustTrainer):
         chosen("auto")  # a wrong environment variable is refused before anything is written
         check_is_3d(plans, configuration)
         planned = PlansManager(plans).get_configuration(configuration).configuration
-        completed = self._complete(planned, f"{plans['plans_name']}: {configuration}")
+        where = f"{plans['plans_name']}: {configuration}"
+        _check_batch_size(planned.get("batch_size"), where)
+        completed = self._complete(planned, where)
         completed.pop("inherits_from", None)
         plans = {**plans, "configurations": {**plans["configurations"], configuration: completed}}
         plans.setdefault("continue_training", False)
@@ -132,6 +141,7 @@ class RecipeTrainer(RobustTrainer):
         )
         network.precision = chosen(configuration["training"]["precision"])
         network.register_forward_pre_hook(_say_precision)
+        network.register_load_state_dict_post_hook(check_loaded)
         return network
 
     def planned_precision(self) -> PrecisionSetting:
@@ -164,31 +174,23 @@ class RecipeTrainer(RobustTrainer):
 
     def get_dataloaders(self):
         """Return nnU-Net's data loaders. With a seed, their random numbers depend on seed, epoch and worker only."""
-        if self.recipe.seed is None:
-            return super().get_dataloaders()
-        # A resumed training must not repeat its first batches, and no two processes may load the same batches.
-        seed = _mixed(self.recipe.seed, self.current_epoch, self.local_rank)
-        _seed(seed)
+        if self.recipe.seed is not None:
+            _seed(self._data_seed(self.recipe.seed))
         loaders = super().get_dataloaders()
-        self._restart_with_seeds(
-            [loader for loader in loaders if isinstance(loader, NonDetMultiThreadedAugmenter)], seed
-        )
+        if self.recipe.seed is not None:
+            _seed(self._data_seed(self.recipe.seed))  # the first batches were loaded in this process
         return loaders
 
-    @staticmethod
-    def _restart_with_seeds(loaders: Sequence[NonDetMultiThreadedAugmenter], seed: int) -> None:
-        """Restart data loading processes with a seed each. nnU-Net has started them without seeds.
+    def _data_seed(self, seed: int) -> int:
+        # A resumed training must not repeat its first batches, and no two processes may load the same batches.
+        return _mixed(seed, self.current_epoch, self.local_rank)
 
-        They are ended when their queues are full, because batchgenerators prints an error when a process ends while one of
-        its batches is read.
-        """
-        for number, loader in enumerate(loaders):
-            loader.seeds = [_mixed(seed, number, process) for process in range(loader.num_processes)]
-            while not (loader.results_loop_queue.full() or loader.abort_event.is_set()):
-                sleep(0.01)
-        sleep(0.1)  # one more batch is read after the queue is full
-        for loader in loaders:
-            loader.restart()
+    def data_loading_seeds(self, loader: int, processes: int) -> list[int] | None:
+        """Return a seed for each data loading process; None for a recipe without a seed."""
+        if self.recipe.seed is None:
+            return None
+        seed = self._data_seed(self.recipe.seed)
+        return [_mixed(seed, loader, process) for process in range(processes)]
 
     def configure_optimizers(self) -> tuple[Optimizer, RecipeSchedule]:
         """Return the recipe's optimiser, with weight decay on the parameters that the recipe selects, and its schedule."""

@@ -1,8 +1,7 @@
-"""Remember signals with which a scheduler announces the end of a job, so that a training can stop between two steps."""
+"""Remember signals that announce the end of a training, so that it can save and stop between two steps."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,25 +10,17 @@ from types import FrameType
 from typing import Any
 
 EXIT_STOPPED = 75
-"""Exit code after SIGTERM or SIGUSR1 when the training has saved and can be continued with --c (EX_TEMPFAIL)."""
+"""Exit code after a signal when the training has saved and can be continued with --c (EX_TEMPFAIL)."""
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Windows has no SIGUSR1."""
-
-_WORKERS_DIED = "One or more background workers are no longer alive"
-"""How the error begins that batchgenerators' data loader raises when its processes are gone."""
-
-
-def workers_died(error: BaseException) -> bool:
-    """Return whether an error says that data loading processes have died, as after a signal to all processes of a job."""
-    return isinstance(error, RuntimeError) and str(error).startswith(_WORKERS_DIED)
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
+"""A scheduler sends SIGTERM or SIGUSR1, Ctrl-C sends SIGINT, a terminal that is closed SIGHUP. Windows has not all of them."""
+_HANGUP = getattr(signal, "SIGHUP", None)
 
 
 class StopSignals:
     """Remembers the signal that this process received.
-
-    Data loading processes inherit this handler. They end on SIGTERM as usual and ignore SIGUSR1, so that a scheduler may send
-    it to all processes of a job. The training process ends them after it has saved.
 
     Attributes:
         received: number of the signal, or None.
@@ -37,7 +28,6 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._process = os.getpid()
 
     @property
     def name(self) -> str:
@@ -46,7 +36,10 @@ class StopSignals:
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
-        """Within this context, a signal is only remembered. Outside of the main thread nothing is changed."""
+        """Within this context, a signal is only remembered, but a second Ctrl-C ends the process at once.
+
+        Outside of the main thread nothing is changed.
+        """
         with _handled_by(self._remember):
             yield
 
@@ -59,11 +52,19 @@ class StopSignals:
             yield
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._process:
-            self.received = number
-        elif number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if number == self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+def leave_signals_to_parent() -> None:
+    """Let a data loading process ignore the signals that its training obeys, but end on SIGTERM.
+
+    A terminal and some schedulers send signals to all processes of a job. The training still needs batches until it has
+    saved, and then ends the data loading processes.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -75,7 +76,9 @@ def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[Non
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    # `nohup` lets a command ignore SIGHUP, so that it goes on when its terminal is closed.
+    wanted = [number for number in STOP_SIGNALS if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in wanted}
     try:
         yield
     finally:

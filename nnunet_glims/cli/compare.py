@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+from nnunet_glims.cli.trust import add_trust
+
 HELP = "train and compare networks on data sets, folds and seeds, as a file says, on this machine or on SLURM"
 
 
@@ -38,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 action="store_true",
                 help="take results that do not say what they were made from, or whose files were only written again",
             )
+        if name in ("plan", "run", "retry", "report"):
+            add_trust(action)
         if name == "plan":
             action.add_argument("--timing", action="store_true", help="time some steps of each entry, for hours")
         if name == "status":
@@ -54,9 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = new_console(soft_wrap=True)
     path = Path(options.file)
     if options.action == "init":
         from nnunet_glims.experiments.comparison import write_template
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.action in ("run", "retry", "cancel"):
         check_process_control(f"compare {options.action}")
-    experiment = Experiment(path)
+    experiment = Experiment(path, getattr(options, "trust", False))
     return {
         "plan": _plan,
         "run": _run,
@@ -98,8 +101,10 @@ def _plan(experiment, options, console) -> int:
 
     from nnunet_glims.experiments.estimate import estimate
     from nnunet_glims.experiments.experiment import KINDS
+    from nnunet_glims.experiments.requirements import check_data
 
     layout = experiment.layout
+    check_data(layout)
     for dataset in layout.dataset_names.values():
         console.print(dataset)
     table = Table("jobs", "all", "done")
@@ -118,10 +123,14 @@ def _run(experiment, options, console, chosen=None) -> int:
     from contextlib import ExitStack
 
     from nnunet_glims.errors import UsageError
+    from nnunet_glims.experiments.requirements import check_data, check_machine
+    from nnunet_glims.files import remove_leftovers_below
     from nnunet_glims.locks import LockHeld, lock
 
     if options.parallel is not None and options.parallel < 1:
         raise UsageError(f"--parallel {options.parallel}: at least one job at a time is needed")
+    check_machine(experiment.layout, options.executor)
+    check_data(experiment.layout)
     jobs = [job for job in experiment.jobs.values() if chosen is None or job.name in chosen]
     executor = _executor(experiment, options)
     again, adopt = getattr(options, "again", []), getattr(options, "adopt", False)
@@ -135,6 +144,7 @@ def _run(experiment, options, console, chosen=None) -> int:
                 f"Another run of this comparison is at work ({other.holder}). Here is what it does; Ctrl-C leaves it alone."
             )
             return _watch(experiment, options, console)
+        remove_leftovers_below(experiment.layout.state)
         experiment.settle(jobs, again, adopt, console.print)
         failed = executor.submit(jobs, console.print)
     if executor.waits:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "convert a release of BraTS or BTCV to nnU-Net's raw layout, checked"
 
 
@@ -41,8 +43,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
-
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.datasets import archive, brats, btcv, conversion
     from nnunet_glims.errors import UsageError
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     packed = archive.is_archive(source)
     if packed and options.link:
         raise UsageError(f"{source}: there is nothing to link to in an archive: unpack it first, or leave out --link")
-    console = Console(markup=False)
+    console = new_console()
     with archive.opened(source, destination.unpacked) as found:
         own_split = None
         if options.kind == "brats":

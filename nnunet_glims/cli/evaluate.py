@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "metrics of predictions, or of a model's cross-validation: overlap, surface distances, lesion by lesion"
 
 
@@ -49,14 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.evaluation.results import SUMMARY, TABLE
+    from nnunet_glims.evaluation.records import SUMMARY, TABLE
     from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER, evaluate_folders, evaluate_model
 
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     tolerance, region_tolerances = _tolerances(options.tolerance)
     settings = {
         "regions": options.regions,
@@ -96,7 +96,11 @@ def run(options: argparse.Namespace) -> int:
     if summary["predictions_without_truth"]:
         names = ", ".join(Path(file).name for file in summary["predictions_without_truth"])
         console.print(f"left out, since there is no true label map: {names}", soft_wrap=True)
-    out = Path(options.out) if options.out else Path(evaluated) / RESULTS_FOLDER
+    if summary["other_files"]:
+        console.print(f"passed over, since they are no label maps: {', '.join(summary['other_files'])}", soft_wrap=True)
+    for remark in summary["remarks"]:
+        console.print(f"note: {remark}", soft_wrap=True)
+    out = Path(evaluated) / RESULTS_FOLDER if options.out is None else Path(options.out)
     console.print(f"Wrote {out / TABLE} and {out / SUMMARY}", soft_wrap=True)
     return 1 if summary["failed"] else 0
 

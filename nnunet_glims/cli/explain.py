@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nnunet_glims.cli.output import new_console
+from nnunet_glims.cli.trust import add_trust
+
 HELP = "Grad-CAM of whole cases, values of attention gates, and checks of whether to trust them"
 
 
@@ -24,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--truth", help="folder of true label maps, to show beside the predicted ones")
     parser.add_argument("--sanity", action="store_true", help="check the maps: random weights, salient voxels masked")
-    parser.add_argument("--trust", action="store_true", help="load a checkpoint that holds more than numbers")
+    add_trust(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an explanation")
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is a GPU)")
 
@@ -32,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
     from nnunet_glims.cli.progress import progress_on
@@ -42,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.geometry import times
 
     def parts(given: str | None) -> tuple[str, ...]:
-        return tuple(part.strip() for part in given.split(",")) if given else ()
+        return tuple(part.strip() for part in given.split(",")) if given is not None else ()
 
     request = ExplanationRequest(
         parts(options.target),
@@ -54,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         options.trust,
         options.device,
     )
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     model = Path(options.model)
     if options.layers:
         layers = Explainer(model, request).layers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.trust import add_trust
+
 HELP = "export a trained model to ONNX or TorchScript, checked against PyTorch"
 
 
@@ -17,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", default="fp32", help="how weights are stored: fp32, fp16 or int8 (fp32)")
     parser.add_argument("--opset", type=int, default=18, help="ONNX operator set: 18, 19 or 20 (18)")
-    parser.add_argument("--trust", action="store_true", help="load checkpoints that hold more than numbers")
+    add_trust(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an export")
 
 
@@ -31,7 +33,9 @@ def run(options: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed: pip install 'nnunet-glims[onnx]' to export models") from None
 
-    folds = tuple(part.strip() for part in options.folds.split(",")) if options.folds else ()
+    folds = () if options.folds is None else tuple(part.strip() for part in options.folds.split(","))
+    if "" in folds:
+        raise UsageError(f"--folds {options.folds!r}: give numbers with commas between, such as 0,1,2, or all")
     request = ExportRequest(folds, options.format, options.precision, options.opset, options.checkpoint, options.trust)
     out = Path(options.out)
     exported = export(Path(options.model), out, request, options.overwrite)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "choose thresholds and component sizes by cross-validation over a model's folds, for nnunet-glims postprocess"
 
 
@@ -17,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
     from nnunet_glims.evaluation.regions import short
-    from nnunet_glims.files import write_json
+    from nnunet_glims.evaluation.statistics import FEWEST
+    from nnunet_glims.files import check_output_file, write_json
     from nnunet_glims.postprocessing.fit import fit_rules
     from nnunet_glims.postprocessing.rules import rules_to_json
     from nnunet_glims.processes import workers_or_default
@@ -31,9 +33,8 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.suffix != ".json":
         raise UsageError(f"{out}: let the name of the rules' file end in .json")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
-    console = Console(markup=False)
+    check_output_file(out)
+    console = new_console()
     rules, effects = fit_rules(
         Path(options.model),
         Path(options.truth) if options.truth else None,
@@ -44,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
     assert rules.fitted is not None
     table = Table("region", "Dice before", "after", "p (Wilcoxon)")
     for region, effect in effects.items():
-        table.add_row(short(region), f"{effect.before:.4f}", f"{effect.after:.4f}", f"{effect.p:.3g}")
+        p = f"{effect.p:.3g}" if rules.fitted.cases >= FEWEST else "too few cases"
+        table.add_row(short(region), f"{effect.before:.4f}", f"{effect.after:.4f}", p)
     console.print(f"{rules.fitted.cases} cases; each fold's by rules chosen on the other folds")
     console.print(table)
     for region_rule in rules.regions:

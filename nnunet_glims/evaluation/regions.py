@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UsageError, cut
 from nnunet_glims.releases import brats
 from nnunet_glims.validation import nearest
 
@@ -18,6 +18,13 @@ NAMED_REGIONS: Mapping[str, Regions] = {"brats": brats.REGIONS, "brats-original"
 def short(region: str) -> str:
     """Return the usual abbreviation of a region, such as WT; its full name if there is none."""
     return brats.SHORT_NAMES.get(region, region)
+
+
+def printable(name: str) -> str:
+    """Return a name; raise `UsageError` if it has letters that cannot be printed, such as those that command a terminal."""
+    if not name.isprintable():
+        raise UsageError(f"the name {name!a} has letters that cannot be printed")
+    return name
 
 
 def regions_named(name: str) -> Regions:
@@ -38,11 +45,14 @@ def regions_from(content: Any, where: str) -> Regions:
         UsageError: the content has another form, or a label is not from 1 to 255.
     """
     if not isinstance(content, Mapping) or not content:
-        raise UsageError(f'{where}: regions must be {{"name": [labels], ...}}')
+        raise UsageError(f'{where}: there must be regions besides the background, as {{"name": [labels], ...}}')
     found = {}
     for name, labels in content.items():
+        printable(name)
         chosen = list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
         if not chosen or not all(type(label) is int and 0 < label <= 255 for label in chosen):
-            raise UsageError(f"{where}: {name}: a region is a list of labels from 1 to 255, this is {labels!r}")
+            raise UsageError(
+                f"{where}: {name}: a region is a list of labels from 1 to 255, this is {cut(repr(labels))}"
+            )
         found[name] = tuple(chosen)
     return found

@@ -32,8 +32,8 @@ class Experiment:
         UsageError: on construction; see `Layout`.
     """
 
-    def __init__(self, path: Path):
-        self.layout = Layout(path)
+    def __init__(self, path: Path, trust: bool = False):
+        self.layout = Layout(path, trust)
 
     @cached_property
     def jobs(self) -> dict[str, Job]:

@@ -34,14 +34,16 @@ class Layout:
         raw, preprocessed, results: nnU-Net's folders.
         state: the folder NAME.run beside the YAML file, with jobs, tables, derived overrides and the report.
         dataset_names: name of each data set by its number.
+        trust: whether plans may have any network imported and called, where networks are built for costs and times.
         listings: digests of folders of large files, kept until `Experiment.look_again` is called.
 
     Raises:
         UsageError: on construction, if the YAML file is wrong, nnU-Net's variables are not set, or a data set is missing.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, trust: bool = False):
         self.path = path.resolve()
+        self.trust = trust
         self.comparison: Comparison = read_comparison(path)
         missing = [name for name in FOLDERS if not os.environ.get(name)]
         if missing:

@@ -16,13 +16,15 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.export.description import GAUSSIAN_SIGMA_SCALE, GAUSSIAN_VALUE_SCALING
+from nnunet_glims.geometry import times
+from nnunet_glims.images import not_finite
 from nnunet_glims.nnunet.folders import READERS
-from nnunet_glims.nnunet.models import ModelFolder
+from nnunet_glims.nnunet.models import PLANS_JSON, ModelFolder
+from nnunet_glims.nnunet.trust import check_image_processing
 from nnunet_glims.processes import Progress, quietly
 
 
@@ -51,9 +53,8 @@ class ImagePipeline:
     """
 
     def __init__(self, model: ModelFolder, device: torch.device):
-        self.manager = PlansManager(dict(model.plans))
-        self.plan = self.manager.get_configuration(model.configuration)
-        self.labels = self.manager.get_label_manager(dict(model.dataset_json))
+        self.manager, self.plan, self.labels = model.manager, model.settings, model.labels
+        check_image_processing(self.plan, str(model.path / PLANS_JSON))
         self.dataset_json = dict(model.dataset_json)
         if self.plan.previous_stage_name is not None:
             raise UsageError(f"{model.path}: {model.configuration} is the second stage of a cascade: explain the first")
@@ -74,11 +75,21 @@ class ImagePipeline:
         self.gaussian = gaussian.float()
 
     def preprocess(self, files: Sequence[Path]) -> NetworkInput:
-        """Read the channel files of a case and preprocess them."""
+        """Read the channel files of a case and preprocess them.
+
+        Raises:
+            ProcessingError: nnU-Net cannot preprocess the image, for example because it would become too large.
+        """
         preprocessor = self.plan.preprocessor_class(verbose=False)
-        data, _, properties = preprocessor.run_case(
-            [str(file) for file in files], None, self.manager, self.plan, self.dataset_json
-        )
+        try:
+            data, _, properties = preprocessor.run_case(
+                [str(file) for file in files], None, self.manager, self.plan, self.dataset_json
+            )
+        except (MemoryError, RuntimeError, ValueError) as error:
+            raise ProcessingError(
+                f"{files[0]}: nnU-Net cannot preprocess this image to {times(self.plan.spacing)} mm, the spacing of the plans: "
+                f"{error}"
+            ) from None
         return NetworkInput(torch.from_numpy(data).float(), properties)
 
     def average_windows(
@@ -98,6 +109,9 @@ class ImagePipeline:
                 voxels has in the average; returns (channels, z, y, x).
             progress: shows how many windows are done.
             title: what `progress` says is being done.
+
+        Raises:
+            ProcessingError: `compute` returned NaN or infinity.
         """
         padded, inside = pad_nd_image(data, self.patch_size, "constant", {"value": 0}, True, None)
         windows = self.predictor._internal_get_sliding_window_slicers(padded.shape[1:])
@@ -108,6 +122,10 @@ class ImagePipeline:
         for window in progress(windows, title, len(windows)):
             share = self.gaussian / total[window[1:]]
             found[window] += share * compute(padded[window][None].to(self.device), share.to(self.device)).cpu()
+        if not found.isfinite().all():
+            raise ProcessingError(
+                f"{title}: the network computes {not_finite(found.numpy())}: are its weights damaged?"
+            )
         return found[:, inside[1], inside[2], inside[3]]
 
     def label_map(self, logits: Tensor, properties: Mapping[str, Any]) -> np.ndarray:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from nnunet_glims.errors import UsageError
-from nnunet_glims.export.exported import Normalization, Resampling, SlidingWindow
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.export.exported import ModelSettings
 from nnunet_glims.export.preprocessing import SCHEMES
 from nnunet_glims.nnunet.folders import READERS
-from nnunet_glims.nnunet.models import ModelFolder
+from nnunet_glims.nnunet.models import PLANS_JSON, ModelFolder
+from nnunet_glims.validation import validate
 
 STEP = 0.5
 GAUSSIAN_SIGMA_SCALE = 1 / 8
@@ -20,18 +22,18 @@ RESAMPLING = "resample_data_or_seg_to_shape"
 
 
 def settings_from_plans(model: ModelFolder, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `ExportedModel` that follow from plans, dataset.json and checkpoint.
+    """Return the fields of `ModelSettings`, which follow from plans, dataset.json and checkpoint.
 
     Raises:
+        ProcessingError: plans, dataset.json and checkpoint do not describe a model.
         UsageError: the runner cannot follow the plans: they are 2D or the second stage of a cascade, or name a
             preprocessor, reader, resampling or normalisation that is not nnU-Net's default.
     """
     from nnunetv2.configuration import ANISO_THRESHOLD
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(dict(model.plans))
-    plan = manager.get_configuration(model.configuration)
+    manager, plan = model.manager, model.settings
     settings = plan.configuration
+    where = model.path / PLANS_JSON
     known = (
         ("preprocessor_name", settings["preprocessor_name"], ("DefaultPreprocessor",)),
         ("image_reader_writer", model.plans["image_reader_writer"], READERS),
@@ -42,9 +44,7 @@ def settings_from_plans(model: ModelFolder, checkpoint: Mapping[str, Any]) -> di
     )
     for key, value, choices in known:
         if value not in choices:
-            raise UsageError(
-                f"{model.path / 'plans.json'}: {key} {value!r} cannot be exported, only {', '.join(choices)}"
-            )
+            raise UsageError(f"{where}: {key} {value!r} cannot be exported, only {', '.join(choices)}")
     if len(plan.patch_size) != 3:
         raise UsageError(f"{model.path}: {model.configuration} is 2D: only 3D configurations can be exported")
     if plan.previous_stage_name is not None:
@@ -52,17 +52,15 @@ def settings_from_plans(model: ModelFolder, checkpoint: Mapping[str, Any]) -> di
             f"{model.path}: {model.configuration} is the second stage of a cascade, which cannot be exported"
         )
 
-    labels = manager.get_label_manager(dict(model.dataset_json))
-    channels = model.dataset_json.get("channel_names") or model.dataset_json["modality"]
-    ordered = sorted(channels, key=int)
-    properties = manager.foreground_intensity_properties_per_channel
-    return {
+    labels = model.labels
+    properties = model.plans.get("foreground_intensity_properties_per_channel") or {}
+    found = {
         "dataset": model.dataset,
         "trainer": model.trainer,
         "plans": manager.plans_name,
         "configuration": model.configuration,
         "licence": _licence(model),
-        "channels": [channels[key] for key in ordered],
+        "channels": model.channels,
         "file_ending": model.dataset_json["file_ending"],
         "labels": dict(model.dataset_json["labels"]),
         "regions_class_order": list(labels.regions_class_order) if labels.has_regions else None,
@@ -72,44 +70,45 @@ def settings_from_plans(model: ModelFolder, checkpoint: Mapping[str, Any]) -> di
         "transpose_forward": list(manager.transpose_forward),
         "transpose_backward": list(manager.transpose_backward),
         "normalization": [
-            _normalization(plan.normalization_schemes[index], plan.use_mask_for_norm[index], properties.get(key, {}))
-            for index, key in enumerate(ordered)
+            _normalization(
+                plan.normalization_schemes[index], plan.use_mask_for_norm[index], properties.get(str(index), {})
+            )
+            for index in range(len(model.channels))
         ],
-        "resampling_image": _resampling(settings["resampling_fn_data_kwargs"], ANISO_THRESHOLD),
-        "resampling_logits": _resampling(settings["resampling_fn_probabilities_kwargs"], ANISO_THRESHOLD),
-        "sliding_window": SlidingWindow(
-            step=STEP,
-            gaussian_sigma_scale=GAUSSIAN_SIGMA_SCALE,
-            gaussian_value_scaling=GAUSSIAN_VALUE_SCALING,
-            mirror_axes=tuple(checkpoint.get("inference_allowed_mirroring_axes") or ()),
-        ),
+        "resampling_image": _resampling(settings["resampling_fn_data_kwargs"], ANISO_THRESHOLD, where),
+        "resampling_logits": _resampling(settings["resampling_fn_probabilities_kwargs"], ANISO_THRESHOLD, where),
+        "sliding_window": {
+            "step": STEP,
+            "gaussian_sigma_scale": GAUSSIAN_SIGMA_SCALE,
+            "gaussian_value_scaling": GAUSSIAN_VALUE_SCALING,
+            "mirror_axes": list(checkpoint.get("inference_allowed_mirroring_axes") or ()),
+        },
     }
+    return dict(validate(ModelSettings, found, str(where), error=ProcessingError))
 
 
-def _normalization(scheme: Any, use_mask: bool, properties: Mapping[str, float]) -> Normalization:
-    if scheme != "CTNormalization":
-        return Normalization(scheme=scheme, use_mask=use_mask)
-    needed = ("mean", "std", "percentile_00_5", "percentile_99_5")
-    return Normalization(scheme=scheme, use_mask=use_mask, **{name: float(properties[name]) for name in needed})
+def _normalization(scheme: str, use_mask: bool, properties: Mapping[str, float]) -> dict[str, Any]:
+    needed = ("mean", "std", "percentile_00_5", "percentile_99_5") if scheme == "CTNormalization" else ()
+    return {"scheme": scheme, "use_mask": use_mask, **{name: properties.get(name) for name in needed}}
 
 
-def _resampling(settings: Mapping[str, Any], threshold: float) -> Resampling:
+def _resampling(settings: Mapping[str, Any], threshold: float, where: Path) -> dict[str, Any]:
     """Return the arguments of nnU-Net's resampling function; what plans leave out has that function's defaults."""
     if settings.get("order_z", 0) != 0:
-        raise UsageError(f"plans.json: resampling with order_z {settings['order_z']} cannot be exported, only 0")
-    return Resampling(
-        order=settings.get("order", 3),
-        force_separate_z=settings.get("force_separate_z", False),
-        anisotropy_threshold=settings.get("separate_z_anisotropy_threshold", threshold),
-    )
+        raise UsageError(f"{where}: resampling with order_z {settings['order_z']} cannot be exported, only 0")
+    return {
+        "order": settings.get("order", 3),
+        "force_separate_z": settings.get("force_separate_z", False),
+        "anisotropy_threshold": settings.get("separate_z_anisotropy_threshold", threshold),
+    }
 
 
 def _licence(model: ModelFolder) -> str:
     from nnunet_glims.networks import network_of_trainer
 
-    name = model.plans["configurations"][model.configuration].get("architecture", {}).get("network_class_name", "")
+    name = model.settings.network_arch_class_name
     ours = network_of_trainer(model.trainer)
-    network = f"nnunet-glims, Apache-2.0 ({ours.licence})" if ours else name or "nnU-Net"
+    network = f"nnunet-glims, Apache-2.0 ({ours.licence})" if ours else name
     stated = model.dataset_json.get("licence") or model.dataset_json.get("license")
     data = f"the data's licence, {stated}," if stated else f"the licence of the data ({model.dataset})"
     return f"Weights: {data} applies to what was trained on it. Network: {network}."

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nnunet_glims.errors import ProcessingError
-from nnunet_glims.export.cases import read_image
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.export.cases import read_case
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.preprocessing import preprocess
+from nnunet_glims.images import is_finite, not_finite
 from nnunet_glims.nnunet.folders import PREPROCESSED, RAW
 from nnunet_glims.nnunet.models import ModelFolder
 
@@ -37,6 +39,10 @@ TOLERANCES = {
 }
 """Precision -> tolerance. For fp16 and int8 only a patch of a real image counts where there is one: on random numbers
 many logits are nearly equal, so that labels change easily."""
+
+
+ROUNDINGS = 4
+"""By how many of PyTorch's rounding errors an export may differ: it adds up in another order, and both are rounded."""
 
 
 class ParityError(ProcessingError):
@@ -77,20 +83,28 @@ def _dice(first: Array, second: Array) -> float | None:
     return 2 * int((first & second).sum()) / total if total else None
 
 
-def check(fold: str, precision: str, figures: list[dict[str, Any]]) -> None:
+def check(
+    fold: str, precision: str, figures: list[dict[str, Any]], rounding_error: Callable[[str], float] = lambda patch: 0.0
+) -> None:
     """Raise `ParityError` where an export differs from PyTorch by more than `TOLERANCES` allows.
+
+    In a small patch, norms over few voxels magnify rounding. Where PyTorch itself is far from what it computes in float64,
+    the export may be `ROUNDINGS` times as far from PyTorch.
 
     Args:
         fold: name of the fold, for the message.
         precision: a key of `TOLERANCES`.
         figures: what `difference` returned for each patch.
+        rounding_error: returns the relative error of PyTorch on a patch, given by its name, against float64. It is called
+            only where the tolerance is exceeded.
     """
     allowed = TOLERANCES[precision]
     real = [entry for entry in figures if entry["patch"] != "random"]
     for entry in figures if precision == "fp32" or not real else real:
         error, agreement = entry["relative_error"], entry["agreement"]
         # A comparison with NaN is False, so that an export that yields NaN fails.
-        if not (error <= allowed.relative_error and agreement >= allowed.agreement):
+        within = error <= allowed.relative_error or error <= ROUNDINGS * rounding_error(entry["patch"])
+        if not (within and agreement >= allowed.agreement):
             raise ParityError(
                 f"fold {fold}: on a patch ({entry['patch']}) the {precision} export differs from PyTorch by {error:.2g} of "
                 f"the logits' standard deviation and agrees in {agreement:.2%} of voxels; allowed are "
@@ -103,12 +117,27 @@ def comparison_patches(model: ModelFolder, exported: ExportedModel) -> dict[str,
 
     "random" are random numbers. Where nnUNet_preprocessed or nnUNet_raw has the data set, a patch of a real image
     follows.
+
+    Raises:
+        ProcessingError: this image is damaged, or has values that are not finite.
+        UsageError: this image has other channels than the model.
     """
     shape = (len(exported.channels), *exported.patch_size)
     found = {"random": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     for source in (_preprocessed_image, _raw_image):
         name, image = source(model, exported)
         if image is not None:
+            where = f"{exported.dataset}, {name}"
+            if image.ndim != 4 or len(image) != shape[0]:
+                raise UsageError(
+                    f"{where}: has shape {image.shape}, and the model takes 3D images with {shape[0]} channels: is this "
+                    f"another data set under the same name?"
+                )
+            if not is_finite(image):
+                raise ProcessingError(
+                    f"{where}: {not_finite(image)}: the export cannot be compared with PyTorch on this image, and the model "
+                    "may have been trained on it: mend the data set"
+                )
             found[name] = _middle(image, exported.patch_size)
             break
     return found
@@ -125,17 +154,21 @@ def _middle(image: Array, size: tuple[int, ...]) -> Array:
 
 def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plan = PlansManager(dict(model.plans)).get_configuration(exported.configuration)
-    folder = PREPROCESSED.find(exported.dataset, plan.data_identifier)
+    folder = PREPROCESSED.find(exported.dataset, model.settings.data_identifier)
     if folder is None or not any(folder.iterdir()):
         return "", None
-    dataset = infer_dataset_class(str(folder))(str(folder))
-    if not dataset.identifiers:
-        return "", None
-    case = sorted(dataset.identifiers)[0]
-    return f"preprocessed {case}", np.asarray(dataset.load_case(case)[0][:], np.float32)
+    case = ""
+    try:
+        dataset = infer_dataset_class(str(folder))(str(folder))
+        if not dataset.identifiers:
+            return "", None
+        case = sorted(dataset.identifiers)[0]
+        return f"preprocessed {case}", np.asarray(dataset.load_case(case)[0][:], np.float32)
+    except Exception as error:  # nnU-Net's formats raise many kinds for a damaged file
+        raise ProcessingError(
+            f"{folder / case}: this preprocessed case cannot be read ({error}): run nnUNetv2_preprocess again"
+        ) from None
 
 
 def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:
@@ -149,5 +182,5 @@ def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array 
     files = [folder / f"{case}_{channel:04d}{exported.file_ending}" for channel in range(len(exported.channels))]
     if not all(file.is_file() for file in files):
         return "", None
-    image, geometry = read_image(files)
+    image, geometry = read_case(files)
     return f"raw {case}", preprocess(image, geometry.spacing[::-1], exported).data

@@ -14,17 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_glims.errors import UsageError
-from nnunet_glims.export.cases import find_input_cases, read_image
+from nnunet_glims.errors import UsageError, UserError
+from nnunet_glims.export.cases import find_input_cases, read_case
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.label_maps import label_map
+from nnunet_glims.export.network_files import open_network
 from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import PatchPredictor, predict_logits
-from nnunet_glims.files import check_output_folder
+from nnunet_glims.files import check_output_folder, make_folder
 from nnunet_glims.geometry import Geometry
-from nnunet_glims.images import write_image
+from nnunet_glims.images import read_image, write_image
 
 Array = np.ndarray
+MOST_THREADS = 1024
 
 
 def load_networks(
@@ -40,6 +42,7 @@ def load_networks(
 
     Raises:
         UsageError: onnxruntime is not installed or has no such device, or the export is not ONNX.
+        ProcessingError: a file is damaged, or its network is not the one that model.json describes.
     """
     if model.format != "onnx":
         raise UsageError(f"{folder}: this export is {model.format}: export with --format onnx to run it here")
@@ -60,13 +63,7 @@ def load_networks(
     providers = ["CPUExecutionProvider"]
     if has_cuda and device != "cpu":
         providers.insert(0, "CUDAExecutionProvider")
-
-    def network(file: Path) -> PatchPredictor:
-        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        name = session.get_inputs()[0].name
-        return lambda patch: session.run(None, {name: patch})[0]
-
-    return [network(folder / fold.file) for fold in model.folds]
+    return [open_network(folder / fold.file, model, options, providers) for fold in model.folds]
 
 
 def predict_case(
@@ -75,6 +72,15 @@ def predict_case(
     """Return the label map (z, y, x) of an image (channels, z, y, x)."""
     preprocessed = preprocess(image, geometry.spacing[::-1], model)
     return label_map(predict_logits(preprocessed.data, networks, model, mirror), preprocessed, model)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a label map is there and is whole; one that a full disk cut off is predicted again."""
+    try:
+        read_image(path)
+    except UserError:
+        return False
+    return True
 
 
 def predict(
@@ -95,7 +101,7 @@ def predict(
         output: folder for CASE.nii.gz; it is made where it does not exist.
         mirror: whether to average over mirrored versions of each patch as well, as nnU-Net does by default.
         device, threads: see `load_networks`.
-        keep_finished: whether cases whose label map is there already are skipped.
+        keep_finished: whether cases whose label map is there already, and is whole, are skipped.
         log: receives a line of text for each case.
 
     Returns:
@@ -105,21 +111,25 @@ def predict(
         UsageError: `folder` is no export, or cases have missing or superfluous channels.
         ProcessingError: a file of the export or an image is damaged.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads {threads}: at least one is needed")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads {threads}: give a number from 1 to {MOST_THREADS}")
     check_output_folder(output)
     model = ExportedModel.read(folder)
     cases = find_input_cases(inputs, model.file_ending, model.channels)
     networks = load_networks(folder, model, device, threads)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     written = []
     for number, case in enumerate(cases, start=1):
         path = output / f"{case.name}{model.file_ending}"
-        if keep_finished and path.exists():
+        if keep_finished and _is_whole(path):
             continue
         started = time.monotonic()
-        image, geometry = read_image(case.files)
-        write_image(predict_case(image, geometry, networks, model, mirror), geometry, path)
+        image, geometry = read_case(case.files)
+        try:
+            labels = predict_case(image, geometry, networks, model, mirror)
+        except UserError as error:
+            raise type(error)(f"case {case.name} ({case.files[0]}): {error}") from None
+        write_image(labels, geometry, path)
         written.append(path)
         log(f"{number} of {len(cases)}: {path} ({time.monotonic() - started:.1f} s)")
     return written

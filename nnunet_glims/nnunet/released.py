@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_glims.errors import UsageError
-from nnunet_glims.files import new_folder, read_json, write_bytes, write_json
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.files import check_output_folder, new_folder, read_json, write_bytes, write_json
 from nnunet_glims.networks import trained_by
 from nnunet_glims.nnunet.plans.configuration import complete_configuration
 from nnunet_glims.nnunet.plans.override import load_override
@@ -22,9 +21,6 @@ CHANNELS = tuple(brats.CHANNELS[name] for name in ("flair", "t1ce", "t1", "t2"))
 """Channels in the authors' order."""
 AUTHORS_HEADS = ("tumor_core", "whole_tumor", "enhancing_tumor")
 _FIRST_KEY = "stem.conv.weight"
-_SIGNS_OF_CODE = ("GLOBAL", "Unsupported class", "unrecognized function", "Can only")
-"""Parts of torch's messages about objects that it does not load with weights_only. Its other messages are about files that are
-no pickles."""
 _REGIONS = tuple(brats.REGIONS)
 
 
@@ -34,28 +30,25 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     A prefix that a wrapper put in front of every name (`module.`, `backbone.`) is removed. Only tensors are loaded, no code.
 
     Raises:
-        UsageError: the file is missing, is no PyTorch file, holds more than data, or has no parameters of GLIMS.
+        UsageError: the file is missing, holds more than data, or has no parameters of GLIMS.
+        ProcessingError: the file is damaged, is no PyTorch file, or holds weights that are not finite.
     """
     import torch
 
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file") from None
-    except pickle.UnpicklingError as error:
-        lines = [line.strip() for line in str(error).splitlines() if any(sign in line for sign in _SIGNS_OF_CODE)]
-        if not lines:
-            raise UsageError(f"{path}: this is no PyTorch checkpoint, or it is damaged") from None
-        raise UsageError(
-            f"{path}: holds more than tensors, and loading that would run code from the file. {lines[0][:200]}\n"
-            "If you trust where it is from, save its parameters alone, and import that file: python -c "
-            f"\"import torch; torch.save(torch.load('{path}', 'cpu', weights_only=False)['state_dict'], 'weights.pt')\""
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise UsageError(f"{path}: this is no PyTorch checkpoint, or it is damaged: {str(error)[:200]}") from None
+    from nnunet_glims.nnunet.checkpoints import not_finite, read_pickle
+
+    content = read_pickle(
+        path,
+        "save its parameters alone, and import that file: python -c "
+        f"\"import torch; torch.save(torch.load('{path}', 'cpu', weights_only=False)['state_dict'], 'weights.pt')\"",
+    )
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UsageError(f"{path}: holds neither a state dict nor a dict with one as 'state_dict'")
+    if bad := not_finite(state):
+        raise ProcessingError(
+            f"{path}: the weights are not finite ({bad}): this training has diverged. Give another file"
+        )
     prefixes = [name.removesuffix(_FIRST_KEY) for name in state if name.endswith(_FIRST_KEY)]
     if len(prefixes) != 1:
         raise UsageError(
@@ -90,6 +83,7 @@ def import_released(weights: Path, folder: Path, fold: int = 0) -> int:
 
     if fold < 0:
         raise UsageError(f"--fold {fold}: it must be 0 or more")
+    check_output_folder(folder)
     network = GLIMS.from_released_state_dict(read_state_dict(weights))
     state = network.state_dict()
     width, channels = state["encoder.stem.conv.weight"].shape[:2]

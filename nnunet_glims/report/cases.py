@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.records import status_of
 from nnunet_glims.nnunet.folders import find_dataset_json
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.entries import LeaderboardEntry
@@ -45,15 +46,15 @@ def choose_cases(board: Board, most: int, images: Path | None = None, channel: s
     image_files = _Images(board, images, channel)
     found = []
     for case, why in list(reasons.items())[:most]:
-        truth = Path(lines[board.names[0]][case]["truth"])
+        truth = _existing(lines[board.names[0]][case]["truth"])
         predictions = {name: _existing(by_case[case]["prediction"]) for name, by_case in lines.items()}
-        if truth.exists():
+        if truth is not None:
             found.append(ShownCase(case, "; ".join(why), truth, predictions, image_files.of(case), image_files.is_ct))
     return found
 
 
 def _existing(path: str | None) -> Path | None:
-    return Path(path) if path is not None and Path(path).exists() else None
+    return Path(path) if path is not None and status_of(path) is not None else None
 
 
 class _Images:
@@ -82,7 +83,7 @@ class _Images:
     def of(self, case: str) -> Path | None:
         """Return the image of a case; None where there is none."""
         candidates = [folder / f"{case}_{self.number:04d}{self.ending}" for folder in self.folders]
-        return next((path for path in candidates if path.exists()), None)
+        return next((path for path in candidates if status_of(path) is not None), None)
 
 
 def _dataset_json(entry: LeaderboardEntry) -> Mapping[str, Any] | None:
@@ -99,4 +100,4 @@ def _image_folders(board: Board) -> list[Path]:
     """Return the folders imagesTr and imagesTs of the data set that exist."""
     datasets = dict.fromkeys(folder for entry in board.entries for folder in entry.dataset_folders)
     folders = [dataset / name for dataset in datasets for name in ("imagesTr", "imagesTs")]
-    return [folder for folder in folders if folder.is_dir()]
+    return [folder for folder in folders if status_of(folder) is not None]

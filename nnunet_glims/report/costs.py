@@ -8,6 +8,7 @@ from statistics import mean, median
 
 from nnunet_glims.errors import UserError
 from nnunet_glims.nnunet.training_log import TrainingLog, read_training_log
+from nnunet_glims.nnunet.trust import NotTrustedError
 from nnunet_glims.report.entries import LeaderboardEntry
 
 
@@ -39,7 +40,11 @@ class Costs:
 
 
 def costs_of(entry: LeaderboardEntry) -> Costs:
-    """Return the costs of an entry, from its model folders. If a model cannot be read or built, `unknown` says why."""
+    """Return the costs of an entry, from its model folders. If a model cannot be read or built, `unknown` says why.
+
+    Raises:
+        NotTrustedError: the model's plans would have something imported or called that is not admitted.
+    """
     first = entry.runs[0]
     costs = Costs(seconds_a_case=entry.seconds_a_case, unknown=first.unknown)
     try:
@@ -57,6 +62,8 @@ def costs_of(entry: LeaderboardEntry) -> Costs:
 
         parameters = count_parameters(network)
         gmac = count_gmac(network, channels, patch_size)
+    except NotTrustedError:
+        raise
     except Exception as error:  # code of other packages may raise anything
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         return replace(costs, unknown=f"the model could not be read or built: {kind}{error}")

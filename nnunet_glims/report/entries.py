@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.results import Results, is_evaluation, read_results
-from nnunet_glims.files import read_text
+from nnunet_glims.errors import UsageError, UserError
+from nnunet_glims.evaluation.records import Name, Results, is_evaluation, read_results, status_of
+from nnunet_glims.evaluation.regions import printable
 from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER
 from nnunet_glims.nnunet.folders import RAW
 from nnunet_glims.nnunet.models import ModelFolder
-from nnunet_glims.validation import validate
+from nnunet_glims.validation import read_model, validate
 
 
 class EntryFile(BaseModel):
@@ -34,7 +33,7 @@ class EntryFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1)
+    name: Name
     path: Path | None = None
     paths: list[Path] = Field(default_factory=list)
     model: Path | None = None
@@ -62,7 +61,7 @@ class BoardFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    title: str = "Leaderboard"
+    title: Annotated[str, AfterValidator(printable)] = "Leaderboard"
     entries: list[EntryFile] = Field(min_length=1)
 
 
@@ -131,8 +130,8 @@ def board_file(entries: Entries | str | Path) -> BoardFile:
     else:
         if not entries:
             raise UsageError("give at least one entry, NAME=FOLDER")
-        folders = {name: [given] if isinstance(given, str | Path) else list(given) for name, given in entries.items()}
-        content = {"entries": [{"name": name, "paths": paths} for name, paths in folders.items()]}
+        folders = {name: [given] if isinstance(given, str | Path) else given for name, given in entries.items()}
+        content = {"entries": [{"name": name, "paths": list(map(str, paths))} for name, paths in folders.items()]}
         board = validate(BoardFile, content, "entries")
     names = [entry.name for entry in board.entries]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -162,22 +161,21 @@ def board_file_of_arguments(arguments: Sequence[str]) -> BoardFile:
     return board_file(entries)
 
 
-def read_entries(board: BoardFile) -> list[LeaderboardEntry]:
+def read_entries(board: BoardFile, trust: bool = False) -> list[LeaderboardEntry]:
     """Read the results of all entries.
+
+    Args:
+        board: the entries.
+        trust: whether the plans of their models may have any network imported and called, see `nnunet.trust`.
 
     Raises:
         UsageError: a folder does not exist or is not evaluated, or two seeds of an entry are the same folder.
     """
-    return [_entry(given) for given in board.entries]
+    return [_entry(given, trust) for given in board.entries]
 
 
 def _from_yaml(path: Path) -> BoardFile:
-    text = read_text(path)
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: this is not YAML: {error}") from None
-    board = validate(BoardFile, content, str(path))
+    board = read_model(BoardFile, path, is_yaml=True)
     for entry in board.entries:
         entry.path = None if entry.path is None else path.parent / entry.path
         entry.paths = [path.parent / given for given in entry.paths]
@@ -185,17 +183,17 @@ def _from_yaml(path: Path) -> BoardFile:
     return board
 
 
-def _entry(given: EntryFile) -> LeaderboardEntry:
+def _entry(given: EntryFile, trust: bool) -> LeaderboardEntry:
     resolved = [folder.resolve() for folder in given.folders]
     twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
     if twice is not None:
         raise UsageError(f"{given.name}: {twice} is given twice: each seed has a folder of its own")
     models = [given.model, *[None] * (len(resolved) - 1)]
-    runs = [_run(given.name, folder, model) for folder, model in zip(given.folders, models, strict=True)]
+    runs = [_run(given.name, folder, model, trust) for folder, model in zip(given.folders, models, strict=True)]
     return LeaderboardEntry(given.name, runs, given.seconds_a_case)
 
 
-def _run(name: str, folder: Path, model: Path | None) -> Run:
+def _run(name: str, folder: Path, model: Path | None, trust: bool) -> Run:
     if not folder.is_dir():
         raise UsageError(f"{name}: {folder}: there is no such folder")
     inside = folder / RESULTS_FOLDER
@@ -205,13 +203,13 @@ def _run(name: str, folder: Path, model: Path | None) -> Run:
         raise UsageError(f"{name}: {folder} has no completed evaluation: run nnunet-glims evaluate {how}")
     results = read_results(evaluated)
     if model is not None:
-        return Run(folder, results, ModelFolder(model))
+        return Run(folder, results, ModelFolder(model, trust))
     remembered = results.summary.get("model")
-    if remembered is None or not Path(remembered).is_dir():
+    if remembered is None or status_of(remembered) is None:
         return Run(folder, results, None)
     try:
-        found = ModelFolder(Path(remembered))
+        found = ModelFolder(Path(remembered), trust)
         _ = found.dataset, found.dataset_json  # later steps need both
-    except UsageError as error:
+    except UserError as error:
         return Run(folder, results, None, str(error))
     return Run(folder, results, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -176,13 +177,17 @@ def confusion(board: Board) -> str:
     """Draw a confusion matrix for each entry: the part of the voxels with a true label that got each predicted label."""
     labels = label_names([run.results for entry in board.entries for run in entry.runs])
     cases = set(board.cases)
-    empty = np.zeros((len(labels), len(labels)))
-    found = {
-        entry.name: row_normalised(
-            sum((counts_of(line, len(labels)) for line in entry.lines if line["case"] in cases), empty)
-        )
-        for entry in board.entries
-    }
+    found = {}
+    for entry in board.entries:
+        counts = np.zeros((len(labels), len(labels)))
+        for run in entry.runs:
+            folds_of = Counter(
+                line["case"] for line in run.results.cases
+            )  # a case that two folds predicted counts once
+            for line in run.results.cases:
+                if line["case"] in cases:
+                    counts += counts_of(line, len(labels)) / folds_of[line["case"]]
+        found[entry.name] = row_normalised(counts)
     alt = f"Row-normalised confusion matrices of {listed(board.names)}"
     return svg(lambda figure: matrices.draw(figure, found, labels), matrices.size(len(found), len(labels)), alt)
 

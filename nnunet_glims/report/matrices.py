@@ -11,11 +11,14 @@ from matplotlib.figure import Figure
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation import confusion
-from nnunet_glims.files import check_output_folder, new_file, write_text
+from nnunet_glims.evaluation.csv_text import csv_text
+from nnunet_glims.files import check_output_folder, make_folder, new_file, write_text
 from nnunet_glims.report.drawing import PLAIN_STYLE
 from nnunet_glims.report.entries import LeaderboardEntry
 
 _MOST_ACROSS = 3
+_MOST_WRITTEN, _LEAST_WRITTEN = 30, 0.01
+"""With more labels than this only larger parts are written: 118 labels have 14,000 parts, and nearly all are 0."""
 
 
 def write_confusion(
@@ -43,8 +46,8 @@ def write_confusion(
             what = f"has {only_with}" if only_with else "was evaluated"
             raise UsageError(f"{name}: none of its {len(results[name].cases)} cases {what}")
     check_output_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "confusion.csv", confusion.table(found, labels).to_csv(index=False))
+    make_folder(out)
+    write_text(out / "confusion.csv", csv_text(confusion.table(found, labels)))
     with matplotlib.rc_context(PLAIN_STYLE):
         figure = Figure(figsize=size(len(found), len(labels), with_sd=True), layout="constrained")
         means = {name: matrix.mean for name, matrix in found.items()}
@@ -77,7 +80,7 @@ def draw(
     for axes, (entry, matrix) in zip(panels.flat, matrices.items(), strict=False):
         axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
         for (row, column), part in np.ndenumerate(matrix):
-            if np.isfinite(part):
+            if np.isfinite(part) and (len(labels) <= _MOST_WRITTEN or part >= _LEAST_WRITTEN):
                 text = _number(part, len(labels))
                 if sd is not None and np.isfinite(sd[entry][row, column]):
                     text += f"\n±{_number(float(sd[entry][row, column]), len(labels))}"

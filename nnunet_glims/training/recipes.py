@@ -10,13 +10,20 @@ from collections.abc import Mapping
 from math import cos, pi
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from nnunet_glims.validation import validate
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"a number is wanted here, not {str(value).lower()}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1, le=100_000)]
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISION_VARIABLE = "NNUNET_GLIMS_PRECISION"
 """Environment variable with a precision setting that overrides the one in the plans."""
@@ -27,17 +34,20 @@ class RegionWeight(BaseModel):
 
     Attributes:
         labels: the labels of the region.
-        weight: its weight, above 0.
+        weight: its weight, from 0.000001 to 1000.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels: Annotated[list[int], Field(min_length=1)]
-    weight: Positive
+    weight: Annotated[Number, Field(ge=1e-6, le=1000)]
 
 
 class Recipe(BaseModel):
     """How a network is trained.
+
+    Numbers beyond the limits of their fields are refused, because a training with them learns nothing: a learning rate above
+    10, for example, or a weight decay above 1.
 
     Attributes:
         epochs, iterations_per_epoch, validation_iterations: length of training, counted in batches.
@@ -67,21 +77,21 @@ class Recipe(BaseModel):
     iterations_per_epoch: Count = 250
     validation_iterations: Count = 50
     optimizer: Literal["AdamW", "Adam", "SGD"] = "AdamW"
-    lr: Positive = 1e-3
-    weight_decay: NotNegative = 1e-5
+    lr: Annotated[Number, Field(ge=1e-12, le=10)] = 1e-3
+    weight_decay: Annotated[Number, Field(ge=0, le=1)] = 1e-5
     weight_decay_on: Literal["all", "selected"] = "all"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    momentum: Annotated[Number, Field(ge=0, le=0.9999)] = 0.99
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0, le=100_000)] = 0
     deep_supervision: bool = True
-    deep_supervision_weights: list[NotNegative] | None = None
+    deep_supervision_weights: list[Annotated[Number, Field(ge=0, le=1000)]] | None = None
     loss: Literal["nnunet", "glims", "latupnet"] = "nnunet"
     region_weights: list[RegionWeight] | None = None
     augmentation: Literal["nnunet", "mirror", "none"] = "nnunet"
     precision: PrecisionSetting = "auto"
-    gradient_clip: Positive | None = 12.0
+    gradient_clip: Annotated[Number, Field(ge=1e-6, le=1e6)] | None = 12.0
     checkpoint_interval: Count = 50
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    seed: Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0, lt=2**31)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -107,7 +107,7 @@ def test_an_input_of_another_size_than_the_patch_runs():
     with torch.no_grad():
         # 80 / 16 = 5 voxels before patch merging: padded to 6 and cut after expanding.
         assert network(torch.randn(1, 1, 80, 64, 96)).shape == (1, 2, 80, 64, 96)
-    with pytest.raises(UsageError, match=r"axis 1 must be a multiple of 16"):
+    with pytest.raises(UsageError, match=r"axis 1 must be a multiple of 16; pad the image to \[64, 80, 64\]"):
         network(torch.randn(1, 1, 64, 72, 64))
 
 

@@ -163,5 +163,5 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_an_input_that_cannot_be_halved_is_refused():
-    with pytest.raises(UsageError, match="axis 0 must be a multiple of 8"):
+    with pytest.raises(UsageError, match=r"axis 0 must be a multiple of 8; pad the image to \[24, 32, 32\]"):
         LATUPNet(1, 2)(torch.randn(1, 1, 20, 32, 32))

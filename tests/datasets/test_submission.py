@@ -148,7 +148,7 @@ def test_everything_wrong_is_in_one_list_and_nothing_is_written(dataset, tmp_pat
     [
         (("--challenge", "brats2021"), "say which cases are expected"),
         (("--challenge", "brats2022", "--cases", "x"), "did you mean 'brats2023'"),
-        (("--challenge", "brats2021", "--cases", "missing.txt"), "missing.txt: cannot be read"),
+        (("--challenge", "brats2021", "--cases", "missing.txt"), "missing.txt: there is no such file"),
         (("--challenge", "brats2021", "--dataset", "missing"), "missing: there is no such folder"),
     ],
 )

@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation import results
-from nnunet_glims.experiments import prepare_dataset
+from nnunet_glims.experiments import interim_report, prepare_dataset
 from nnunet_glims.experiments.executors.in_process import InProcess
 from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.experiments.jobs.ensemble import Ensemble
@@ -18,7 +19,7 @@ from nnunet_glims.experiments.jobs.report import Report
 from nnunet_glims.experiments.jobs.train import Train
 from nnunet_glims.experiments.state import TrainingRecord
 from nnunet_glims.locks import lock
-from tests.experiments.conftest import PLANS, touch
+from tests.experiments.conftest import DATASET_JSON, PLANS, touch
 
 COMPARISON = """\
 title: Toy
@@ -156,9 +157,9 @@ PLANS_OF_GLIMS = "nnUNetPlans_toy_GLIMS"
         (other_precision, "train_D007_GLIMS_fold0", 'precision: "auto" when it was made, "bf16" now'),
         (another_version(Train), "train_D007_GLIMS_fold0", "method version: 1 when it was made, 2 now"),
         (another_command(Train), "train_D007_GLIMS_fold0", r"command\.nnUNetv2_train\.--new: absent .*, \[\] now"),
-        (other_plans(PLANS_OF_GLIMS, batch_size=4), "train_D007_GLIMS_fold0", "batch_size: absent when it was made, 4 now"),
+        (other_plans(PLANS_OF_GLIMS, batch_size=4), "train_D007_GLIMS_fold0", "batch_size: 2 when it was made, 4 now"),
         (other_split, "train_D007_GLIMS_fold1", "split: "),
-        (rewritten("preprocessed/Dataset007_Toy/dataset.json", '{"numTraining": 1, "x": 1}'), "train_D007_GLIMS_fold0",
+        (rewritten("preprocessed/Dataset007_Toy/dataset.json", json.dumps({**DATASET_JSON, "x": 1})), "train_D007_GLIMS_fold0",
          "dataset.json: "),
         (rewritten("preprocessed/Dataset007_Toy/data/case.pkl"), "train_D007_GLIMS_fold0",
          "preprocessed data.names and sizes: "),
@@ -368,7 +369,9 @@ def test_one_fold_is_not_trained_by_two_comparisons_at_once(done):
     job = Experiment(done.path).jobs["train_D007_GLIMS_fold0"]
     with (
         lock(job.fold_folder / ".nnunet_glims.lock", "training"),
-        pytest.raises(ProcessingError, match=r"another process does this already \(process \d+ on .*, since 20"),
+        pytest.raises(
+            ProcessingError, match=r"another process does this already \(user \S+, process \d+ on .*, since 20"
+        ),
         job.work(job.commands()),
     ):
         pytest.fail("it must not be reached")
@@ -382,7 +385,7 @@ def write_last_release(machine):
     machine.write("datasets: [7]\nentries:\n  - {name: nnU-Net, trainer: nnUNetTrainer}\nfolds: [0]\ndevice: cpu\n")
     for name, content in (
         ("nnUNetPlans.json", PLANS),
-        ("dataset.json", {"numTraining": 1}),
+        ("dataset.json", DATASET_JSON),
         ("splits_final.json", [{}]),
     ):
         touch(machine.dataset / name, json.dumps(content))
@@ -420,3 +423,15 @@ def test_what_contradicts_its_plans_is_not_adopted(machine):
     ):
         machine.run(adopt=True)
     assert TrainingRecord.read(model / "fold_0") is None
+
+
+def test_an_interim_report_names_the_entries_that_are_left_out(done, monkeypatch):
+    trained = next((done.folders / "results/Dataset007_Toy").glob("nnUNetTrainer__*"))
+    shutil.rmtree(trained / "fold_1")
+    ran = {}
+    monkeypatch.setattr(interim_report, "Step", lambda job, _, commands=(): lambda: ran.update({job.name: commands}))
+    interim_report.report(Experiment(done.path), lambda text: None)
+    (command,) = next(commands for name, commands in ran.items() if name.startswith("report"))
+    notes = [command[place + 1] for place, option in enumerate(command) if option == "--note"]
+    assert "Partial report: nnU-Net is left out, 1 of 2 trainings are not done." in notes
+    assert "--intersection" in command and not any(option.startswith("nnU-Net=") for option in command)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from nnunet_glims.cli import main
 from nnunet_glims.experiments.executors.local import Local
 from nnunet_glims.experiments.executors.step import Step, StepFailed, ask_to_save
 from nnunet_glims.experiments.jobs.prepare import Prepare
+from nnunet_glims.experiments.jobs.train import Train
+from nnunet_glims.experiments.state import TrainingRecord
 from nnunet_glims.experiments.status import status_of
-from nnunet_glims.locks import LockHeld
+from nnunet_glims.locks import LockHeld, lock
+from nnunet_glims.nnunet.training_log import TRAINING_LOCK
 from tests.experiments.conftest import run_local
 
 GLIMS0 = "train_D007_GLIMS_fold0"
@@ -175,14 +179,16 @@ def test_the_runner_may_be_killed(experiment, stand_ins, started, runner):
 def test_a_second_run_attaches_to_the_first(experiment, stand_ins, started, runner, capsys):
     assert main(["compare", "run", str(experiment.layout.path)]) == 0
     out = capsys.readouterr().out
-    assert f"Another run of this comparison is at work (process {runner.pid} on " in out
+    assert f", process {runner.pid} on " in out.partition("Another run of this comparison is at work (")[2]
     assert runner.wait(60) == 0
     assert len(lines(started)) == len(experiment.jobs)
 
 
 @pytest.mark.slow
-def test_ctrl_c_lets_the_training_save_and_the_next_run_goes_on(experiment, stand_ins, started, runner):
-    runner.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # Ctrl-C, and a terminal that is closed
+def test_a_signal_lets_the_training_save_and_the_next_run_goes_on(experiment, stand_ins, started, runner, number):
+    runner.stdout.close()
+    runner.send_signal(number)
     assert runner.wait(30) == 130
     assert experiment.jobs[GLIMS0].folder.read().ending == "stopped"
     assert len(lines(started)) == 2, "prepared, and the training was not started again"
@@ -290,7 +296,7 @@ def test_one_job_never_runs_in_two_processes(experiment, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code])
     wait_until(lambda: job.folder.last_line() == "in")
     with pytest.raises(
-        LockHeld, match=f"job report_D007: another process does this already .process {process.pid} on "
+        LockHeld, match=rf"job report_D007: another process does this already .user \S+, process {process.pid} on "
     ):
         first()
     assert process.wait(30) == 0
@@ -314,6 +320,42 @@ def test_programs_are_found_in_an_environment_that_is_not_activated(experiment, 
     job = experiment.jobs["report_D007"]
     Step(job, "local", [["nnunet-glims", "--version"]])()
     assert job.folder.last_line().startswith("nnunet-glims ")
+
+
+def test_a_fold_that_nnunets_own_command_trains_is_left_alone(experiment, stand_ins, started):
+    """The trainer holds a lock of its own, also when no comparison started it."""
+    fold = experiment.jobs[GLIMS0].fold_folder
+    told = []
+    chosen = {"prepare_D007", GLIMS0}
+    with lock(fold / TRAINING_LOCK, "training"):
+        assert run_local(experiment, told.append, chosen=chosen) == [GLIMS0]
+        line = next(line for line in told if line.startswith(f"{GLIMS0}: failed"))
+        assert re.search(
+            rf"another process does this already \(user \S+, process {os.getpid()} on \S+, since 2\d+-", line
+        )
+        assert str(fold) not in lines(started)
+        assert TrainingRecord.read(fold) is None, "nothing says that this comparison has trained it"
+    assert run_local(experiment, str, chosen=chosen) == []
+
+
+def test_the_error_of_a_trainer_is_told_without_its_class(experiment, stand_ins, monkeypatch):
+    error = "case a of /data cannot be loaded: OSError: cut off"
+    code = f"import sys; print('Traceback'); sys.exit('nnunet_glims.errors.ProcessingError: {error}')"
+    monkeypatch.setattr(Train, "commands", lambda job: [[sys.executable, "-c", code]])
+    told = []
+    assert run_local(experiment, told.append, chosen={"prepare_D007", GLIMS0}) == [GLIMS0]
+    assert any(f"exit code 1: {error}\n" in line for line in told)
+
+
+def test_what_runs_that_failed_have_left_of_submitits_is_removed(experiment, stand_ins):
+    chosen = {"prepare_D007", GLIMS0}
+    stand_ins[1][GLIMS0] = 1
+    assert run_local(experiment, str, chosen=chosen) == [GLIMS0]
+    (experiment.layout.submitit / "77_0_log.out").touch()  # of SLURM
+    assert len(list(experiment.layout.submitit.iterdir())) == 2
+    stand_ins[1].clear()
+    assert run_local(experiment, str, chosen=chosen) == []
+    assert [path.name for path in experiment.layout.submitit.iterdir()] == ["77_0_log.out"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(experiment, stand_ins, capsys):

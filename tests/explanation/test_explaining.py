@@ -1,7 +1,9 @@
 """The command on a network that has learnt something, and whole volumes against nnU-Net's own way."""
 
 import json
+import re
 import shutil
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest
 from nnunet_glims.explanation.volumes import ImagePipeline
 from nnunet_glims.nnunet.models import ModelFolder
 from tests.export import PLAIN, head, write_case, write_model_folder
+from tests.test_files import largest_file
 
 from .conftest import cubes
 
@@ -171,6 +174,44 @@ def test_our_networks_regions_and_gates(network, gates, spatial, tmp_path):
     assert bool(maps[f"{layer}_core.nii.gz"].any()) == (summary["cases"]["case"]["predicted_voxels"]["core"] > 0)
 
 
+def test_names_of_labels_become_names_of_files(trained, images, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / trained.name)
+    content = json.loads((folder / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "oedema/infiltration": 1, "a%2Fb: <i>?": 2}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    files = [str(images / f"one_{channel:04d}.nii.gz") for channel in (0, 1)]
+    options = ["-o", str(tmp_path / "out"), "--layer", "encoder.stages.2", "-device", "cpu"]
+    assert main(["explain", str(folder), *files, *options]) == 0
+    maps = ["oedema%2Finfiltration", "a%252Fb%3A %3Ci%3E%3F"]
+    found = {path.name for path in (tmp_path / "out/one").glob("*.nii.gz")}
+    assert found == {"prediction.nii.gz", *(f"encoder.stages.2_{name}.nii.gz" for name in maps)}
+    summary = json.loads((tmp_path / "out/explanation.json").read_text())
+    assert set(summary["targets"]) == {"oedema/infiltration", "a%2Fb: <i>?"}
+    links = re.findall(r'href="([^"#]*)"', (tmp_path / "out/index.html").read_text())
+    linked = {unquote(link).removeprefix("./") for link in links if not link.startswith("data:")}
+    assert linked == {f"one/{name}" for name in found}
+
+
+def test_a_full_disk_leaves_no_explanation(trained, images, tmp_path, capsys):
+    files = [str(images / f"one_{channel:04d}.nii.gz") for channel in (0, 1)]
+    with largest_file(4000):
+        assert main(["explain", str(trained), *files, "-o", str(tmp_path / "out"), "-device", "cpu"]) == 1
+    assert "cannot be written: " in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_network_that_computes_nan_is_named(trained, images, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / trained.name)
+    path = folder / "fold_0/checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    next(iter(checkpoint["network_weights"].values())).flatten()[0] = torch.nan
+    torch.save(checkpoint, path)
+    files = [str(images / f"one_{channel:04d}.nii.gz") for channel in (0, 1)]
+    assert main(["explain", str(folder), *files, "-o", str(tmp_path / "out"), "-device", "cpu"]) == 1
+    assert "NaN" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_2d(tmp_path):
     flat = {
         "conv_op": "torch.nn.modules.conv.Conv2d",
@@ -212,7 +253,7 @@ def test_layers_are_listed(trained, capsys):
         (["{model}", "{images}", "-o", "{out}", "--truth", "{images}"], "no true label map of case one"),
         (["{model}", "{images}", "-o", "{out}", "--truth", "{other}"], "is this another case?"),
         (["{model}", "{mixed}", "-o", "{out}"], "resample the channels to one grid"),
-        (["{model}", "{cut}", "-o", "{out}"], "one_0001.nii.gz: this file is damaged or cut off"),
+        (["{model}", "{cut}", "-o", "{out}"], "one_0001.nii.gz: cannot be read: the compressed data are cut off"),
         (["{model}", "{images}", "-o", "{images}"], "this exists already: choose another folder"),
     ],
 )

@@ -22,6 +22,7 @@ from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.exporting import ExportRequest, export
 from nnunet_glims.export.parity import ParityError
 from tests.preprocessed import DATASET
+from tests.test_files import largest_file
 
 from . import head, write_case, write_model_folder
 
@@ -228,6 +229,82 @@ def test_an_export_that_yields_nan_fails():
         parity.check("0", "fp32", figures)
 
 
+def test_rounding_that_a_small_patch_magnifies_is_allowed():
+    """PyTorch's own error against float64 is 1.6e-3 of the logits' standard deviation on 16³ voxels of GLIMS."""
+    figures = [{"patch": "random", "relative_error": 1.2e-3, "agreement": 1.0, "dice": []}]
+    parity.check("0", "fp32", figures, lambda patch: 1.6e-3)
+    with pytest.raises(ParityError):
+        parity.check("0", "fp32", figures, lambda patch: 1e-6)
+
+
+@pytest.mark.slow
+def test_a_tiny_patch_of_glims_is_exported(tmp_path):
+    folder = write_model_folder(tmp_path, "GLIMS", patch_size=[16, 16, 16])
+    assert main(["export", str(folder), str(tmp_path / "out"), "--format", "torchscript"]) == 0
+    assert main(["export", str(folder), str(tmp_path / "onnx")]) == 0
+
+
+CHANGES = {
+    "cut off": (lambda content: content[: len(content) // 2], "cannot be read: the compressed data are cut off"),
+    "another byte": (lambda content: content[:-500] + b"\xff" + content[-499:], "cannot be read: the compressed data"),
+    "empty": (lambda _: b"", "cannot be read: the file is empty"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_damaged_images_are_not_predicted(exported, images, tmp_path, capsys, change):
+    path = images / "two_0001.nii.gz"
+    path.write_bytes(CHANGES[change][0](path.read_bytes()))
+    assert main(["predict-onnx", str(exported), str(images), "-o", str(tmp_path / "out"), "--disable_tta"]) == 1
+    assert f"{path}: {CHANGES[change][1]}" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["one.nii.gz"]
+
+
+def test_values_that_are_not_finite_are_not_predicted(exported, tmp_path, capsys):
+    image = head()
+    image[1, 2, 2, :3] = np.inf
+    write_case(tmp_path / "images", "one", image, SPACING)
+    command = ["predict-onnx", str(exported), str(tmp_path / "images"), "-o", str(tmp_path / "out")]
+    path = tmp_path / "images/one_0001.nii.gz"
+    assert main(command) == 1
+    assert f"{path}: 3 infinite of 10560 values" in capsys.readouterr().err
+    large = sitk.GetImageFromArray(np.full(head().shape[1:], 1e200))
+    large.CopyInformation(sitk.ReadImage(str(tmp_path / "images/one_0000.nii.gz")))
+    sitk.WriteImage(large, str(path))
+    assert main(command) == 1
+    assert f"{path}: 10560 infinite of 10560 values in float32" in capsys.readouterr().err
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_label_map_that_is_not_whole_is_predicted_again(exported, images, tmp_path, capsys):
+    command = ["predict-onnx", str(exported), str(images), "-o", str(tmp_path / "out"), "--disable_tta"]
+    assert main(command) == 0
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out/two.nii.gz").write_bytes(expected["two.nii.gz"][:-20])  # as a full disk leaves it
+    capsys.readouterr()
+    assert main([*command, "--continue_prediction"]) == 0
+    out = capsys.readouterr().out
+    assert "two.nii.gz" in out and "one.nii.gz" not in out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
+
+
+def test_a_full_disk_leaves_no_label_map(exported, images, tmp_path, capsys):
+    command = ["predict-onnx", str(exported), str(images), "-o", str(tmp_path / "out"), "--disable_tta"]
+    with largest_file(200):
+        assert main(command) == 1
+    assert f"{tmp_path / 'out/one.nii.gz'}: cannot be written: " in capsys.readouterr().err
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_an_image_below_the_models_resolution_is_told_the_size_it_needs(exported, tmp_path, capsys):
+    image = np.zeros((2, 1, 20, 22), np.float32)
+    image[:, 0, 4:10, 4:12] = 1
+    write_case(tmp_path / "images", "one", image, (1.0, 1.1, 1.2))
+    assert main(["predict-onnx", str(exported), str(tmp_path / "images"), "-o", str(tmp_path / "out")]) == 2
+    assert "case one" in (error := capsys.readouterr().err)
+    assert "1×6×8 voxels of 1.2×1.1×1 mm" in error and "at least 2×6×8 are needed" in error
+
+
 class Foreign:
     """Something a checkpoint should not hold."""
 
@@ -308,18 +385,6 @@ def test_damaged_exports_are_refused(copied, images, tmp_path, capsys):
     assert "fold_1.onnx: this is not the file that was exported" in message
     (copied / "fold_1.onnx").unlink()
     assert "fold_1.onnx: this file of the export is missing" in refused(capsys, copied, images, "-o", out)
-    content = json.loads((copied / "model.json").read_text())
-    model_json = copied / "model.json"
-    for wrong, message in (
-        ({key: value for key, value in content.items() if key != "channels"}, "channels: this key is required"),
-        (content | {"patch_size": ["a", 16, 16]}, "patch_size.0: "),
-        (content | {"patch_sise": [16]}, "patch_sise: unknown key; did you mean 'patch_size'?"),
-        (content | {"normalization": [{"scheme": "Mine", "use_mask": False}] * 2}, "normalization.0.scheme: "),
-    ):
-        model_json.write_text(json.dumps(wrong))
-        assert f"model.json: {message}" in refused(capsys, copied, images, "-o", out)
-    (copied / "model.json").write_text("[]")
-    assert "version None is not 1" in refused(capsys, copied, images, "-o", out)
     assert "there is no model.json" in refused(capsys, images, images, "-o", out)
     assert not out.exists()
 
@@ -342,5 +407,5 @@ def test_wrong_images_are_refused(exported, images, tmp_path, capsys):
     assert "has spacing" in refused(capsys, exported, one, shifted[1], "-o", out)
     (tmp_path / "text.nii.gz").write_text("no image")
     message = refused(capsys, exported, tmp_path / "text.nii.gz", one, "-o", out, code=1)
-    assert "this file is damaged or cut off" in message
+    assert "this is no gzip file" in message
     assert list(out.iterdir()) == []

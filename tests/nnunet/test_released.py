@@ -1,6 +1,7 @@
 """`nnunet-glims import-released` with parameters that were made up, in the form of the authors' checkpoints."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -157,9 +158,65 @@ def test_wrong_files_are_named_and_nothing_is_written(wrong, parameters, tmp_pat
         (tmp_path / "weights.pt").write_text("no checkpoint")
     else:
         torch.save(content, tmp_path / "weights.pt")
-    run(tmp_path / "weights.pt", tmp_path / "model", code=2)
+    run(tmp_path / "weights.pt", tmp_path / "model", code=1 if content is None else 2)
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+def changed_byte(content):
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+
+
+DAMAGES = {
+    "empty": (lambda content: b"", "this file is empty"),
+    "cut": (lambda content: content[: len(content) // 2], "damaged or cut off"),
+    "a changed byte": (changed_byte, "its checksums do not fit"),
+    "zeros": (lambda content: bytes(1000), "no PyTorch checkpoint, or it is damaged"),
+    "an image": (lambda content: b"\x89PNG\r\n\x1a\n" + bytes(100), "no PyTorch checkpoint, or it is damaged"),
+    "JSON": (lambda content: b'{"state_dict": {}}', "no PyTorch checkpoint, or it is damaged"),
+    "another zip": (lambda content: b"PK\x05\x06" + bytes(18), "no PyTorch checkpoint, or it is damaged"),
+    "a list, pickled": (lambda content: pickle.dumps([1, 2]), "no PyTorch checkpoint, or it is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_named_and_nothing_is_written(damage, checkpoint, tmp_path, capsys):
+    change, message = DAMAGES[damage]
+    (tmp_path / "weights.pt").write_bytes(change(checkpoint.read_bytes()))
+    run(tmp_path / "weights.pt", tmp_path / "model", code=1)
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'weights.pt'}: " in error and message in error
+    assert "Copy the file again" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+def test_weights_that_are_not_finite_are_refused(parameters, tmp_path, capsys):
+    name = "stem.conv.weight"
+    torch.save({**parameters, name: parameters[name] * float("nan")}, tmp_path / "weights.pt")
+    run(tmp_path / "weights.pt", tmp_path / "model", code=1)
+    assert f"{tmp_path / 'weights.pt'}: the weights are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "weights.pt").mkdir()
+    run(tmp_path / "weights.pt", tmp_path / "model", code=2)
+    assert f"{tmp_path / 'weights.pt'}: this is a folder, not a file" in capsys.readouterr().err
+
+
+def test_code_in_the_old_format_is_refused(parameters, tmp_path, capsys):
+    content = {"state_dict": parameters, "hyper_parameters": Trap(tmp_path / "trapped")}
+    torch.save(content, tmp_path / "trap.pt", _use_new_zipfile_serialization=False)
+    run(tmp_path / "trap.pt", tmp_path / "model", code=2)
+    assert "holds more than tensors" in capsys.readouterr().err
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_folder_below_a_file_is_refused(checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    run(checkpoint, tmp_path / "file/model", code=2)
+    assert f"{tmp_path / 'file'}: this is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_full_disk_leaves_no_half_model(checkpoint, tmp_path, capsys):

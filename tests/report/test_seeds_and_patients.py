@@ -149,7 +149,7 @@ def test_seeds_with_different_cases_are_compared_on_those_that_all_have(evaluate
 def converted(evaluated, folder, patients):
     """A raw data set, whose conversion report names the patients, with evaluated predictions of its test cases."""
     shutil.copytree(evaluated / "labelsTs", folder / "labelsTs")
-    report = {"release": "Toys"} if patients is None else {"release": "Toys", "patients": patients}
+    report = {"release": "Toys", "label_in_release": {"1": 1}} | ({} if patients is None else {"patients": patients})
     (folder / "conversion_report.json").write_text(json.dumps(report))
     command = ["evaluate", str(folder / "labelsTs"), str(evaluated / "good"), "-o", str(folder / "evaluated")]
     assert main([*command, "--workers", "1"]) == 0

@@ -218,7 +218,7 @@ ends_a_thread = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThread
 def first_batches(trainer, count=3):
     trainer.on_train_start()
     batches = [next(trainer.dataloader_train)["data"].clone() for _ in range(count)]
-    trainer._finish_dataloaders()
+    trainer._data_loading.finish()
     return batches
 
 

@@ -15,8 +15,9 @@ from nnunet_glims.errors import ProcessingError
 from nnunet_glims.nnunet.checkpoints import FINAL
 from nnunet_glims.trainers import checkpoint_files, robust_trainer
 from nnunet_glims.trainers.checkpoint_files import BEST, LATEST, PREVIOUS, is_intact
+from nnunet_glims.trainers.data_loading import workers_died
 from nnunet_glims.trainers.robust_trainer import NonFiniteTraining, RobustTrainer
-from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, STOP_SIGNALS, workers_died
+from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, STOP_SIGNALS
 from tests.export import PLAIN
 from tests.preprocessed import DATASET, make_plans
 
@@ -144,9 +145,9 @@ def test_skipped_steps_do_not_count_in_the_epochs_loss(make_trainer):
 def test_twenty_skipped_steps_in_a_row_are_a_diverged_training(make_trainer):
     trainer = make_trainer()
     for finite in [*[False] * 19, True, *[False] * 19]:
-        trainer._count_skips(finite)
+        trainer._count_step(finite)
     with pytest.raises(NonFiniteTraining):
-        trainer._count_skips(False)
+        trainer._count_step(False)
 
 
 def test_a_diverged_training_goes_back_to_the_last_checkpoint_in_fp32_and_ends(make_trainer, few_skips):
@@ -299,6 +300,24 @@ def test_a_signal_stops_after_the_step_and_a_continued_run_repeats_the_epoch(mak
     again.run_training()
     final = load(checkpoint(again, FINAL))
     assert {name: len(values) for name, values in final["logging"].items()} == dict.fromkeys(final["logging"], 3)
+
+
+def test_under_nohup_a_closed_terminal_does_not_stop_the_training(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=1)
+    at_step(monkeypatch, trainer, 1, send(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer.run_training()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert checkpoint(trainer, FINAL).exists()
+
+
+def test_a_second_ctrl_c_ends_at_once(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=1)
+    at_step(monkeypatch, trainer, 1, lambda: (send(signal.SIGINT)(), send(signal.SIGINT)()))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
 
 
 def test_a_signal_in_the_first_epoch_starts_again_at_epoch_0(make_trainer, monkeypatch):

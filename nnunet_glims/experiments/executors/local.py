@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import threading
@@ -24,7 +26,12 @@ from nnunet_glims.experiments.jobs.base import Job
 from nnunet_glims.processes import available_cores
 
 POLL_SECONDS = 0.5
+_FOLDER_OF_A_RUN = re.compile(r"\d+-\d+")
+"""Names of the folders that runs make for submitit's files: the time and the number of the process."""
 YEARS_IN_MINUTES = 10 * 365 * 24 * 60
+
+_CLASS_OF_AN_ERROR = re.compile(r"^nnunet_glims\.[\w.]+: ")
+"""How the last line of a traceback begins when a trainer of this package has raised the error."""
 
 
 @dataclass
@@ -92,9 +99,10 @@ class _Run:
     """One call of `Local.submit`: the jobs that wait and those that run."""
 
     def __init__(self, experiment: Experiment, jobs: Sequence[Job], tell: Tell, parallel: int | None):
-        self.experiment, self.tell = experiment, tell
+        self.experiment, self._tell = experiment, tell
         self.devices = _devices(experiment)
         self.slots = list(range(parallel or experiment.layout.comparison.parallel or len(self.devices) or 1))
+        self._remove_leftovers()
         self.folder = experiment.layout.submitit / f"{time.time():.0f}-{os.getpid()}"
         self.executor = submitit.LocalExecutor(self.folder)
         self.executor.update_parameters(timeout_min=YEARS_IN_MINUTES)
@@ -109,12 +117,25 @@ class _Run:
         self.done = {name for name, job in experiment.jobs.items() if experiment.is_done(job)}
         self.waiting = [job for job in jobs if job.name not in self.done]
 
+    def tell(self, text: str) -> None:
+        """Tell the user something. A terminal that has been closed does not end the run."""
+        with contextlib.suppress(OSError, SystemExit):  # rich ends the process when a pipe has been closed
+            self._tell(text)
+
+    def _remove_leftovers(self) -> None:
+        """Remove submitit's files of earlier runs, unless a job that such a run started is still at work."""
+        folder = self.experiment.layout.submitit
+        found = [path for path in folder.glob("*-*") if _FOLDER_OF_A_RUN.fullmatch(path.name)]
+        if found and not any(job.folder.is_at_work(job.folder.read()) for job in self.experiment.jobs.values()):
+            for path in found:
+                shutil.rmtree(path, ignore_errors=True)
+
     def run(self) -> list[str]:
         """Run the jobs; return the names of those that failed."""
         counts = f"{len(self.done)} of {len(self.experiment.jobs)} jobs are done, {len(self.waiting)} to do"
         self.tell(f"{counts}, {len(self.slots)} at a time")
         try:
-            with _signal_handled(signal.SIGTERM, signal.default_int_handler):  # stopped as on Ctrl-C
+            with _signals_handled((signal.SIGTERM, signal.SIGHUP), signal.default_int_handler):  # stopped as on Ctrl-C
                 while self.waiting or self.running:
                     for one in [one for one in self.running if one.has_ended]:
                         self.running.remove(one)
@@ -179,8 +200,8 @@ class _Run:
         self.attempts[job.name] = self.attempts.get(job.name, 0) + 1
         gpus = {"CUDA_VISIBLE_DEVICES": self.devices[slot % len(self.devices)]} if self.devices else {}
         folder.cancel_file.unlink(missing_ok=True)
-        # A terminal sends Ctrl-C to all processes; the started one ignores it, and the runner stops it itself.
-        with _signal_handled(signal.SIGINT, signal.SIG_IGN):
+        # A terminal sends these signals to all processes; the started one ignores them, and the runner stops it itself.
+        with _signals_handled((signal.SIGINT, signal.SIGHUP), signal.SIG_IGN):
             handle = self.executor.submit(Step(job, Local.name, environment={**self.share, **gpus}))
         self.tell(f"{job.name}: started")
         self.running.append(_Running(job, handle, slot, self.attempts[job.name]))
@@ -201,7 +222,7 @@ def _reason(job: Job, handle: submitit.Job) -> str:
         error = handle.exception()
         last = str(error).strip().splitlines()[-1] if error is not None else "ended without its results"
         return f"failed: {last}\n  all output is in {folder.log}"
-    last = folder.last_line()
+    last = _CLASS_OF_AN_ERROR.sub("", folder.last_line())
     return f"{record.ending or 'interrupted'}: {record.reason}{f': {last}' if last else ''}\n  all output is in {folder.log}"
 
 
@@ -222,18 +243,23 @@ def _devices(experiment: Experiment) -> list[str]:
 
 
 @contextmanager
-def _signal_handled(
-    number: signal.Signals, handler: Callable[[int, FrameType | None], Any] | signal.Handlers
+def _signals_handled(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], Any] | signal.Handlers
 ) -> Iterator[None]:
-    """Handle a signal like this within the block; only the main thread can, in others nothing is changed."""
+    """Handle signals like this within the block; only the main thread can, in others nothing is changed.
+
+    SIGHUP stays ignored where `nohup` has the command ignore it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(number, handler)
+    wanted = [one for one in numbers if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in wanted}
     try:
         yield
     finally:
-        signal.signal(number, before)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def free_bytes(folder: Path) -> int:

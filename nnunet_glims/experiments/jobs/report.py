@@ -11,6 +11,7 @@ from nnunet_glims.experiments.jobs.ensemble import Ensemble
 from nnunet_glims.experiments.jobs.evaluate import Evaluate
 from nnunet_glims.experiments.layout import Layout
 
+TRUST = "--trust"
 TABLES = ("summary.json", "cases.jsonl", "metrics.csv")
 
 
@@ -41,14 +42,23 @@ class Report(TableJob):
         """Return the command of `nnunet-glims leaderboard` for all evaluations."""
         return self.commands_of(self.evaluations)
 
-    def commands_of(self, evaluations: Sequence[Evaluate | Ensemble]) -> list[list[str]]:
-        """Return the command of `nnunet-glims leaderboard` for some evaluations, on their common cases if not all are given."""
+    def commands_of(self, evaluations: Sequence[Evaluate | Ensemble], notes: Sequence[str] = ()) -> list[list[str]]:
+        """Return the command of `nnunet-glims leaderboard` for some evaluations, on their common cases if not all are given.
+
+        Args:
+            evaluations: the jobs whose tables are compared.
+            notes: sentences that the page shows below its heading.
+        """
         asked = self.layout.comparison
         command = ["nnunet-glims", "leaderboard", *(f"{job.title}={job.evaluation}" for job in evaluations)]
         command += ["-o", str(self.layout.report(self.dataset))]
         command += ["--title", f"{asked.title}: {self.layout.dataset_names[self.dataset]}"]
+        for note in notes:
+            command += ["--note", note]
         if asked.published:
             command += ["--published", ",".join(asked.published)]
+        if self.layout.trust:
+            command.append(TRUST)
         return [command if len(evaluations) == len(self.evaluations) else [*command, "--intersection"]]
 
     def ingredients(self, commands: Sequence[Sequence[str]]) -> Ingredients:
@@ -56,4 +66,5 @@ class Report(TableJob):
         tables = {
             f"tables of {job.name}": self.layout.listings.digest(job.evaluation, TABLES) for job in self.evaluations
         }
-        return present({**self.common_ingredients(commands), **tables})
+        same = [[part for part in command if part != TRUST] for command in commands]  # which changes no result
+        return present({**self.common_ingredients(same), **tables})

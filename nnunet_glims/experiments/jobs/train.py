@@ -18,8 +18,8 @@ from nnunet_glims.experiments.jobs.base import DONE, MISSING, Job, Outcome
 from nnunet_glims.experiments.layout import SHARED_LOCK, Layout
 from nnunet_glims.experiments.state import ProcessRecord, TrainingRecord
 from nnunet_glims.files import read_json
-from nnunet_glims.locks import Holder, LockHeld, lock
-from nnunet_glims.nnunet.training_log import read_training_log
+from nnunet_glims.locks import Holder, LockHeld, holder_of, lock
+from nnunet_glims.nnunet.training_log import TRAINING_LOCK, read_training_log
 from nnunet_glims.training.recipes import PRECISION_VARIABLE
 
 REPLACED = "replaced"
@@ -141,6 +141,8 @@ class Train(Job):
             record = TrainingRecord.read(fold)
             if record is not None and record.process is not None and record.process.process.is_alive:
                 raise LockHeld(what, Holder(record.process.process, record.written, ""))
+            if (holder := holder_of(fold / TRAINING_LOCK)) is not None:  # nnUNetv2_train beside this comparison
+                raise LockHeld(what, holder)
             outcome = self._outcome(commands)
             if outcome.state == "refused":
                 raise UsageError(f"{fold}: {outcome.change}")
@@ -199,6 +201,8 @@ class Train(Job):
         record = TrainingRecord.read(fold)
         if record is not None and record.process is not None and record.process.process.is_alive:
             raise LockHeld(f"training {fold}", Holder(record.process.process, record.written, ""))
+        if (holder := holder_of(fold / TRAINING_LOCK)) is not None:
+            raise LockHeld(f"training {fold}", holder)
         with lock(fold / SHARED_LOCK, f"training {fold}"):
             aside = self.model / REPLACED / f"{fold.name}_{time.strftime('%Y%m%d-%H%M%S')}"
             aside.parent.mkdir(exist_ok=True)

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
+from nnunet_glims.files import read_json_document
 from nnunet_glims.networks import Network, network_of_class
+from nnunet_glims.nnunet.plans.content import check_plans, resolved
 from nnunet_glims.topology import stage_strides
 from nnunet_glims.validation import nearest
 
 BASE_PLANS = "nnUNetPlans"
+
+_NEEDED = (
+    "data_identifier",
+    "patch_size",
+    "batch_size",
+    "spacing",
+    "median_image_size_in_voxels",
+    "normalization_schemes",
+    "use_mask_for_norm",
+)
+"""Keys without which a configuration cannot be changed or trained."""
 
 
 def complete_configuration(
@@ -65,10 +78,8 @@ def complete_configuration(
 
 def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
     """Raise `UsageError` for a 2D configuration; the message names the 3D configurations of these plans."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    manager = PlansManager(dict(plans))
-    sizes = {name: manager.get_configuration(name).configuration.get("patch_size") for name in plans["configurations"]}
+    found = plans["configurations"]
+    sizes = {name: resolved(found, name).get("patch_size") for name in found}
     if configuration not in sizes:
         raise UsageError(f"configuration {configuration!r} is not in the plans: {nearest(configuration, list(sizes))}")
     if len(sizes[configuration] or ()) != 3:
@@ -80,14 +91,13 @@ def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
 
 
 def read_plans(path: Path) -> dict[str, Any]:
-    """Return the content of a plans file; raise `UsageError` naming the file if it is missing or holds no plans."""
-    plans = read_json(path)
-    configurations = plans.get("configurations") if isinstance(plans, dict) else None
-    if not isinstance(configurations, dict) or not all(isinstance(found, dict) for found in configurations.values()):
-        raise UsageError(
-            f"{path}: these are no plans: the file has no configurations. Delete it, and run the command again that wrote it"
-        )
-    return plans
+    """Return the content of a plans file; raise `UsageError` if it is missing or holds no plans, see `check_plans`."""
+    document = read_json_document(path)
+    try:
+        return check_plans(document, str(path))
+    except UsageError as error:
+        advice = "These are no plans that nnU-Net can use: correct them, or delete the file and plan again"
+        raise UsageError(f"{error}\n{advice}") from None
 
 
 def read_base(dataset_folder: Path, base: str = BASE_PLANS) -> dict[str, Any]:
@@ -110,6 +120,7 @@ def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     check_is_3d(plans, configuration)
+    check_complete(plans, configuration)
     planned = deepcopy(PlansManager(deepcopy(dict(plans))).get_configuration(configuration).configuration)
     if planned.get("previous_stage"):
         raise UsageError(
@@ -118,6 +129,31 @@ def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[
     for link in ("inherits_from", "next_stage"):
         planned.pop(link, None)
     return planned
+
+
+def check_complete(plans: Mapping[str, Any], configuration: str) -> None:
+    """Raise `UsageError` where a configuration of plans, or the plans, lack what every training needs."""
+    planned = resolved(plans["configurations"], configuration)
+    missing = [key for key in _NEEDED if key not in planned]
+    missing += [key for key in ("dataset_name", "image_reader_writer") if key not in plans]
+    if missing:
+        name = plans["plans_name"]
+        raise UsageError(
+            f"{name}: {configuration}: it has no {', no '.join(missing)}: plan again with nnUNetv2_plan_experiment"
+        )
+
+
+def check_fits_strides(planned: Mapping[str, Any], where: str) -> None:
+    """Raise `UsageError` where the patch of a configuration does not fit the strides of the network in it."""
+    patch = planned["patch_size"]
+    strides = planned.get("architecture", {}).get("arch_kwargs", {}).get("strides")
+    if isinstance(strides, list) and all(isinstance(stride, list) and len(stride) == len(patch) for stride in strides):
+        divisors = [prod(stride[axis] for stride in strides) for axis in range(len(patch))]
+        if any(divisor == 0 or side % divisor for side, divisor in zip(patch, divisors, strict=True)):
+            raise UsageError(
+                f"{where}: patch_size: {'×'.join(map(str, patch))} does not fit the network of these plans, whose strides "
+                f"need multiples of {'×'.join(map(str, divisors))}"
+            )
 
 
 def without_left_open(arguments: Mapping[str, Any]) -> dict[str, Any]:
