@@ -14,6 +14,11 @@ ORIGIN_TOLERANCE_MM = 1e-2
 DIRECTION_TOLERANCE = 1e-3
 """By how much the geometries of a case's files may differ, because many files store them with few digits."""
 
+SHEARED = (
+    "its axes are sheared (not at right angles), and SimpleITK reads no such files. nnU-Net's NibabelIO does, and nibabel: "
+    "resample the image to a grid with right angles, for example with nibabel.processing.resample_to_output"
+)
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -36,13 +41,31 @@ class Geometry:
         """Read the geometry from a file's header; raise `RuntimeError` where SimpleITK cannot read it."""
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(file))
-        reader.ReadImageInformation()
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            if "orthonormal" not in str(error):
+                raise
+            raise RuntimeError(SHEARED) from None
         return cls.of(reader)
 
     @classmethod
     def of(cls, image: sitk.Image | sitk.ImageFileReader) -> Geometry:
-        """Return the geometry of an image, or of the file whose header a reader has read."""
-        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+        """Return the geometry of an image, or of the file whose header a reader has read.
+
+        Axes of length 1 after the third are left out, as NIfTI files of a single volume may have them.
+        """
+        size, direction = image.GetSize(), image.GetDirection()
+        axes = len(size)
+        kept = 3 if axes > 3 and set(size[3:]) == {1} else axes
+        rows = [direction[row * axes : row * axes + kept] for row in range(kept)]
+        return cls(size[:kept], image.GetSpacing()[:kept], image.GetOrigin()[:kept], tuple(sum(rows, ())))
+
+    def describe(self, image: sitk.Image) -> None:
+        """Set spacing, origin and direction of an image."""
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
 
     def difference(self, other: Geometry) -> str | None:
         """Return what differs by more than the tolerances, in words; None if nothing does."""

@@ -1,9 +1,9 @@
-"""Reading and writing of images and label maps."""
+"""The one reader and the one writer of images and label maps: what they read is whole, and so is what they write."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,41 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_glims.errors import ProcessingError, UsageError
-from nnunet_glims.files import new_file, unwritable
-from nnunet_glims.geometry import Geometry
+from nnunet_glims.files import new_file, unwritable, write_json
+from nnunet_glims.geometry import Geometry, times
+from nnunet_glims.image_formats import gipl, metaimage, nifti, nrrd, tiff
+from nnunet_glims.image_formats.content import Damaged
+
+CHECKS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    ".nrrd": ("NrrdImageIO", nrrd.check),
+    ".nhdr": ("NrrdImageIO", nrrd.check),
+    ".mha": ("MetaImageIO", metaimage.check),
+    ".mhd": ("MetaImageIO", metaimage.check),
+    ".gipl": ("GiplImageIO", gipl.check),
+}
+"""Ending -> SimpleITK's name of the format that it reads, and the function that raises `Damaged` unless a file is whole."""
+IN_ONE_FILE = {".mhd": ".mha", ".nhdr": ".nrrd"}
+"""Ending -> the ending for which SimpleITK writes header and voxels of this format to one file, which one rename replaces."""
+NIFTI = (".nii.gz", ".nii")
+TIFF = (".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A 3D image as a file holds it.
+
+    Attributes:
+        voxels: (Z, Y, X), finite numbers of any type.
+        geometry: geometry of the voxels, in x, y, z.
+    """
+
+    voxels: np.ndarray
+    geometry: Geometry
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Spacing in mm along the axes of `voxels` (z, y, x)."""
+        return self.geometry.spacing[::-1]
 
 
 @dataclass(frozen=True)
@@ -33,35 +66,49 @@ class LabelMap:
         return self.geometry.spacing[::-1]
 
 
-def read_label_map(file: Path) -> LabelMap:
-    """Read a label map in any 3D format of SimpleITK.
+def read_image(file: Path) -> Image:
+    """Read a 3D image of finite numbers from a file that is whole. A fourth axis of length 1 is left out.
 
     Raises:
-        ProcessingError: SimpleITK cannot read the file, because it is damaged, missing, or no image.
-        UsageError: the image is not 3D, or holds values other than the labels 0 to 255.
+        ProcessingError: the file is missing, damaged, cut off or no image, it has several values a voxel, or voxels are NaN
+            or infinite. The message begins with the file's name.
+        UsageError: the image is not 3D.
     """
-    try:
-        image = sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        raise ProcessingError(f"{file}: cannot be read: {_reason(error)}") from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        axes = image.GetDimension()
-        raise UsageError(
-            f"{file}: has {axes} axes and {image.GetNumberOfComponentsPerPixel()} values a voxel, not 3 and 1"
-        )
-    voxels = sitk.GetArrayFromImage(image)
+    image = _read(file)
+    if image.voxels.dtype.kind == "f" and image.voxels.size:
+        with np.errstate(invalid="ignore"):
+            suspicious = not np.isfinite(image.voxels.min()) or not np.isfinite(image.voxels.max())
+        if suspicious:
+            raise ProcessingError(f"{file}: {not_finite(image.voxels)}: replace these values")
+    return image
+
+
+def read_label_map(file: Path) -> LabelMap:
+    """Read a label map with `read_image`.
+
+    Raises:
+        ProcessingError: as for `read_image`.
+        UsageError: the image is not 3D, or holds values other than the labels 0 to 255. The message names them.
+    """
+    image = read_image(file)
+    voxels = image.voxels
     if voxels.dtype != np.uint8:
-        labels = voxels.astype(np.uint8) if np.isfinite(voxels).all() else np.zeros(voxels.shape, np.uint8)
-        if not np.array_equal(labels, voxels):
+        with np.errstate(invalid="ignore", over="ignore"):
+            labels = voxels.astype(np.uint8)
+        different = labels != voxels
+        if different.any():
+            values = np.unique(voxels[different])
+            shown = ", ".join(f"{value:.8g}" for value in values[:5].tolist())
+            more = f" and {len(values) - 5} other values" if len(values) > 5 else ""
             raise UsageError(
-                f"{file}: holds values from {voxels.min():g} to {voxels.max():g} that are no labels from 0 to 255"
+                f"{file}: {int(different.sum())} voxels hold {shown}{more}, which are no labels (whole numbers from 0 to 255)"
             )
         voxels = labels
-    return LabelMap(voxels, Geometry.of(image))
+    return LabelMap(voxels, image.geometry)
 
 
 def read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
-    """Read a NIfTI file to its last byte, with its checksum where it is compressed.
+    """Read a NIfTI file that is whole; its voxels need not be finite, nor the image 3D.
 
     Returns:
         The voxels along the file's own axes, (X, Y, Z) for a 3D image, with the file's scaling; and their geometry.
@@ -69,33 +116,15 @@ def read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
     Raises:
         ProcessingError: the file is missing, no NIfTI, damaged or cut off. The message begins with `FILE: cannot be read`.
     """
-    import nibabel  # prediction with exported models uses this module and does without nibabel
-
-    damages = (OSError, EOFError, ValueError, zlib.error, RuntimeError, nibabel.filebasedimages.ImageFileError)
-    try:
-        geometry = Geometry.of_file(file)
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)  # checks the length and the sum over all bytes
-        return np.asanyarray(nibabel.Nifti1Image.from_bytes(content).dataobj), geometry
-    except damages as error:
-        raise ProcessingError(f"{file}: cannot be read: {_reason(error)}") from None
+    with _naming(file):
+        return nifti.read(file), Geometry.of_file(file)
 
 
-def check_compressed(file: Path) -> None:
-    """Read a gzip file to its end, because SimpleITK reads zeros from a truncated file. Other files are not read.
-
-    Raises:
-        ProcessingError: the file is damaged or cut off.
-    """
-    if file.suffix != ".gz":
-        return
-    try:
-        with gzip.open(file) as content:
-            while content.read(2**24):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        raise ProcessingError(f"{file}: this file is damaged or cut off ({error}): copy it again") from None
+def not_finite(values: np.ndarray) -> str:
+    """Return how many values are NaN and how many infinite, in words."""
+    nans, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    counts = [f"{count} {word}" for count, word in ((nans, "NaN"), (infinite, "infinite")) if count]
+    return f"{' and '.join(counts)} of {values.size} values"
 
 
 def write_image(voxels: np.ndarray, geometry: Geometry, path: Path) -> None:
@@ -104,25 +133,83 @@ def write_image(voxels: np.ndarray, geometry: Geometry, path: Path) -> None:
     Args:
         voxels: (Z, Y, X).
         geometry: geometry of the voxels, in x, y, z.
-        path: its ending names the format. An older file is replaced.
+        path: its ending names the format. An older file is replaced. The spacing of a TIFF file is written to CASE.json
+            beside it, as nnU-Net does.
 
     Raises:
         ProcessingError: the file cannot be written, or what is on the disk is not what was written.
     """
-    image = sitk.GetImageFromArray(voxels)
-    image.SetSpacing(geometry.spacing)
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
     with new_file(path) as temporary:
         try:
-            sitk.WriteImage(image, str(temporary), True)
-            check_compressed(temporary)  # SimpleITK does not notice a full disk
-            written = sitk.GetArrayFromImage(sitk.ReadImage(str(temporary)))
-        except (RuntimeError, OSError) as error:
-            raise unwritable(path, _reason(error)) from None
-        finite = np.isfinite(voxels)  # SimpleITK reads zeros where a NIfTI file has NaN or infinity
-        if written.shape != voxels.shape or not np.array_equal(written[finite], voxels[finite]):
+            _write(voxels, geometry, temporary)
+            written = _read(temporary).voxels  # SimpleITK does not notice a full disk
+        except (RuntimeError, OSError, UsageError) as error:
+            raise unwritable(path, _reason(error).removeprefix(f"{temporary}: ")) from None
+        if written.shape != voxels.shape or not np.array_equal(written, voxels, equal_nan=voxels.dtype.kind == "f"):
             raise unwritable(path, "the file does not hold what was written to it")
+    if path.name.lower().endswith(TIFF):
+        write_json(tiff.spacing_file(path), {"spacing": geometry.spacing[::-1]})
+
+
+def _write(voxels: np.ndarray, geometry: Geometry, file: Path) -> None:
+    if file.name.lower().endswith(TIFF):
+        tiff.write(file, voxels)
+        return
+    image = sitk.GetImageFromArray(voxels)
+    geometry.describe(image)
+    in_one_file = file.with_suffix(IN_ONE_FILE.get(file.suffix.lower(), file.suffix))
+    sitk.WriteImage(image, str(in_one_file), True)
+    in_one_file.rename(file)
+
+
+def _read(file: Path) -> Image:
+    """Read a 3D image from a file that is whole, whether its values are finite or not."""
+    name = file.name.lower()
+    with _naming(file):
+        if name.endswith(NIFTI):
+            geometry, voxels = Geometry.of_file(file), nifti.read(file).T
+        elif name.endswith(TIFF):
+            voxels, spacing = tiff.read(file)
+            geometry = Geometry(voxels.shape[::-1], spacing[::-1], (0.0,) * 3, (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+        else:
+            geometry, voxels = _read_checked(file)
+    if voxels.ndim != 3 or voxels.shape[::-1] != geometry.size:
+        raise UsageError(f"{file}: has {voxels.ndim} axes ({times(voxels.shape[::-1])} voxels), not 3")
+    return Image(voxels, geometry)
+
+
+def _read_checked(file: Path) -> tuple[Geometry, np.ndarray]:
+    """Check a file and read it with SimpleITK."""
+    ending = next((ending for ending in CHECKS if file.name.lower().endswith(ending)), None)
+    if ending is None:
+        raise Damaged(f"images may end in {', '.join((*NIFTI, *CHECKS, *TIFF))}")
+    library, check = CHECKS[ending]
+    check(file)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(library)
+    reader.SetFileName(str(file))
+    image = reader.Execute()
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise Damaged(f"it has {image.GetNumberOfComponentsPerPixel()} values a voxel, not one")
+    geometry, voxels = Geometry.of(image), sitk.GetArrayFromImage(image)
+    return geometry, voxels.reshape(geometry.size[::-1])
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Turn what readers raise into an error that names the file."""
+    try:
+        if file.is_dir():
+            raise Damaged("this is a folder, not an image")
+        if not file.exists():
+            raise Damaged("there is no such file")
+        if not file.stat().st_size:
+            raise Damaged("the file is empty: copy it again")
+        yield
+    except Damaged as error:
+        raise ProcessingError(f"{file}: cannot be read: {error}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ProcessingError(f"{file}: cannot be read: {_reason(error)}") from None
 
 
 def _reason(error: BaseException) -> str:

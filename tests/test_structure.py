@@ -24,6 +24,7 @@ LEVELS = (
     ("training",),
     ("kernels",),
     ("topology", "images", "geometry", "processes", "validation", "releases"),
+    ("image_formats",),
     ("locks", "files", "errors"),
 )
 """Rooms from the top to the bottom of the house. A room may import those of its own level and those below."""

@@ -16,7 +16,7 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.explanation import pictures, sanity
 from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest
 from nnunet_glims.explanation.volumes import NetworkInput
-from nnunet_glims.export.cases import InputCase, find_input_cases, read_image
+from nnunet_glims.export.cases import InputCase, find_input_cases, read_case
 from nnunet_glims.files import check_new, new_folder, write_json, write_text
 from nnunet_glims.geometry import Geometry
 from nnunet_glims.images import read_label_map, write_image
@@ -103,7 +103,7 @@ def _explain_case(
     explainer: Explainer, case: InputCase, folder: Path, check: bool, progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write the files of a case; return its part of the summary, and its rows of the table of gates."""
-    geometry = read_image(case.files)[1]
+    geometry = read_case(case.files)[1]
     pipeline = explainer.pipeline
     image: NetworkInput = pipeline.preprocess(case.files)
     data = image.data

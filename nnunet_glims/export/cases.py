@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.geometry import Geometry
-from nnunet_glims.images import check_compressed
+from nnunet_glims.images import read_image
 
 
 @dataclass(frozen=True)
@@ -87,27 +86,17 @@ def _named(channels: Sequence[str]) -> str:
     return ", ".join(f"{index:04d} = {name}" for index, name in enumerate(channels))
 
 
-def read_image(files: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
+def read_case(files: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
     """Read the channel files of a case: the image (channels, z, y, x) in float32, and its geometry.
 
     Raises:
-        ProcessingError: a compressed file is damaged or cut off.
+        ProcessingError: a file is damaged, cut off or no image, or has voxels that are not finite.
         UsageError: a file is no 3D image, or the channels have different grids.
     """
-    arrays, geometries = [], []
-    for file in files:
-        check_compressed(file)
-        try:
-            image = sitk.ReadImage(str(file))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UsageError(f"{file}: SimpleITK cannot read this image: {reason}") from None
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise UsageError(f"{file}: this is no 3D image with one value a voxel: give one file a channel")
-        arrays.append(sitk.GetArrayFromImage(image).astype(np.float32))
-        geometries.append(Geometry.of(image))
-    for file, geometry in zip(files, geometries, strict=True):
-        difference = geometry.difference(geometries[0])
+    images = [read_image(file) for file in files]
+    first = images[0].geometry
+    for file, image in zip(files, images, strict=True):
+        difference = image.geometry.difference(first)
         if difference:
             raise UsageError(f"{file}: {difference} like {files[0].name}: resample the channels to one grid")
-    return np.stack(arrays), geometries[0]
+    return np.stack([image.voxels for image in images], dtype=np.float32, casting="unsafe"), first

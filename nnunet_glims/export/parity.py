@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_glims.errors import ProcessingError
-from nnunet_glims.export.cases import read_image
+from nnunet_glims.export.cases import read_case
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.nnunet.folders import PREPROCESSED, RAW
@@ -149,5 +149,5 @@ def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array 
     files = [folder / f"{case}_{channel:04d}{exported.file_ending}" for channel in range(len(exported.channels))]
     if not all(file.is_file() for file in files):
         return "", None
-    image, geometry = read_image(files)
+    image, geometry = read_case(files)
     return f"raw {case}", preprocess(image, geometry.spacing[::-1], exported).data

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.export.cases import find_input_cases, read_image
+from nnunet_glims.export.cases import find_input_cases, read_case
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.label_maps import label_map
 from nnunet_glims.export.preprocessing import preprocess
@@ -118,7 +118,7 @@ def predict(
         if keep_finished and path.exists():
             continue
         started = time.monotonic()
-        image, geometry = read_image(case.files)
+        image, geometry = read_case(case.files)
         write_image(predict_case(image, geometry, networks, model, mirror), geometry, path)
         written.append(path)
         log(f"{number} of {len(cases)}: {path} ({time.monotonic() - started:.1f} s)")

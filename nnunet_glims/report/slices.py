@@ -15,6 +15,7 @@ from PIL import Image
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.geometry import bounding_box
+from nnunet_glims.images import read_image
 from nnunet_glims.report.drawing import data_uri, grey, label_colour
 
 MOST_SLICES = 36
@@ -51,7 +52,8 @@ def stack(case: ShownCase) -> dict[str, Any]:
     Slices are axial, seen from below as radiologists do, cropped to the labels with a margin.
 
     Raises:
-        UsageError: a file cannot be read, or the files are not on one grid.
+        ProcessingError: a file is damaged or no image.
+        UsageError: the files are not on one grid.
     """
     truth, spacing = oriented(case.truth)
     predictions = {name: None if path is None else oriented(path)[0] for name, path in case.predictions.items()}
@@ -93,12 +95,12 @@ def oriented(path: Path) -> tuple[np.ndarray, Sequence[float]]:
         (Z, Y, X) voxels, rows from front to back, columns from the patient's right to left; and the spacing in mm as x, y, z.
 
     Raises:
-        UsageError: the file cannot be read.
+        ProcessingError, UsageError: as for `read_image`.
     """
-    try:
-        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
-    except RuntimeError:
-        raise UsageError(f"{path}: cannot be read") from None
+    found = read_image(path)
+    image = sitk.GetImageFromArray(found.voxels)
+    found.geometry.describe(image)
+    image = sitk.DICOMOrient(image, "LPS")
     return sitk.GetArrayFromImage(image), image.GetSpacing()
 
 

@@ -1,0 +1,1 @@
+"""Is an image file whole? One module a file format, because SimpleITK reads zeros where bytes are missing."""
