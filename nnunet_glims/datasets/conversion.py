@@ -19,7 +19,8 @@ from nnunet_glims.datasets import splits
 from nnunet_glims.datasets.archive import Source
 from nnunet_glims.datasets.cases import Problem, Release, SourceCase
 from nnunet_glims.datasets.checks import check_case
-from nnunet_glims.errors import UsageError
+from nnunet_glims.datasets.destination import Destination
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import (
     check_free_space,
     move_folder,
@@ -52,58 +53,6 @@ class BadRelease(UsageError):
             f"the release has {len(problems)} problem{'s' if len(problems) != 1 else ''}; nothing was written:\n{lines}\n"
             "Repair or download these files again, or convert the other cases with --skip-bad"
         )
-
-
-@dataclass(frozen=True)
-class Destination:
-    """The folder and name of a converted data set.
-
-    Attributes:
-        raw: nnU-Net's folder of raw data sets.
-        number: number of the data set, 1 to 999.
-        name: name of the data set, without DatasetNNN_.
-    """
-
-    raw: Path
-    number: int
-    name: str
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set's folder, DatasetNNN_NAME."""
-        return f"Dataset{self.number:03d}_{self.name}"
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the complete data set."""
-        return self.raw / self.dataset
-
-    @property
-    def unfinished(self) -> Path:
-        """The folder for the data set until it is complete. nnU-Net does not see it, because its name begins with a dot.
-
-        The folder holds the plan of the conversion, and the data set in the folder `dataset`.
-        """
-        return self.raw / f".{self.dataset}.unfinished"
-
-    @property
-    def unpacked(self) -> Path:
-        """Path in whose parent folder the images of an archive are unpacked."""
-        return self.raw / f".{self.dataset}.unpacked"
-
-    def check(self) -> None:
-        """Raise `UsageError` if the number or name cannot be used or is taken."""
-        if not 1 <= self.number <= 999:
-            raise UsageError(f"data set number {self.number}: use one from 1 to 999")
-        if not self.name or not all(part.isalnum() for part in self.name.replace("-", "_").split("_") if part):
-            raise UsageError(f"data set name {self.name!r}: use letters, digits, - and _")
-        if not self.raw.is_dir():
-            raise UsageError(f"{self.raw}: there is no such folder; the environment variable nnUNet_raw names it")
-        taken = sorted(path.name for path in self.raw.glob(f"Dataset{self.number:03d}_*"))
-        if taken:
-            raise UsageError(
-                f"{self.raw}: number {self.number} is taken by {taken[0]}: choose another one, or delete it"
-            )
 
 
 def convert(

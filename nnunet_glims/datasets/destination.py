@@ -1,0 +1,99 @@
+"""The folder of a converted data set: its name, whether its number is free, and the lock that one conversion holds."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.locks import LockHeld, lock
+from nnunet_glims.nnunet.folders import PREPROCESSED, RESULTS
+
+_LONGEST_NAME = 100
+"""Characters of a data set's name. nnU-Net and this package add to it in the names of folders."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The folder and name of a converted data set.
+
+    Attributes:
+        raw: nnU-Net's folder of raw data sets.
+        number: number of the data set, 1 to 999.
+        name: name of the data set, without DatasetNNN_.
+    """
+
+    raw: Path
+    number: int
+    name: str
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set's folder, DatasetNNN_NAME."""
+        return f"Dataset{self.number:03d}_{self.name}"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the complete data set."""
+        return self.raw / self.dataset
+
+    @property
+    def unfinished(self) -> Path:
+        """The folder for the data set until it is complete. nnU-Net does not see it, because its name begins with a dot.
+
+        The folder holds the plan of the conversion, and the data set in the folder `dataset`.
+        """
+        return self.raw / f".{self.dataset}.unfinished"
+
+    @property
+    def unpacked(self) -> Path:
+        """Path in whose parent folder the images of an archive are unpacked."""
+        return self.raw / f".{self.dataset}.unpacked"
+
+    def check(self) -> None:
+        """Raise `UsageError` if the number or name cannot be used or is taken.
+
+        nnU-Net looks for a number in its three folders and refuses one that has two names. A folder of the same name
+        that is left in nnUNet_preprocessed or nnUNet_results belongs to other images.
+        """
+        if not 1 <= self.number <= 999:
+            raise UsageError(f"data set number {self.number}: use one from 1 to 999")
+        if not self.name or not all(part.isalnum() for part in self.name.replace("-", "_").split("_") if part):
+            raise UsageError(f"data set name {self.name!r}: use letters, digits, - and _")
+        if len(self.name.encode()) > _LONGEST_NAME:
+            raise UsageError(f"data set name {self.name!r}: use at most {_LONGEST_NAME} letters")
+        if not self.raw.is_dir():
+            raise UsageError(f"{self.raw}: there is no such folder; the environment variable nnUNet_raw names it")
+        for folder in (self.raw, PREPROCESSED.find(), RESULTS.find()):
+            taken = sorted(path.name for path in folder.glob(f"Dataset{self.number:03d}*")) if folder else []
+            if taken:
+                raise UsageError(
+                    f"{folder}: number {self.number} is taken by {taken[0]}: choose another one, or delete it"
+                )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Check the destination, and keep other conversions to this number out while the block runs.
+
+        Raises:
+            UsageError: the number or name cannot be used or is taken.
+            ProcessingError: another process converts to this number; the message says which, and since when.
+        """
+        self.check()
+        path = self.raw / f".Dataset{self.number:03d}.lock"
+        try:
+            with lock(path, f"{self.raw}: conversion to data set {self.number}"):
+                try:
+                    self.check()  # another process may have finished in the meantime
+                    yield
+                finally:
+                    if self.folder.exists():  # a process that was killed after its last step leaves an empty folder
+                        shutil.rmtree(self.unfinished, ignore_errors=True)
+                    with contextlib.suppress(OSError):  # Windows removes no file that is open
+                        path.unlink()
+        except LockHeld as error:
+            raise ProcessingError(f"{error}. Wait until it has ended, or choose another number") from None
