@@ -19,3 +19,9 @@ class UsageError(UserError, ValueError):
 
 class ProcessingError(UserError, RuntimeError):
     """A correct request that could not be carried out, because of damaged data, a full disk, or a killed process."""
+
+
+def cut(text: str, most: int = 80) -> str:
+    """Return a text as a message quotes it: at most so many characters, and none that a terminal would act on."""
+    shortened = text if len(text) <= most else f"{text[:most]}…"
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in shortened)

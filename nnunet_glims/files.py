@@ -12,11 +12,13 @@ and the next process that writes the same result renames it back before it does 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,7 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.documents import MOST_BYTES_OF_JSON, MOST_BYTES_OF_YAML, Document, parse_json, parse_yaml
+from nnunet_glims.errors import ProcessingError, UsageError, UserError
 
 try:
     import fcntl
@@ -42,27 +45,74 @@ _UNLOCKED_SECONDS = 60
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def read_text(path: Path) -> str:
-    """Return the content of a text file in UTF-8; raise `UsageError` with its path if it cannot be read."""
+def read_text(path: Path, most_bytes: int = MOST_BYTES_OF_JSON, error: type[UserError] = UsageError) -> str:
+    """Return the content of a text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: path of the file.
+        most_bytes: largest size of the file.
+        error: class of the errors about the content.
+
+    Raises:
+        UsageError: there is no such file, or it is a folder or a device.
+        UserError: of the class `error`: the file is larger than `most_bytes`, is not text in UTF-8, or cannot be read.
+    """
+    if "\0" in str(path):
+        raise UsageError(f"{str(path)!r}: a path has no null characters")
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{path}: this is a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+            raise UsageError(f"{path}: this is a pipe or a device, not a file")
+        if status.st_size > most_bytes:
+            raise error(
+                f"{path}: this file has {status.st_size:,} bytes, and such a file may have {most_bytes:,}: it is another file "
+                "than is wanted here"
+            )
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise UsageError(f"{path}: this is a folder, not a file") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: this is no text in UTF-8: {error}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; raise `UsageError` with its path if it cannot be read or is not JSON."""
-    text = read_text(path)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
+        raise error(f"{path}: this text is in UTF-16 or UTF-32: save it as UTF-8")
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{path}: this is not JSON: {error}") from None
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise error(f"{path}:{line}: this is no text in UTF-8 (byte {problem.start}: {problem.reason})") from None
+
+
+def read_json_document(path: Path, error: type[UserError] = UsageError, nan_allowed: bool = False) -> Document:
+    """Read a JSON file with the lines of its values; see `read_text` and `documents.parse_json` for errors and limits."""
+    return parse_json(read_text(path, MOST_BYTES_OF_JSON, error), str(path), error, nan_allowed)
+
+
+def read_yaml_document(path: Path, error: type[UserError] = UsageError) -> Document:
+    """Read a YAML file with the lines of its values; see `read_text` and `documents.parse_yaml` for errors and limits."""
+    return parse_yaml(read_text(path, MOST_BYTES_OF_YAML, error), str(path), error)
+
+
+def read_json(path: Path, error: type[UserError] = UsageError, nan_allowed: bool = False) -> Any:
+    """Return the content of a JSON file, whose form is not known; `validation.read_model` also checks the form.
+
+    Args:
+        path: path of the file.
+        error: class of the errors about the content: `UsageError` for what users write, `ProcessingError` for results.
+        nan_allowed: whether NaN and Infinity are allowed, as in nnU-Net's summary.json.
+
+    Raises:
+        UsageError: there is no such file, or it is a folder.
+        UserError: of the class `error`: the file cannot be read, is too large, is not JSON, is nested too deeply, has a
+            key twice or a number that is not finite. The message names file and line.
+    """
+    return read_json_document(path, error, nan_allowed).content
+
+
+def read_yaml(path: Path, error: type[UserError] = UsageError) -> Any:
+    """Return the content of a YAML file, whose form is not known, as `read_json` does."""
+    return read_yaml_document(path, error).content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -153,7 +153,7 @@ def test_plans_are_made_and_checked_for_the_network_of_another_package(other_pac
     assert written["architecture"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 2, 2]]
     assert written["training"]["deep_supervision"] is False
     override.write_text(json.dumps({**content, "network_arguments": {"width": "wide"}}))
-    with pytest.raises(UsageError, match=r"network_arguments: width: .*\(got 'wide'\)"):
+    with pytest.raises(UsageError, match=r"network_arguments: width: a whole number is wanted, not the text .wide."):
         apply_override(tmp_path, str(override))
     override.write_text(json.dumps({**content, "network_arguments": {"widht": 6}}))
     with pytest.raises(UsageError, match="network_arguments: widht: unknown key; did you mean 'width'"):

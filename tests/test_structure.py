@@ -25,7 +25,7 @@ LEVELS = (
     ("kernels",),
     ("topology", "images", "geometry", "processes", "validation", "releases"),
     ("image_formats",),
-    ("locks", "files", "errors"),
+    ("locks", "files", "documents", "errors"),
 )
 """Rooms from the top to the bottom of the house. A room may import those of its own level and those below."""
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

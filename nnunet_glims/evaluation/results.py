@@ -140,7 +140,7 @@ def evaluate_cases(
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: this is a file; the results need a folder")
-    if (out / SUMMARY).exists() and "nnunet_glims" not in read_json(out / SUMMARY):
+    if (out / SUMMARY).exists() and "nnunet_glims" not in read_json(out / SUMMARY, nan_allowed=True):
         raise UsageError(
             f"{out / SUMMARY}: this is another program's, and would be overwritten: choose another folder with -o"
         )

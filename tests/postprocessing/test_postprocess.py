@@ -251,7 +251,7 @@ RULES = {
     },
     "did you mean 'holes'": {"hole": []},
     "label 1 becomes itself": {"holes": [{"label": 1, "becomes": 1}]},
-    "less than 1": {"regions": [{"name": "a", "labels": [1], "paint": 1, "threshold": 1.5}]},
+    "a number below 1": {"regions": [{"name": "a", "labels": [1], "paint": 1, "threshold": 1.5}]},
     "each may be there once": {"regions": [{"name": "a", "labels": [1], "paint": 1}] * 2},
 }
 
