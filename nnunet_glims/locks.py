@@ -1,4 +1,4 @@
-"""Locks between processes: one process at a time does something, and the others learn which process it is.
+"""Locks between processes: one process at a time does something, and the others learn who does it, and since when.
 
 On file systems with locks the operating system's lock is used, which a killed process loses at once. Lustre without
 `-o flock` and some NFS servers have no locks. There, the existence of a file is the lock; a file that a dead process of this
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import getpass
 import os
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from nnunet_glims.errors import ProcessingError
-from nnunet_glims.files import read_json, write_json
+from nnunet_glims.files import read_json, unwritable, write_json
 
 try:
     import fcntl
@@ -76,15 +77,23 @@ class Holder:
         process: the process that holds the lock.
         since: when it took the lock, in seconds since 1970.
         slurm_job: number of the SLURM job that the process belongs to; empty outside of SLURM.
+        user: name of the user who runs the process; empty if it is not known.
     """
 
     process: Process
     since: float
     slurm_job: str
+    user: str = ""
+
+    @classmethod
+    def here(cls) -> Holder:
+        """Return this process as the holder of a lock that it takes now."""
+        return cls(Process.of(os.getpid()), time.time(), os.environ.get("SLURM_JOB_ID", ""), _user())
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since).strftime("%Y-%m-%d %H:%M:%S")
-        return f"process {self.process.pid} on {self.process.host}, since {since}"
+        user = f"user {self.user}, " if self.user else ""
+        return f"{user}process {self.process.pid} on {self.process.host}, since {since}"
 
 
 class LockHeld(ProcessingError):
@@ -109,13 +118,16 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         LockHeld: another process holds the lock.
+        ProcessingError: the file cannot be written, for example because the disk is full or the folder is another user's.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     described = path.with_name(f"{path.name}.holder")
-    held = _acquired(path, described, what)
     try:
-        holder = Holder(Process.of(os.getpid()), time.time(), os.environ.get("SLURM_JOB_ID", ""))
-        write_json(described, asdict(holder))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = _acquired(path, described, what)
+    except OSError as error:
+        raise unwritable(path, error.strerror or str(error)) from error
+    try:
+        write_json(described, asdict(Holder.here()))
         yield
     finally:
         described.unlink(missing_ok=True)
@@ -144,7 +156,7 @@ def _acquired(path: Path, described: Path, what: str) -> BaseFileLock:
         found.acquire(poll_interval=0.05)
     except Timeout:
         holder = _described(described)
-        if holder is None and _soft(path).exists():
+        if _soft(path).exists() and (holder is None or not holder.process.is_here):
             what = f"{what} (delete {_soft(path)} if no process does this any more)"
         raise LockHeld(what, holder) from None
     return found
@@ -186,8 +198,16 @@ def _soft_lock(path: Path, described: Path) -> SoftFileLock:
 def _described(path: Path) -> Holder | None:
     with contextlib.suppress(ValueError, TypeError, KeyError, OSError):
         content = read_json(path)
-        return Holder(Process(**content["process"]), content["since"], content["slurm_job"])
+        return Holder(Process(**content["process"]), content["since"], content["slurm_job"], content.get("user", ""))
     return None
+
+
+def _user() -> str:
+    """Return the name of the user, or the number where the system has no name for it, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return str(os.getuid()) if hasattr(os, "getuid") else ""
 
 
 def _started(pid: int) -> str:

@@ -1,6 +1,7 @@
 """The lock: held by one, told apart from a file system without locks, and free again after a death."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +10,14 @@ import time
 import pytest
 
 from nnunet_glims import locks
+from nnunet_glims.errors import ProcessingError
 from nnunet_glims.locks import LockHeld, Process, holder_of, lock
 
 HOLD = """
 import errno, os, sys, time
 from pathlib import Path
 from nnunet_glims import locks
+from nnunet_glims.errors import ProcessingError
 if len(sys.argv) > 2:
     def flock(descriptor, operation):
         raise OSError(int(sys.argv[2]), "no locks here")
@@ -54,7 +57,7 @@ def other(tmp_path, system):
 
 def test_what_another_process_holds_is_refused_by_name(tmp_path, other):
     path = tmp_path / "a.lock"
-    message = rf"work: another process does this already \(process {other.pid} on "
+    message = rf"work: another process does this already \(user \S+, process {other.pid} on \S+, since 2\d{{3}}-"
     with pytest.raises(LockHeld, match=message) as error, lock(path, "work"):
         pytest.fail("it must not be reached")
     assert error.value.exit_code == 1
@@ -101,12 +104,39 @@ def test_a_requeued_slurm_job_takes_the_lock_that_it_left_on_another_machine(tmp
     described.write_text(described.read_text().replace(Process.of(os.getpid()).host, "elsewhere"))
     content = described.read_text()
     monkeypatch.setenv("SLURM_JOB_ID", "13")
-    with pytest.raises(LockHeld, match="on elsewhere, since"), lock(path, "work"):
+    with pytest.raises(LockHeld, match=r"delete .*a.lock.soft if.*on elsewhere, since"), lock(path, "work"):
         pytest.fail("it must not be reached")
     assert described.read_text() == content
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     with lock(path, "work"):
         assert holder_of(path).process.is_here
+
+
+def test_a_user_without_a_name_is_told_by_number(tmp_path, monkeypatch):
+    def nameless():
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(locks.getpass, "getuser", nameless)
+    with lock(tmp_path / "a.lock", "work"):
+        assert holder_of(tmp_path / "a.lock").user == str(os.getuid())
+
+
+def test_a_lock_that_an_earlier_release_described_has_no_user(tmp_path, other):
+    described = tmp_path / "a.lock.holder"
+    content = json.loads(described.read_text())
+    del content["user"]
+    described.write_text(json.dumps(content))
+    with pytest.raises(LockHeld, match=rf"\(process {other.pid} on "), lock(tmp_path / "a.lock", "work"):
+        pytest.fail("it must not be reached")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ProcessingError, match=r"a.lock: cannot be written: .*free"),
+        lock(tmp_path / "file/a.lock", "work"),
+    ):
+        pytest.fail("it must not be reached")
 
 
 def test_a_process_is_not_another_one_of_its_number():
