@@ -34,15 +34,14 @@ def read(files: Sequence[Path], protocol: str = "btcv13", split: str | None = No
     Args:
         files: all files of the release, in any folders.
         protocol: "btcv13" for all organs, "synapse8" for eight organs and the published 18 training and 12 test cases.
-        split: "24-6" validates on cases 35 to 40; "nnunet" or None leaves the split to nnU-Net. The protocol "synapse8" has
-            a split of its own and takes no other.
+        split: "24-6" validates on cases 35 to 40; any other leaves the split to nnU-Net or the caller. The protocol
+            "synapse8" has a split of its own and takes no other.
 
     Raises:
-        UsageError: the protocol or the split is unknown, or there is no image among the files.
+        UsageError: the protocol is unknown or takes no split, or there is no image among the files.
     """
-    for value, known, what in ((protocol, PROTOCOLS, "protocol"), (split, SPLITS, "split")):
-        if value is not None and value not in known:
-            raise UsageError(f"{what} {value!r} is unknown: {nearest(value, list(known))}")
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"protocol {protocol!r} is unknown: {nearest(protocol, list(PROTOCOLS))}")
     if protocol == "synapse8" and split is not None:
         raise UsageError(f"--split {split}: the protocol synapse8 has a published split of its own: leave --split out")
     found = FilesOfCases()

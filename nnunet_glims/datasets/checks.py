@@ -10,7 +10,10 @@ import numpy as np
 from nnunet_glims.datasets.cases import Problem, SourceCase
 from nnunet_glims.errors import ProcessingError
 from nnunet_glims.geometry import Geometry, times
-from nnunet_glims.images import read_nifti
+from nnunet_glims.images import not_finite, read_nifti
+
+_SHOWN = 8
+"""Largest number of wrong labels in a message."""
 
 
 def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Problem]:
@@ -35,12 +38,29 @@ def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Proble
         elif difference := geometry.difference(reference[1]):
             problems.append(Problem(case.name, str(file), f"{difference} as {reference[0].name}"))
         if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-            count = int((~np.isfinite(voxels)).sum())
-            problems.append(Problem(case.name, str(file), f"{count} voxels are not finite"))
-        elif file == case.label:
-            unknown = sorted(set(np.unique(voxels).tolist()) - set(allowed_labels))
-            if unknown:
-                shown = ", ".join(f"{label:g}" for label in unknown[:8])
-                allowed = ", ".join(map(str, sorted(allowed_labels)))
-                problems.append(Problem(case.name, str(file), f"has labels {shown}; only {allowed} may be there"))
+            problems.append(Problem(case.name, str(file), not_finite(voxels)))
+        elif file == case.label and (found := _label_problem(voxels, allowed_labels)):
+            problems.append(Problem(case.name, str(file), found))
     return problems
+
+
+def _label_problem(voxels: np.ndarray, allowed_labels: Collection[int]) -> str | None:
+    """Return which values of a label map are not among the allowed labels, in words; None if all are."""
+    values, counts = np.unique(voxels, return_counts=True)
+    is_bad = ~np.isin(values, list(allowed_labels))
+    if not is_bad.any():
+        return None
+    bad = values[is_bad].tolist()
+    shown = ", ".join(map(_written, bad[:_SHOWN])) + (f" and {len(bad) - _SHOWN} others" if len(bad) > _SHOWN else "")
+    allowed = ", ".join(map(str, sorted(allowed_labels)))
+    problem = f"has labels {shown}; only {allowed} may be there ({counts[is_bad].sum()} voxels have others)"
+    if any(value != int(value) for value in bad):
+        problem += ". Labels are whole numbers: other values come from interpolation or from another data type"
+    return problem
+
+
+def _written(value: float) -> str:
+    """Return a value with as many digits as tell it from a whole number, at least six."""
+    if value == int(value):
+        return str(int(value))
+    return next(text for text in (f"{value:.{digits}g}" for digits in (6, 9, 12, 17)) if float(text) != round(value))

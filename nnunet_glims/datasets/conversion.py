@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import numpy as np
 
 from nnunet_glims.datasets import splits
 from nnunet_glims.datasets.archive import Source
-from nnunet_glims.datasets.cases import Problem, Release, SourceCase
+from nnunet_glims.datasets.cases import Problem, Release, SourceCase, problems_of_names, readable
 from nnunet_glims.datasets.checks import check_case
 from nnunet_glims.datasets.destination import Destination
 from nnunet_glims.errors import ProcessingError, UsageError
@@ -31,19 +31,20 @@ from nnunet_glims.files import (
     write_bytes,
     write_json,
 )
+from nnunet_glims.images import read_nifti
 from nnunet_glims.processes import Progress, processes, quietly
 
 REPORT = "conversion_report.json"
 _PLAN = "conversion_plan.json"
 _DATASET = "dataset"
-_VERSION = 1
+_VERSION = 2
 """Raised when the same release is converted to other files, so that a conversion by an older version is not resumed."""
 _SHOWN = 80
 """Characters of the longest value that an error message shows."""
 Transfer = Literal["copy", "symlink", "move"]
 
 
-class BadRelease(UsageError):
+class BadRelease(ProcessingError):
     """A release with problems, all of which the message lists."""
 
     def __init__(self, problems: Sequence[Problem]):
@@ -61,9 +62,9 @@ def convert(
     destination: Destination,
     *,
     transfer: Transfer = "copy",
-    split: Path | None = None,
+    own_splits: splits.OwnSplits | None = None,
+    partial_split: bool = False,
     workers: int = 1,
-    resume: bool = False,
     skip_bad: bool = False,
     progress: Progress = quietly,
 ) -> dict[str, Any]:
@@ -72,12 +73,13 @@ def convert(
     Args:
         release: the release, as the data set's module returned it.
         source: the files of the release. The report names files relative to its folder.
-        destination: folder and name of the converted data set.
+        destination: folder and name of the converted data set, which this process holds (`Destination.held`). What an
+            interrupted conversion of the same release left there is completed.
         transfer: how files that need no change are transferred; "move" is for files that were unpacked for this conversion.
-        split: file with the splits; None takes those of the release or, if a patient has several cases, folds by patient.
+        own_splits: the user's splits; None takes those of the release or, if a patient has several cases, folds by patient.
             Otherwise nnU-Net draws its own folds.
+        partial_split: whether cases of the release's published split may be missing.
         workers: number of processes.
-        resume: whether to continue an interrupted conversion of the same release.
         skip_bad: whether to leave cases with problems out instead of refusing the release.
         progress: shows how many files are done.
 
@@ -86,15 +88,16 @@ def convert(
 
     Raises:
         BadRelease: the release has problems, and `skip_bad` is not set.
-        UsageError: the destination exists, or there is an unfinished conversion that is not to be resumed or differs from
-            this one.
+        UsageError: the split does not fit the cases, or there is an unfinished conversion of something else.
         ProcessingError: the disk is full, or a process was killed.
     """
-    destination.check()
+    labelled = [case for case in release.cases if case.label is not None]
+    _splits(release, labelled, own_splits, partial_split)  # before the files are read, which may take hours
     with processes(workers) as parallel_map:
         check = partial(check_case, allowed_labels=tuple(release.label_map))
         found = progress(parallel_map(check, release.cases), "Checking", len(release.cases))
-        problems = [*release.problems, *(problem for of_case in found for problem in of_case)]
+        problems = [*release.problems, *problems_of_names([case.name for case in release.cases])]
+        problems = [_inside(source, problem) for problem in (*problems, *(one for of_case in found for one in of_case))]
         if problems and not skip_bad:
             raise BadRelease(problems)
         bad = {problem.case for problem in problems}
@@ -102,16 +105,17 @@ def convert(
         training = [case for case in cases if case.label is not None]
         if not training:
             raise UsageError("no case with a segmentation is left to train on")
-        folds = _splits(release, training, split)
+        folds = _splits(release, training, own_splits, partial_split)
         report = {
             "release": release.name,
+            "published_training_cases": release.training_cases,
             "training_cases": [case.name for case in training],
             "test_cases": [case.name for case in cases if case.label is None],
             "skipped": [{"case": p.case, "file": p.file, "problem": p.message} for p in problems],
             "label_in_release": {str(ours): theirs for theirs, ours in sorted(release.label_map.items(), reverse=True)},
             "patients": {case.name: case.patient for case in cases},
             "source_files": {
-                case.name: [file.relative_to(source.folder).as_posix() for file in case.files] for case in cases
+                case.name: [readable(file.relative_to(source.folder).as_posix()) for file in case.files] for case in cases
             },
         }
         _start_or_resume(
@@ -124,7 +128,6 @@ def convert(
                 "transfer": transfer,
                 "version": _VERSION,
             },
-            resume,
         )
         written = destination.unfinished / _DATASET
         files = [file for case in cases for file in _written(case, release, written, transfer)]
@@ -132,19 +135,29 @@ def convert(
         check_free_space(sum(file.nbytes for file in missing), written, f"for {destination.dataset}")
         for _ in progress(parallel_map(_WrittenFile.write, missing), "Writing", len(missing)):
             pass
+        missing = [file for file in files if not file.target.exists()]
+        if missing:
+            raise ProcessingError(f"{missing[0].target}: this file is not there any more: another process removed it")
     _describe(written, destination.name, release, len(training), folds, report)
     move_folder(written, destination.folder)
     shutil.rmtree(destination.unfinished, ignore_errors=True)
     return report
 
 
-def _splits(release: Release, training: Sequence[SourceCase], split: Path | None) -> splits.Splits | None:
+def _inside(source: Source, problem: Problem) -> Problem:
+    """Return a problem with files named by their path inside the source, because an archive's folder is removed."""
+    folder = f"{source.folder}{os.sep}"
+    return replace(problem, file=problem.file.replace(folder, ""), message=problem.message.replace(folder, ""))
+
+
+def _splits(
+    release: Release, training: Sequence[SourceCase], own_splits: splits.OwnSplits | None, partial_split: bool
+) -> splits.Splits | None:
     names = [case.name for case in training]
-    if split is not None:
-        return splits.from_file(split, names)
+    if own_splits is not None:
+        return own_splits.of(names)
     if release.splits is not None:
-        there = set(names)
-        return [{part: [name for name in of if name in there] for part, of in fold.items()} for fold in release.splits]
+        return splits.published(release.splits, names, partial_split)
     patient_of = {case.name: case.patient for case in training}
     patients = set(patient_of.values())
     if len(patients) in (1, len(names)):
@@ -152,31 +165,34 @@ def _splits(release: Release, training: Sequence[SourceCase], split: Path | None
     return splits.by_patient(patient_of)
 
 
-def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: bool) -> None:
+def _start_or_resume(destination: Destination, plan: Mapping[str, Any]) -> None:
     """Make the unfinished folder, or check that the existing one belongs to the same conversion."""
     folder = destination.unfinished
     subfolders = ("imagesTr", "labelsTr", *(("imagesTs",) if plan["test_cases"] else ()))
-    if folder.exists():
-        there = read_json(folder / _PLAN) if (folder / _PLAN).exists() else {}
-        left = (
-            f"{folder}: an interrupted conversion of {there.get('source', {}).get('path', 'another source')} left this"
+    if not folder.exists():
+        with working_folder(folder) as started:
+            (started / folder.name / _DATASET).mkdir(parents=True)
+            write_json(started / folder.name / _PLAN, plan)
+            move_folder(started / folder.name, folder)
+    before = _plan_in(folder)
+    differing = [_difference(key, plan[key], before.get(key)) for key in plan if plan[key] != before.get(key)]
+    if differing:
+        raise UsageError(
+            f"{folder}: an interrupted conversion of {before.get('source', {}).get('path', 'another source')} left this, and "
+            f"this is another conversion, from {plan['source']['path']}: {'; '.join(differing)}. Repeat the command of the "
+            "interrupted one to complete it, or delete the folder to start again"
         )
-        if not resume:
-            raise UsageError(f"{left}. Go on with --resume, or delete the folder to start again")
-        differing = [_difference(key, plan[key], there.get(key)) for key in plan if plan[key] != there.get(key)]
-        if differing:
-            raise UsageError(
-                f"{left}, and this is another conversion, from {plan['source']['path']}: {'; '.join(differing)}. "
-                "Delete the folder to start again"
-            )
-        for name in subfolders:
-            (folder / _DATASET / name).mkdir(parents=True, exist_ok=True)
-        return
-    with working_folder(folder) as started:
-        for name in subfolders:
-            (started / folder.name / _DATASET / name).mkdir(parents=True)
-        write_json(started / folder.name / _PLAN, plan)
-        move_folder(started / folder.name, folder)  # fails if another conversion has made it in the meantime
+    for name in subfolders:
+        (folder / _DATASET / name).mkdir(parents=True, exist_ok=True)
+
+
+def _plan_in(folder: Path) -> dict[str, Any]:
+    """Return the plan of an interrupted conversion; an empty one where the file is missing or damaged."""
+    try:
+        plan = read_json(folder / _PLAN)
+    except UsageError:
+        return {}
+    return plan if isinstance(plan, dict) and isinstance(plan.get("source"), dict) else {}
 
 
 def _difference(key: str, now: Any, before: Any) -> str:
@@ -200,14 +216,12 @@ class _WrittenFile:
 
     def write(self) -> None:
         """Write the file, which is complete or does not exist."""
-        packed = self.source.suffix == ".gz"
-        if self.label_map is not None or packed != (self.target.suffix == ".gz"):
-            content = self.source.read_bytes()
-            content = gzip.decompress(content) if packed else content
-            if self.label_map is not None:
-                content = relabelled(content, self.label_map)
-            # There is no time stamp, so that the same release gives the same bytes.
-            write_bytes(self.target, gzip.compress(content, 6, mtime=0) if self.target.suffix == ".gz" else content)
+        if self.label_map is not None:
+            self._write(relabelled(self.source, self.label_map))
+        elif _has_more_axes(self.source):
+            self._write(three_axes(_decompressed(self.source)))
+        elif _is_gz(self.source) != _is_gz(self.target):
+            self._write(_decompressed(self.source))
         elif self.transfer == "symlink":
             self.target.symlink_to(self.source.resolve())
         elif self.transfer == "move":
@@ -217,17 +231,55 @@ class _WrittenFile:
             with new_file(self.target) as temporary:
                 shutil.copyfile(self.source, temporary)
 
+    def _write(self, nifti: bytes) -> None:
+        # There is no time stamp, so that the same release gives the same bytes.
+        write_bytes(self.target, gzip.compress(nifti, 6, mtime=0) if _is_gz(self.target) else nifti)
 
-def relabelled(nifti: bytes, label_map: Mapping[int, int]) -> bytes:
+
+def links_work(folder: Path) -> bool:
+    """Return whether the file system of a folder has symbolic links, which exFAT and many network drives do not."""
+    with working_folder(folder / "link") as probe:
+        try:
+            (probe / "link").symlink_to(probe)
+        except OSError:
+            return False
+    return True
+
+
+def relabelled(file: Path, label_map: Mapping[int, int]) -> bytes:
     """Return a NIfTI file with labels replaced, as uint8; header and geometry stay the same to the last bit."""
-    image = nibabel.Nifti1Image.from_bytes(nifti)
-    labels = np.asanyarray(image.dataobj)
+    labels, _ = read_nifti(file)  # the same numbers as those that were checked
     changed = np.zeros(labels.shape, np.uint8)
     for theirs, ours in label_map.items():
         changed[labels == theirs] = ours
-    header = image.header.copy()
+    header = nibabel.Nifti1Image.from_bytes(three_axes(_decompressed(file))).header.copy()
     header.set_data_dtype(np.uint8)
     return nibabel.Nifti1Image(changed, None, header).to_bytes()
+
+
+def three_axes(nifti: bytes) -> bytes:
+    """Return a NIfTI file without axes of length 1 after the third, which nnU-Net takes for channels."""
+    header = _header(nifti)
+    header["dim"][0] = min(header["dim"][0], 3)
+    return header.binaryblock + nifti[header.sizeof_hdr :]
+
+
+def _header(nifti: bytes) -> nibabel.Nifti1Header:
+    return nibabel.Nifti1Header(nifti[: nibabel.Nifti1Header.sizeof_hdr], check=False)
+
+
+def _is_gz(file: Path) -> bool:
+    return file.suffix.lower() == ".gz"
+
+
+def _decompressed(file: Path) -> bytes:
+    content = file.read_bytes()
+    return gzip.decompress(content) if _is_gz(file) else content
+
+
+def _has_more_axes(file: Path) -> bool:
+    with (gzip.open if _is_gz(file) else open)(file, "rb") as opened:
+        return int(_header(opened.read(nibabel.Nifti1Header.sizeof_hdr))["dim"][0]) > 3
 
 
 def _written(case: SourceCase, release: Release, folder: Path, transfer: Transfer) -> Iterator[_WrittenFile]:

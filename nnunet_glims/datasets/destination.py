@@ -54,25 +54,28 @@ class Destination:
         """Path in whose parent folder the images of an archive are unpacked."""
         return self.raw / f".{self.dataset}.unpacked"
 
-    def check(self) -> None:
-        """Raise `UsageError` if the number or name cannot be used or is taken.
-
-        nnU-Net looks for a number in its three folders and refuses one that has two names. A folder of the same name
-        that is left in nnUNet_preprocessed or nnUNet_results belongs to other images.
-        """
+    def _check_names(self) -> None:
         if not 1 <= self.number <= 999:
             raise UsageError(f"data set number {self.number}: use one from 1 to 999")
         if not self.name or not all(part.isalnum() for part in self.name.replace("-", "_").split("_") if part):
             raise UsageError(f"data set name {self.name!r}: use letters, digits, - and _")
         if len(self.name.encode()) > _LONGEST_NAME:
-            raise UsageError(f"data set name {self.name!r}: use at most {_LONGEST_NAME} letters")
+            raise UsageError(f"data set name {self.name}: use at most {_LONGEST_NAME} characters")
         if not self.raw.is_dir():
             raise UsageError(f"{self.raw}: there is no such folder; the environment variable nnUNet_raw names it")
-        for folder in (self.raw, PREPROCESSED.find(), RESULTS.find()):
-            taken = sorted(path.name for path in folder.glob(f"Dataset{self.number:03d}*")) if folder else []
+
+    def _check_free(self) -> None:
+        """Raise `UsageError` if one of nnU-Net's three folders has the number, by nnU-Net's own rule.
+
+        nnU-Net refuses a number that has two names. Where the name is the same, it would mix this data set with the old
+        one's preprocessed images and models.
+        """
+        for root in (self.raw, PREPROCESSED.find(), RESULTS.find()):
+            found = root.glob(f"Dataset{self.number:03d}*") if root else ()
+            taken = sorted(path.name for path in found if path.is_dir())
             if taken:
                 raise UsageError(
-                    f"{folder}: number {self.number} is taken by {taken[0]}: choose another one, or delete it"
+                    f"{root}: number {self.number} is taken by {taken[0]}: choose another one, or move that folder away"
                 )
 
     @contextmanager
@@ -83,16 +86,16 @@ class Destination:
             UsageError: the number or name cannot be used or is taken.
             ProcessingError: another process converts to this number; the message says which, and since when.
         """
-        self.check()
+        self._check_names()
         path = self.raw / f".Dataset{self.number:03d}.lock"
         try:
             with lock(path, f"{self.raw}: conversion to data set {self.number}"):
                 try:
-                    self.check()  # another process may have finished in the meantime
+                    if self.folder.exists():  # a process that was killed after its last step leaves a folder without use
+                        shutil.rmtree(self.unfinished, ignore_errors=True)
+                    self._check_free()
                     yield
                 finally:
-                    if self.folder.exists():  # a process that was killed after its last step leaves an empty folder
-                        shutil.rmtree(self.unfinished, ignore_errors=True)
                     with contextlib.suppress(OSError):  # Windows removes no file that is open
                         path.unlink()
         except LockHeld as error:

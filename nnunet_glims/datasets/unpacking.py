@@ -230,18 +230,19 @@ def _checked_name(name: str, shown: str) -> str:
 
 def _write(member: _Member, folder: Path, shown: str) -> None:
     path = folder / member.name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        target = path.open("xb")
-    except (FileExistsError, NotADirectoryError):
-        raise ProcessingError(
-            f"{shown}: {member.name} cannot be unpacked: another member has its name, or that of one of its folders"
-        ) from None
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
-            raise ProcessingError(f"{shown}: {member.name} cannot be unpacked: {error.strerror}") from None
-        raise
     content = member.open()
     assert content is not None
-    with target, content:
-        shutil.copyfileobj(content, target, 2**20)
+    with content:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            target = path.open("xb")
+        except (FileExistsError, NotADirectoryError):
+            raise ProcessingError(
+                f"{shown}: {member.name} cannot be unpacked: another file has its name, or that of one of its folders"
+            ) from None
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
+                raise ProcessingError(f"{shown}: {member.name} cannot be unpacked: {error.strerror}") from None
+            raise
+        with target:
+            shutil.copyfileobj(content, target, 2**20)
