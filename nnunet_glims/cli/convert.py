@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.datasets import archive, brats, btcv, conversion, splits
+    from nnunet_glims.datasets.cases import readable
     from nnunet_glims.datasets.destination import Destination
     from nnunet_glims.datasets.unpacking import is_archive
     from nnunet_glims.errors import UsageError
@@ -79,12 +80,12 @@ def run(options: argparse.Namespace) -> None:
             release = btcv.read(found.files, options.protocol, options.split)
         labelled = sum(case.label is not None for case in release.cases)
         console.print(
-            f"{release.name}: {len(release.cases)} cases, {labelled} of them with a segmentation, in {source}",
+            f"{release.name}: {len(release.cases)} cases, {labelled} of them with a segmentation, in {readable(str(source))}",
             soft_wrap=True,
         )
         links = options.link and conversion.links_work(destination.raw)
         if options.link and not links:
-            console.print(f"{destination.raw}: this disk has no symbolic links: files are copied", soft_wrap=True)
+            console.print(f"{readable(str(destination.raw))}: this disk has no symbolic links: files are copied", soft_wrap=True)
         report = conversion.convert(
             release,
             found,
@@ -98,13 +99,13 @@ def run(options: argparse.Namespace) -> None:
         )
     for entry in report["skipped"]:
         named = ": ".join(part for part in (entry["case"], entry["file"], entry["problem"]) if part)
-        console.print(f"skipped {named}", soft_wrap=True)
+        console.print(f"skipped {readable(named)}", soft_wrap=True)
     training, test = len(report["training_cases"]), len(report["test_cases"])
     console.print(
         f"Next:\n  nnUNetv2_plan_and_preprocess -d {destination.number} -c 3d_fullres --verify_dataset_integrity",
         soft_wrap=True,
     )
-    console.print(f"wrote {destination.folder}: {training} training cases, {test} test cases", soft_wrap=True)
+    console.print(f"wrote {readable(str(destination.folder))}: {training} training cases, {test} test cases", soft_wrap=True)
     if training != release.training_cases:
         console.print(
             f"{training} of {release.training_cases} cases: {release.name} has {release.training_cases} published cases with "

@@ -105,7 +105,8 @@ def unpack(source: Path, folder: Path, shown: str | None = None, depth: int = 1)
     except UserError:
         raise
     except OSError as error:
-        if error.errno is not None:  # an error of the file system; gzip and bzip2 raise errors about the content
+        # Errors about the content have no number, or that of an impossible place in the file; others are the disk's.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise _damaged(shown, error) from None
     except _DAMAGES as error:
@@ -198,7 +199,7 @@ def _of_tar(archive: tarfile.TarFile, shown: str) -> Iterator[_Member]:
     for member in members:
         if member.isdir() or not member.name.lower().endswith(_WANTED):
             continue
-        name = _checked_name(member.name, shown)
+        name = _checked_name(_tar_name(member), shown)
         if not _is_wanted(name):
             continue
         try:
@@ -209,6 +210,15 @@ def _of_tar(archive: tarfile.TarFile, shown: str) -> Iterator[_Member]:
             yield _Member(name, content.seek(0, os.SEEK_END), member.mtime, partial(archive.extractfile, member))
         elif member.issym() or member.islnk():
             raise _leads_nowhere(shown, name, member.linkname)
+
+
+def _tar_name(member: tarfile.TarInfo) -> str:
+    """Return the name of a member. One that is not UTF-8 comes from an older system and is read as Latin-1."""
+    content = member.name.encode("utf-8", "surrogateescape")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def _is_wanted(name: str) -> bool:
