@@ -115,7 +115,9 @@ def convert(source: Path, raw: Path) -> None:
             number = dataset.name.partition("_")[0]
             taken = sorted(folder.name for folder in raw.glob(f"{number}*"))
             if cases and taken:
-                raise UsageError(f"{raw}: number {number.removeprefix('Dataset')} is taken by {taken[0]}: remove it first")
+                raise UsageError(
+                    f"{raw}: number {number.removeprefix('Dataset')} is taken by {taken[0]}: remove it first"
+                )
         for dataset, cases in there:
             if cases:
                 write(dataset, cases, raw)

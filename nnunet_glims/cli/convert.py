@@ -11,9 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="DATASET")
     brats = kinds.add_parser("brats", help="BraTS 2017 to 2021 and 2023 (adult glioma)")
     _add_common(brats)
-    brats.add_argument(
-        "--release", default="auto", help="2017 to 2021 or 2023 (default: by the names of the cases)"
-    )
+    brats.add_argument("--release", default="auto", help="2017 to 2021 or 2023 (default: by the names of the cases)")
     brats.add_argument(
         "--channels",
         default="t1,t1ce,t2,flair",
@@ -27,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", help="nnunet (the default of btcv13), 24-6, or a file like splits_final.json; not with synapse8"
     )
     btcv.add_argument(
-        "--partial", action="store_true", help="take a published split although cases of it are missing (not comparable)"
+        "--partial",
+        action="store_true",
+        help="take a published split although cases of it are missing (not comparable)",
     )
 
 
@@ -40,7 +40,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     transfer.add_argument("--copy", action="store_true", help="copy files that need no change (the default)")
     transfer.add_argument("--link", action="store_true", help="link to files that need no change")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted conversion, as the same command does without it"
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted conversion, as the same command does without it",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out cases with problems")
 
@@ -83,9 +85,11 @@ def run(options: argparse.Namespace) -> None:
             f"{release.name}: {len(release.cases)} cases, {labelled} of them with a segmentation, in {readable(str(source))}",
             soft_wrap=True,
         )
-        links = options.link and conversion.links_work(destination.raw)
+        links = options.link and conversion.links_work(destination)
         if options.link and not links:
-            console.print(f"{readable(str(destination.raw))}: this disk has no symbolic links: files are copied", soft_wrap=True)
+            console.print(
+                f"{readable(str(destination.raw))}: this disk has no symbolic links: files are copied", soft_wrap=True
+            )
         report = conversion.convert(
             release,
             found,
@@ -98,14 +102,16 @@ def run(options: argparse.Namespace) -> None:
             progress=progress_on(console),
         )
     for entry in report["skipped"]:
-        named = ": ".join(part for part in (entry["case"], entry["file"], entry["problem"]) if part)
-        console.print(f"skipped {readable(named)}", soft_wrap=True)
+        problem = ": ".join(part for part in (entry["case"], entry["file"], entry["problem"]) if part)
+        console.print(f"skipped {readable(problem)}", soft_wrap=True)
     training, test = len(report["training_cases"]), len(report["test_cases"])
     console.print(
         f"Next:\n  nnUNetv2_plan_and_preprocess -d {destination.number} -c 3d_fullres --verify_dataset_integrity",
         soft_wrap=True,
     )
-    console.print(f"wrote {readable(str(destination.folder))}: {training} training cases, {test} test cases", soft_wrap=True)
+    console.print(
+        f"wrote {readable(str(destination.folder))}: {training} training cases, {test} test cases", soft_wrap=True
+    )
     if training != release.training_cases:
         console.print(
             f"{training} of {release.training_cases} cases: {release.name} has {release.training_cases} published cases with "

@@ -78,7 +78,9 @@ def _check_any(source: Path, images: list[Path], archives: list[Path]) -> None:
         return
     if archives:
         names = ", ".join(str(path.relative_to(source)) for path in archives[:_SHOWN])
-        raise UsageError(f"{source}: has no NIfTI files, but archives ({names}): unpack them there, or convert one of them")
+        raise UsageError(
+            f"{source}: has no NIfTI files, but archives ({names}): unpack them there, or convert one of them"
+        )
     raise UsageError(f"{source}: has no NIfTI files (*.nii.gz, *.nii)")
 
 

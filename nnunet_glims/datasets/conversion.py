@@ -115,7 +115,8 @@ def convert(
             "label_in_release": {str(ours): theirs for theirs, ours in sorted(release.label_map.items(), reverse=True)},
             "patients": {case.name: case.patient for case in cases},
             "source_files": {
-                case.name: [readable(file.relative_to(source.folder).as_posix()) for file in case.files] for case in cases
+                case.name: [readable(file.relative_to(source.folder).as_posix()) for file in case.files]
+                for case in cases
             },
         }
         _start_or_resume(
@@ -184,6 +185,8 @@ def _start_or_resume(destination: Destination, plan: Mapping[str, Any]) -> None:
         )
     for name in subfolders:
         (folder / _DATASET / name).mkdir(parents=True, exist_ok=True)
+        for left in (folder / _DATASET / name).glob(".*"):  # working folders of a killed process
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _plan_in(folder: Path) -> dict[str, Any]:
@@ -236,9 +239,9 @@ class _WrittenFile:
         write_bytes(self.target, gzip.compress(nifti, 6, mtime=0) if _is_gz(self.target) else nifti)
 
 
-def links_work(folder: Path) -> bool:
-    """Return whether the file system of a folder has symbolic links, which exFAT and many network drives do not."""
-    with working_folder(folder / "link") as probe:
+def links_work(destination: Destination) -> bool:
+    """Return whether the destination's file system has symbolic links, which exFAT and many network drives do not."""
+    with working_folder(destination.unfinished) as probe:
         try:
             (probe / "link").symlink_to(probe)
         except OSError:

@@ -91,8 +91,7 @@ class Destination:
         try:
             with lock(path, f"{self.raw}: conversion to data set {self.number}"):
                 try:
-                    if self.folder.exists():  # a process that was killed after its last step leaves a folder without use
-                        shutil.rmtree(self.unfinished, ignore_errors=True)
+                    self._remove_leftovers()
                     self._check_free()
                     yield
                 finally:
@@ -100,3 +99,10 @@ class Destination:
                         path.unlink()
         except LockHeld as error:
             raise ProcessingError(f"{error}. Wait until it has ended, or choose another number") from None
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed conversions to this number left, besides an unfinished data set, which can be completed."""
+        for working in self.raw.glob(f"..Dataset{self.number:03d}[_.]*"):  # beside hidden files and folders
+            shutil.rmtree(working, ignore_errors=True)
+        if self.folder.exists():  # killed after its last step
+            shutil.rmtree(self.unfinished, ignore_errors=True)

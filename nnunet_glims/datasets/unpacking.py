@@ -185,7 +185,9 @@ def _unique(members: Iterator[_Member], shown: str) -> list[_Member]:
     for member in members:
         other = found.setdefault(member.name, member)
         if (other.nbytes, other.stamp) != (member.nbytes, member.stamp):
-            raise ProcessingError(f"{shown}: {member.name} is in the archive twice, with different content: pack it again")
+            raise ProcessingError(
+                f"{shown}: {member.name} is in the archive twice, with different content: pack it again"
+            )
     return list(found.values())
 
 
@@ -226,9 +228,7 @@ def _is_wanted(name: str) -> bool:
 
 
 def _leads_nowhere(shown: str, name: str, to: str) -> ProcessingError:
-    return ProcessingError(
-        f"{shown}: {name} is a link to {to}, which is not in the archive: pack the files themselves"
-    )
+    return ProcessingError(f"{shown}: {name} is a link to {to}, which is not in the archive: pack the files themselves")
 
 
 def _checked_name(name: str, shown: str) -> str:

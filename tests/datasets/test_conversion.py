@@ -397,22 +397,85 @@ def test_synapse8_keeps_eight_organs_and_the_published_split(raw, tmp_path):
     assert sorted(fold["train"] + fold["val"]) == [f"img{number:04d}" for number in numbers]
 
 
-def test_btcv_split_of_24_and_6(raw, tmp_path):
-    numbers = (*range(1, 11), *range(21, 41))
-    convert("btcv", releases.write_btcv(tmp_path / "release", numbers), "--split", "24-6")
+PUBLISHED = (*range(1, 11), *range(21, 41))
+SPLITS = {
+    ("--split", "24-6"): set(range(35, 41)),
+    ("--protocol", "synapse8"): {1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38},
+}
+"""Options -> numbers of the cases that the published split validates on."""
+
+
+@pytest.mark.parametrize("options", SPLITS)
+def test_published_splits_of_btcv(options, raw, tmp_path, capsys):
+    convert("btcv", releases.write_btcv(tmp_path / "release", PUBLISHED), *options)
     (fold,) = json.loads((raw / "Dataset137_BTCV/splits_final.json").read_text())
-    assert fold["val"] == [f"img{number:04d}" for number in range(35, 41)]
-    assert len(fold["train"]) == 24
+    assert {int(name[3:]) for name in fold["val"]} == SPLITS[options]
+    assert {int(name[3:]) for name in fold["train"]} == set(PUBLISHED) - SPLITS[options]
+    assert capsys.readouterr().out.splitlines()[-1].endswith("30 training cases, 1 test cases")
 
 
-def test_a_split_of_ones_own(raw, tmp_path, capsys):
-    source = releases.write_btcv(tmp_path / "release")
+@pytest.mark.parametrize("options", SPLITS)
+@pytest.mark.parametrize("missing", [35, 9])
+def test_published_splits_are_not_made_of_fewer_cases_unasked(missing, options, raw, tmp_path, capsys):
+    source = releases.write_btcv(tmp_path / "release", PUBLISHED)
+    (source / f"RawData/Training/label/label{missing:04d}.nii.gz").unlink()
+    convert("btcv", source, *options, code=2)
+    message = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"needs 1 cases with a segmentation that are not there: img{missing:04d}" in message and "--partial" in message
+    )
+    assert untouched(raw)
+    convert("btcv", source, *options, "--partial")
+    (fold,) = json.loads((raw / "Dataset137_BTCV/splits_final.json").read_text())
+    assert {int(name[3:]) for name in fold["val"]} == SPLITS[options] - {missing}
+    assert len(fold["train"]) + len(fold["val"]) == 29
+    assert capsys.readouterr().out.splitlines()[-1].startswith("29 of 30 cases")
+
+
+def test_a_case_that_is_skipped_is_missing_in_the_published_split(raw, tmp_path, capsys):
+    source = releases.write_btcv(tmp_path / "release", PUBLISHED)
+    (source / "RawData/Training/label/label0036.nii.gz").write_bytes(b"")
+    convert("btcv", source, "--split", "24-6", "--skip-bad", code=2)
+    assert "not there: img0036" in capsys.readouterr().err and untouched(raw)
+
+
+@pytest.mark.parametrize(("numbers", "part"), [(range(35, 41), "train"), (range(5, 8), "validate")])
+def test_a_published_split_never_has_an_empty_part(numbers, part, raw, tmp_path, capsys):
+    convert("btcv", releases.write_btcv(tmp_path / "release", numbers), "--split", "24-6", "--partial", code=2)
+    assert f"no case of the published split to {part} on" in capsys.readouterr().err and untouched(raw)
+
+
+OWN_SPLITS = {
+    "{}": "a list is wanted",
+    "[]": "at least 1",
+    "null": "a list is wanted",
+    "[[]]": "0: ",
+    '[{"train": ["img0001"]}]': "0.val: this key is required",
+    '[{"train": ["img0001"], "val": []}]': "0.val: at least 1",
+    '[{"train": "img0001", "val": ["img0002"]}]': "0.train: a list is wanted",
+    '[{"train": [1], "val": ["img0002"]}]': "0.train.0: a text is wanted",
+    '[{"train": ["img0001"], "val": ["img0002"], "test": ["img0003"]}]': "0.test: unknown key",
+    '[{"train": ["img0001"], "val": ["img0001"]}]': "fold 0 has img0001 twice",
+    '[{"train": ["img0001", "img0001"], "val": ["img0002"]}]': "fold 0 has img0001 twice",
+    '[{"train": ["img0001", "img0099"], "val": ["img0002"]}]': "names img0099",
+    '[{"train": ["img0001"], "val": ["img0061"]}]': "names img0061: the data set has no such training cases",
+}
+
+
+@pytest.mark.parametrize("content", OWN_SPLITS)
+def test_splits_of_ones_own_of_another_form_are_refused(content, raw, tmp_path, capsys):
+    source = releases.write_btcv(tmp_path / "release", range(1, 4))
+    (tmp_path / "own.json").write_text(content)
+    convert("btcv", source, "--split", str(tmp_path / "own.json"), code=2)
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path / 'own.json'}" in message and OWN_SPLITS[content] in message
+    assert untouched(raw)
+
+
+def test_a_split_of_ones_own(raw, tmp_path):
     own = tmp_path / "own.json"
-    own.write_text('[{"train": ["img0001", "img0099"], "val": ["img0002"]}]')
-    convert("btcv", source, "--split", str(own), code=2)
-    assert "img0099" in capsys.readouterr().err and untouched(raw)
     own.write_text('[{"train": ["img0001"], "val": ["img0002"]}]')
-    convert("btcv", source, "--split", str(own))
+    convert("btcv", releases.write_btcv(tmp_path / "release", range(1, 4)), "--split", str(own))
     assert json.loads((raw / "Dataset137_BTCV/splits_final.json").read_text()) == json.loads(own.read_text())
 
 
@@ -428,6 +491,9 @@ WRONG = [
     (("btcv", "release", "--protocol", "btcv"), "did you mean 'btcv13'"),
     (("brats", "release", "--workers", "0"), "--workers 0: at least one"),
     (("brats", "packed.zip", "--link"), "nothing to link to"),
+    (("brats", "release", "--split", "release"), "this is a folder, not a file"),
+    (("brats", "release", "--name", "a" * 300), "use at most 100 characters"),
+    (("btcv", "release", "--partial"), "--partial: this is for a published split"),
 ]
 
 
@@ -441,10 +507,48 @@ def test_wrong_use_is_refused_before_anything_is_written(words, message, raw, tm
     assert untouched(raw)
 
 
-def test_a_number_is_used_once(raw, tmp_path, capsys):
-    (raw / "Dataset137_Other").mkdir()
+@pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"])
+@pytest.mark.parametrize("name", ["Dataset137_Other", "Dataset137_BraTS", "Dataset137"])
+def test_a_number_is_used_once(name, variable, raw, tmp_path, monkeypatch, capsys):
+    """nnU-Net looks for it in its three folders."""
+    if variable != "nnUNet_raw":
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    (tmp_path / variable / name).mkdir(parents=True)
+    before = list(raw.iterdir())
     convert("brats", releases.write_brats(tmp_path / "release", "2021"), code=2)
-    assert "taken by Dataset137_Other" in capsys.readouterr().err
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path / variable}: number 137 is taken by {name}" in message
+    assert list(raw.iterdir()) == before
+
+
+def test_files_with_the_number_in_their_names_do_not_take_it(raw, tmp_path):
+    (raw / "Dataset137.zip").touch()
+    convert("brats", releases.write_brats(tmp_path / "release", "2021"))
+    assert (raw / "Dataset137_BraTS/dataset.json").exists()
+
+
+@pytest.mark.parametrize("ending", ["new", "tmp"])
+def test_working_folders_of_a_killed_conversion_are_removed(ending, raw, tmp_path, monkeypatch):
+    source = releases.write_brats(tmp_path / "release", "2021")
+    with monkeypatch.context() as interrupted:
+        interrupt_after(7, interrupted)
+        convert("brats", source, code=130)
+    written = next((raw / ".Dataset137_BraTS.unfinished/dataset/imagesTr").iterdir())
+    for left in (written, raw / ".Dataset137_BraTS.unpacked", raw / ".Dataset137_BraTS.unfinished"):
+        (left.parent / f".{left.name}.abc12345.{ending}").mkdir()
+    convert("brats", source)
+    assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
+    assert not list((raw / "Dataset137_BraTS").rglob(".*"))
+
+
+def test_what_a_killed_conversion_left_after_its_last_step_is_removed(raw, tmp_path, capsys):
+    source = releases.write_brats(tmp_path / "release", "2021")
+    convert("brats", source)
+    (raw / ".Dataset137_BraTS.unfinished").mkdir()
+    (raw / ".Dataset137.lock").touch()
+    convert("brats", source, code=2)
+    assert "taken by Dataset137_BraTS" in capsys.readouterr().err
+    assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
 
 
 def test_a_full_disk_is_noticed_before(raw, tmp_path, monkeypatch, capsys):

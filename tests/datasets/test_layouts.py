@@ -363,7 +363,7 @@ def test_names_in_latin_1_in_a_tar_are_read(source, raw, tmp_path):
 class Unflagged(zipfile.ZipInfo):
     """A name in UTF-8 without the flag that says so, as macOS packs it."""
 
-    def _encodeFilenameFlags(self):  # noqa: N802
+    def _encodeFilenameFlags(self):
         return self.filename.encode(), self.flag_bits
 
 
@@ -402,7 +402,9 @@ def test_an_axis_of_length_1_is_left_out_for_nnunet(source, raw):
         assert nibabel.load(path).shape == releases.SHAPE == sitk.ReadImage(str(path)).GetSize()
     assert np.array_equal(voxels(folder / f"imagesTr/{NAMES[0]}_0002.nii.gz"), releases.image(2))
     found = nibabel.load(folder / f"imagesTr/{NAMES[0]}_0002.nii.gz").header
-    assert all(np.array_equal(found[f"srow_{axis}"], releases.AFFINE[row].astype("f4")) for row, axis in enumerate("xyz"))
+    assert all(
+        np.array_equal(found[f"srow_{axis}"], releases.AFFINE[row].astype("f4")) for row, axis in enumerate("xyz")
+    )
 
 
 def test_labels_are_those_that_were_checked_also_with_a_scaling(source, raw):
@@ -416,7 +418,9 @@ def test_labels_are_those_that_were_checked_also_with_a_scaling(source, raw):
     read = np.asanyarray(nibabel.load(file).dataobj)
     assert not np.array_equal(read, labels) and np.array_equal(read.astype(np.float32), labels)
     convert("brats", source)
-    assert np.array_equal(voxels(raw / f"Dataset137_BraTS/labelsTr/{NAMES[0]}.nii.gz"), np.where(labels == 4, 3, labels))
+    assert np.array_equal(
+        voxels(raw / f"Dataset137_BraTS/labelsTr/{NAMES[0]}.nii.gz"), np.where(labels == 4, 3, labels)
+    )
 
 
 @pytest.mark.parametrize("code", [1, 38, 95])
@@ -429,7 +433,7 @@ def test_without_links_files_are_copied(code, source, raw, monkeypatch, capsys):
     for name in ("symlink", "link"):
         monkeypatch.setattr(os, name, refuse)
     convert("brats", source, "--link")
-    assert "no symbolic links: files are copied" in capsys.readouterr().out
+    assert "without symbolic links: files are copied" in capsys.readouterr().out
     files = list((raw / "Dataset137_BraTS").rglob("*.nii.gz"))
     assert len(files) == 10 and not any(file.is_symlink() for file in files)
 
