@@ -61,6 +61,12 @@ class Geometry:
         rows = [direction[row * axes : row * axes + kept] for row in range(kept)]
         return cls(size[:kept], image.GetSpacing()[:kept], image.GetOrigin()[:kept], tuple(sum(rows, ())))
 
+    @property
+    def is_right_angled(self) -> bool:
+        """Whether the axes are at right angles to each other, within the tolerance of directions."""
+        directions = np.reshape(self.direction, (len(self.size), -1))
+        return np.allclose(directions @ directions.T, np.eye(len(directions)), rtol=0, atol=10 * DIRECTION_TOLERANCE)
+
     def describe(self, image: sitk.Image) -> None:
         """Set spacing, origin and direction of an image."""
         image.SetSpacing(self.spacing)
@@ -105,7 +111,7 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
-def times(size: Sequence[int]) -> str:
+def times(size: Sequence[float]) -> str:
     """Return numbers in the form "240×240×155"."""
     return "×".join(map(str, size))
 

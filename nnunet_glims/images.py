@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import new_file, unwritable, write_json
-from nnunet_glims.geometry import Geometry, times
+from nnunet_glims.geometry import SHEARED, Geometry, times
 from nnunet_glims.image_formats import gipl, metaimage, nifti, nrrd, tiff
 from nnunet_glims.image_formats.content import Damaged
 
@@ -75,11 +75,8 @@ def read_image(file: Path) -> Image:
         UsageError: the image is not 3D.
     """
     image = _read(file)
-    if image.voxels.dtype.kind == "f" and image.voxels.size:
-        with np.errstate(invalid="ignore"):
-            suspicious = not np.isfinite(image.voxels.min()) or not np.isfinite(image.voxels.max())
-        if suspicious:
-            raise ProcessingError(f"{file}: {not_finite(image.voxels)}: replace these values")
+    if not is_finite(image.voxels):
+        raise ProcessingError(f"{file}: {not_finite(image.voxels)}: replace these values, or make the file again")
     return image
 
 
@@ -107,6 +104,18 @@ def read_label_map(file: Path) -> LabelMap:
     return LabelMap(voxels, image.geometry)
 
 
+def read_geometry(file: Path) -> Geometry:
+    """Return the geometry that the header of an image states, with which the file need not be whole.
+
+    Raises:
+        ProcessingError: the header cannot be read. The message begins with the file's name.
+    """
+    if file.name.lower().endswith(TIFF):
+        return _read(file).geometry
+    with _naming(file):
+        return Geometry.of_file(file)
+
+
 def read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
     """Read a NIfTI file that is whole; its voxels need not be finite, nor the image 3D.
 
@@ -118,6 +127,14 @@ def read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
     """
     with _naming(file):
         return nifti.read(file), Geometry.of_file(file)
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Return whether no value is NaN or infinite."""
+    if values.dtype.kind != "f" or not values.size:
+        return True
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(values.min()) and np.isfinite(values.max()))  # without an array of booleans
 
 
 def not_finite(values: np.ndarray) -> str:
@@ -167,12 +184,15 @@ def _read(file: Path) -> Image:
     name = file.name.lower()
     with _naming(file):
         if name.endswith(NIFTI):
-            geometry, voxels = Geometry.of_file(file), nifti.read(file).T
+            voxels = nifti.read(file).T
+            geometry = Geometry.of_file(file)
         elif name.endswith(TIFF):
             voxels, spacing = tiff.read(file)
             geometry = Geometry(voxels.shape[::-1], spacing[::-1], (0.0,) * 3, (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
         else:
             geometry, voxels = _read_checked(file)
+        if not geometry.is_right_angled:
+            raise Damaged(SHEARED)
     if voxels.ndim != 3 or voxels.shape[::-1] != geometry.size:
         raise UsageError(f"{file}: has {voxels.ndim} axes ({times(voxels.shape[::-1])} voxels), not 3")
     return Image(voxels, geometry)

@@ -65,12 +65,14 @@ class SegmentationNetwork(nn.Module):
         return outputs if self.decoder.deep_supervision else outputs[0]
 
     def check_size(self, size: Sequence[int]) -> None:
-        """Raise `UsageError` if an input's D, H, W are not multiples of `divisor`."""
-        for axis in range(3):
-            if size[axis] % self.divisor[axis]:
-                raise UsageError(
-                    f"input of {list(size)} voxels: axis {axis} must be a multiple of {self.divisor[axis]}; pad the image"
-                )
+        """Raise `UsageError`, which states the size to pad to, if an input's D, H, W are not multiples of `divisor`."""
+        padded = [-(-length // divisor) * divisor for length, divisor in zip(size, self.divisor, strict=True)]
+        if padded != list(size):
+            axis = next(axis for axis in range(3) if padded[axis] != size[axis])
+            raise UsageError(
+                f"input of {list(size)} voxels: axis {axis} must be a multiple of {self.divisor[axis]}; "
+                f"pad the image to {padded}"
+            )
 
     def deep_supervision_scales(self) -> list[list[float]]:
         """Return the resolution of each output relative to the patch, finest first."""

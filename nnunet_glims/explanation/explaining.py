@@ -52,13 +52,18 @@ def explain(
 
     Raises:
         UsageError: there is no such model, fold, target, layer, case or true label map, or `out` exists.
+        ProcessingError: an image or label map is damaged or has values that are not finite, or the network computes such.
     """
     request = request or ExplanationRequest()
     check_new(out, overwrite, SUMMARY, "explanation")
     explainer = Explainer(folder, request)
     dataset_json = explainer.model.dataset_json
     cases = find_input_cases(inputs, dataset_json["file_ending"], explainer.channels)
-    truths = {case.name: None if truth is None else _truth(truth, case, dataset_json["file_ending"]) for case in cases}
+    geometries = {case.name: read_case(case.files)[1] for case in cases}  # before the first case takes its minutes
+    truths = {
+        case.name: None if truth is None else _truth(truth, case, geometries[case.name], dataset_json["file_ending"])
+        for case in cases
+    }
     summary: dict[str, Any] = {
         "version": __version__,
         "model": explainer.model.path.resolve().name,
@@ -76,7 +81,7 @@ def explain(
             inside = unfinished / case.name
             inside.mkdir()
             summary["cases"][case.name], gates_of_case = _explain_case(
-                explainer, case, inside, request.sanity, progress
+                explainer, case, geometries[case.name], inside, request.sanity, progress
             )
             gates += gates_of_case
             shown.append(pictures.DrawnCase(case.name, case.files, explainer.channels, inside, truths[case.name]))
@@ -89,21 +94,20 @@ def explain(
     return summary
 
 
-def _truth(folder: Path, case: InputCase, ending: str) -> Path:
+def _truth(folder: Path, case: InputCase, geometry: Geometry, ending: str) -> Path:
     path = folder / f"{case.name}{ending}"
     if not path.is_file():
         raise UsageError(f"{path}: there is no true label map of case {case.name}; leave out --truth, or complete it")
-    difference = read_label_map(path).geometry.difference(Geometry.of_file(case.files[0]))
+    difference = read_label_map(path).geometry.difference(geometry)
     if difference:
         raise UsageError(f"{path}: {difference} like {case.files[0].name}: is this another case?")
     return path
 
 
 def _explain_case(
-    explainer: Explainer, case: InputCase, folder: Path, check: bool, progress: Progress
+    explainer: Explainer, case: InputCase, geometry: Geometry, folder: Path, check: bool, progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write the files of a case; return its part of the summary, and its rows of the table of gates."""
-    geometry = read_case(case.files)[1]
     pipeline = explainer.pipeline
     image: NetworkInput = pipeline.preprocess(case.files)
     data = image.data

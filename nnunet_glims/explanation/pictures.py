@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -26,6 +27,8 @@ from nnunet_glims.report.slices import CT_WINDOW, oriented, shown_part
 ROWS = 3
 """Number of slices in a picture."""
 PAGE = "index.html"
+_FORBIDDEN = r'[\x00-\x1f<>:"/\\|?*%]'
+"""Characters that file names cannot have on Linux, macOS or Windows, and the one that they are written with."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,11 @@ class DrawnCase:
 
 
 def map_name(layer: str, target: str) -> str:
-    """Return the name of a map's file, without its ending."""
-    return f"{layer}_{target}"
+    """Return the name of a map's file, without its ending.
+
+    Characters that file names cannot have, such as the slash of "oedema/infiltration", are written as in web addresses: %2F.
+    """
+    return f"{layer}_{re.sub(_FORBIDDEN, lambda found: f'%{ord(found[0]):02X}', target)}"
 
 
 def draw_panel(case: DrawnCase, layer: str, targets: Mapping[str, Sequence[int]]) -> bytes:

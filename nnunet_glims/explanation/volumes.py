@@ -19,8 +19,9 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.export.description import GAUSSIAN_SIGMA_SCALE, GAUSSIAN_VALUE_SCALING
+from nnunet_glims.images import not_finite
 from nnunet_glims.nnunet.folders import READERS
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.processes import Progress, quietly
@@ -98,6 +99,9 @@ class ImagePipeline:
                 voxels has in the average; returns (channels, z, y, x).
             progress: shows how many windows are done.
             title: what `progress` says is being done.
+
+        Raises:
+            ProcessingError: `compute` returned NaN or infinity.
         """
         padded, inside = pad_nd_image(data, self.patch_size, "constant", {"value": 0}, True, None)
         windows = self.predictor._internal_get_sliding_window_slicers(padded.shape[1:])
@@ -108,6 +112,10 @@ class ImagePipeline:
         for window in progress(windows, title, len(windows)):
             share = self.gaussian / total[window[1:]]
             found[window] += share * compute(padded[window][None].to(self.device), share.to(self.device)).cpu()
+        if not found.isfinite().all():
+            raise ProcessingError(
+                f"{title}: the network computes {not_finite(found.numpy())}: are its weights damaged?"
+            )
         return found[:, inside[1], inside[2], inside[3]]
 
     def label_map(self, logits: Tensor, properties: Mapping[str, Any]) -> np.ndarray:

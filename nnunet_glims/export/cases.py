@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.geometry import Geometry
-from nnunet_glims.images import read_image
+from nnunet_glims.images import is_finite, not_finite, read_image
 
 
 @dataclass(frozen=True)
@@ -99,4 +99,9 @@ def read_case(files: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
         difference = image.geometry.difference(first)
         if difference:
             raise UsageError(f"{file}: {difference} like {files[0].name}: resample the channels to one grid")
-    return np.stack([image.voxels for image in images], dtype=np.float32, casting="unsafe"), first
+    with np.errstate(over="ignore"):
+        case = np.stack([image.voxels.astype(np.float32) for image in images])
+    for file, channel in zip(files, case, strict=True):
+        if not is_finite(channel):
+            raise ProcessingError(f"{file}: {not_finite(channel)} in float32, which networks compute with: rescale it")
+    return case, first

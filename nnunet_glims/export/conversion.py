@@ -56,18 +56,24 @@ def write_onnx(network: nn.Module, patch: Tensor, path: Path, precision: str, op
         opset: ONNX operator set.
 
     Raises:
-        UsageError: torch's exporter cannot write the network in this operator set.
+        UsageError: torch's exporter cannot write the network, or not in this operator set.
     """
     with plain_operators(), _silenced(), torch.no_grad():
-        program = torch.onnx.export(
-            network,
-            (patch,),
-            dynamo=True,
-            opset_version=opset,
-            input_names=["image"],
-            output_names=["logits"],
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                network,
+                (patch,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["logits"],
+                verbose=False,
+            )
+        except Exception as error:  # torch's exporter raises many kinds, with pages of advice to its developers
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UsageError(
+                f"torch cannot export this network to ONNX ({reason}): try --format torchscript"
+            ) from error
         assert program is not None
         model = program.model_proto
     written = next(entry.version for entry in model.opset_import if entry.domain == "")

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from nnunet_glims import __version__
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.export import conversion, parity
 from nnunet_glims.export.description import settings_from_plans
 from nnunet_glims.export.exported import MODEL_JSON, ExportedModel, FoldFile, checksum
 from nnunet_glims.export.runner import load_networks
 from nnunet_glims.files import check_new, new_folder
+from nnunet_glims.geometry import times
+from nnunet_glims.images import is_finite, not_finite
 from nnunet_glims.kernels.ops import plain_operators
 from nnunet_glims.nnunet.checkpoints import FINAL, load_checkpoint, load_weights, trained_folds
 from nnunet_glims.nnunet.models import ModelFolder
@@ -80,7 +82,8 @@ def export(
 
     Raises:
         UsageError: `source` is no model folder, a fold or checkpoint is missing, the runner cannot follow the plans, or
-            `out` exists.
+            `out` exists, or the network cannot compute the plans' patch.
+        ProcessingError: a checkpoint or the image to compare on is damaged or not finite.
         parity.ParityError: an exported network differs from PyTorch.
     """
     model = ModelFolder(source)
@@ -111,7 +114,8 @@ def export(
         for fold in folds:
             checkpoint = first if fold == folds[0] else load_checkpoint(checkpoints[fold], request.trust)
             load_weights(network, checkpoint, checkpoints[fold])
-            files.append(_export_fold(network, fold, unfinished, exported, patches, log))
+            expected = {name: _logits(network, patch, checkpoints[fold]) for name, patch in patches.items()}
+            files.append(_export_fold(network, fold, unfinished, exported, patches, expected, log))
         exported = exported.model_copy(update={"folds": files})
         exported.write(unfinished)
     return exported
@@ -133,6 +137,7 @@ def _export_fold(
     folder: Path,
     exported: ExportedModel,
     patches: dict[str, np.ndarray],
+    expected: dict[str, np.ndarray],
     log: Callable[[str], None],
 ) -> FoldFile:
     path = folder / f"fold_{fold}{ENDINGS[exported.format]}"
@@ -144,13 +149,10 @@ def _export_fold(
         conversion.write_torchscript(network, example, path)
     file = FoldFile(fold=fold, file=path.name, sha256=checksum(path), parity=[])
     compute = _load_written(folder, exported.model_copy(update={"folds": [file]}))
-    figures = []
-    for name, patch in patches.items():
-        with plain_operators(), torch.inference_mode():
-            reference = network(torch.from_numpy(patch)[None])[0].numpy()
-        figures.append(
-            parity.difference(name, reference, compute(patch[None])[0], exported.regions_class_order is not None)
-        )
+    regions = exported.regions_class_order is not None
+    figures = [
+        parity.difference(name, expected[name], compute(patch[None])[0], regions) for name, patch in patches.items()
+    ]
     parity.check(fold, exported.precision, figures)
     last = figures[-1]
     log(
@@ -158,6 +160,27 @@ def _export_fold(
         f"standard deviation, same label in {last['agreement']:.3%} of voxels ({last['patch']})"
     )
     return file.model_copy(update={"parity": figures})
+
+
+def _logits(network: nn.Module, patch: np.ndarray, checkpoint: Path) -> np.ndarray:
+    """Return the logits (outputs, z, y, x) that PyTorch computes of a patch (channels, z, y, x), before export takes minutes.
+
+    Raises:
+        UsageError: the network cannot compute a patch of this size.
+        ProcessingError: the logits are not finite.
+    """
+    try:
+        with plain_operators(), torch.inference_mode():
+            logits = network(torch.from_numpy(patch)[None])[0].numpy()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{checkpoint}: the network cannot compute the plans' patch of {times(patch.shape[1:])} voxels ({reason}): "
+            "plan a larger patch and train with it"
+        ) from None
+    if not is_finite(logits):
+        raise ProcessingError(f"{checkpoint}: the network computes {not_finite(logits)}: its weights are damaged")
+    return logits
 
 
 def _load_written(folder: Path, exported: ExportedModel) -> Callable[[np.ndarray], np.ndarray]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_glims.errors import ProcessingError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.export.cases import read_case
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.preprocessing import preprocess
+from nnunet_glims.images import is_finite, not_finite
 from nnunet_glims.nnunet.folders import PREPROCESSED, RAW
 from nnunet_glims.nnunet.models import ModelFolder
 
@@ -103,12 +104,27 @@ def comparison_patches(model: ModelFolder, exported: ExportedModel) -> dict[str,
 
     "random" are random numbers. Where nnUNet_preprocessed or nnUNet_raw has the data set, a patch of a real image
     follows.
+
+    Raises:
+        ProcessingError: this image is damaged, or has values that are not finite.
+        UsageError: this image has other channels than the model.
     """
     shape = (len(exported.channels), *exported.patch_size)
     found = {"random": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     for source in (_preprocessed_image, _raw_image):
         name, image = source(model, exported)
         if image is not None:
+            where = f"{exported.dataset}, {name}"
+            if image.ndim != 4 or len(image) != shape[0]:
+                raise UsageError(
+                    f"{where}: has shape {image.shape}, and the model takes 3D images with {shape[0]} channels: is this "
+                    f"another data set under the same name?"
+                )
+            if not is_finite(image):
+                raise ProcessingError(
+                    f"{where}: {not_finite(image)}: the export cannot be compared with PyTorch on this image, and the model "
+                    "may have been trained on it: mend the data set"
+                )
             found[name] = _middle(image, exported.patch_size)
             break
     return found
@@ -131,11 +147,17 @@ def _preprocessed_image(model: ModelFolder, exported: ExportedModel) -> tuple[st
     folder = PREPROCESSED.find(exported.dataset, plan.data_identifier)
     if folder is None or not any(folder.iterdir()):
         return "", None
-    dataset = infer_dataset_class(str(folder))(str(folder))
-    if not dataset.identifiers:
-        return "", None
-    case = sorted(dataset.identifiers)[0]
-    return f"preprocessed {case}", np.asarray(dataset.load_case(case)[0][:], np.float32)
+    case = ""
+    try:
+        dataset = infer_dataset_class(str(folder))(str(folder))
+        if not dataset.identifiers:
+            return "", None
+        case = sorted(dataset.identifiers)[0]
+        return f"preprocessed {case}", np.asarray(dataset.load_case(case)[0][:], np.float32)
+    except Exception as error:  # nnU-Net's formats raise many kinds for a damaged file
+        raise ProcessingError(
+            f"{folder / case}: this preprocessed case cannot be read ({error}): run nnUNetv2_preprocess again"
+        ) from None
 
 
 def _raw_image(model: ModelFolder, exported: ExportedModel) -> tuple[str, Array | None]:

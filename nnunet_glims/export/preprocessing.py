@@ -11,7 +11,7 @@ from scipy.ndimage import binary_fill_holes
 from nnunet_glims.errors import UsageError
 from nnunet_glims.export.exported import ExportedModel, Normalization, NormalizationScheme
 from nnunet_glims.export.resampling import coarse_axis, new_size, resample
-from nnunet_glims.geometry import bounding_box
+from nnunet_glims.geometry import bounding_box, times
 
 Array = np.ndarray
 
@@ -53,7 +53,14 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
     image, inside = image[every_channel], inside[crop]
     new = new_size(image.shape[1:], spacing, model.spacing)
     if min(new) < 1:
-        raise UsageError(f"the image has {new} voxels at the model's spacing of {model.spacing} mm: it is too small")
+        needed = [
+            max(length, int(own / its / 2) + 1)
+            for length, its, own in zip(image.shape[1:], spacing, model.spacing, strict=True)
+        ]
+        raise UsageError(
+            f"the part of the image that is not 0 has {times(image.shape[1:])} voxels of {times(spacing)} mm, which is less "
+            f"than a voxel of the model's {times(model.spacing)} mm: at least {times(needed)} are needed"
+        )
     axis = coarse_axis(model.resampling_image, spacing, model.spacing)
     data = np.empty((len(image), *new), np.float32)
     for index, settings in enumerate(model.normalization):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UsageError, UserError
 from nnunet_glims.export.cases import find_input_cases, read_case
 from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.label_maps import label_map
@@ -22,7 +22,7 @@ from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import PatchPredictor, predict_logits
 from nnunet_glims.files import check_output_folder
 from nnunet_glims.geometry import Geometry
-from nnunet_glims.images import write_image
+from nnunet_glims.images import read_image, write_image
 
 Array = np.ndarray
 
@@ -77,6 +77,15 @@ def predict_case(
     return label_map(predict_logits(preprocessed.data, networks, model, mirror), preprocessed, model)
 
 
+def _is_whole(path: Path) -> bool:
+    """Return whether a label map is there and is whole; one that a full disk cut off is predicted again."""
+    try:
+        read_image(path)
+    except UserError:
+        return False
+    return True
+
+
 def predict(
     folder: Path,
     inputs: Sequence[Path],
@@ -95,7 +104,7 @@ def predict(
         output: folder for CASE.nii.gz; it is made where it does not exist.
         mirror: whether to average over mirrored versions of each patch as well, as nnU-Net does by default.
         device, threads: see `load_networks`.
-        keep_finished: whether cases whose label map is there already are skipped.
+        keep_finished: whether cases whose label map is there already, and is whole, are skipped.
         log: receives a line of text for each case.
 
     Returns:
@@ -115,11 +124,15 @@ def predict(
     written = []
     for number, case in enumerate(cases, start=1):
         path = output / f"{case.name}{model.file_ending}"
-        if keep_finished and path.exists():
+        if keep_finished and _is_whole(path):
             continue
         started = time.monotonic()
         image, geometry = read_case(case.files)
-        write_image(predict_case(image, geometry, networks, model, mirror), geometry, path)
+        try:
+            labels = predict_case(image, geometry, networks, model, mirror)
+        except UserError as error:
+            raise type(error)(f"case {case.name} ({case.files[0]}): {error}") from None
+        write_image(labels, geometry, path)
         written.append(path)
         log(f"{number} of {len(cases)}: {path} ({time.monotonic() - started:.1f} s)")
     return written

@@ -8,7 +8,9 @@ from itertools import combinations, product
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from nnunet_glims.errors import ProcessingError
 from nnunet_glims.export.exported import ExportedModel
+from nnunet_glims.images import is_finite, not_finite
 
 Array = np.ndarray
 PatchPredictor = Callable[[Array], Array]
@@ -56,6 +58,9 @@ def predict_logits(data: Array, networks: Sequence[PatchPredictor], model: Expor
         networks: one per fold.
         model: the exported model, whose patch size and window settings are used.
         mirror: whether to average over mirrored versions of each patch as well.
+
+    Raises:
+        ProcessingError: the network computes NaN or infinity.
     """
     size, settings = data.shape[1:], model.sliding_window
     missing = [max(patch - length, 0) for length, patch in zip(size, model.patch_size, strict=True)]
@@ -77,6 +82,10 @@ def predict_logits(data: Array, networks: Sequence[PatchPredictor], model: Expor
         total[_every_channel(window)] += weights * (sum(predictions) / len(predictions))
         total_weight[window] += weights
     total /= total_weight
+    if not is_finite(total):
+        raise ProcessingError(
+            f"the network computes {not_finite(total)}: is the image, or the model, what it should be?"
+        )
     return total[_every_channel([slice(low, low + length) for low, length in zip(before, size, strict=True)])]
 
 

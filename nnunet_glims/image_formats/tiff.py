@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import zlib
 from math import isfinite
 from pathlib import Path
@@ -12,6 +13,12 @@ from typing import Literal
 import numpy as np
 
 from nnunet_glims.image_formats.content import Damaged
+
+_DAMAGES = (
+    *(zlib.error, struct.error, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError),
+    MemoryError,
+)
+"""What tifffile raises for damaged files: it checks little by itself."""
 
 
 def read(file: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
@@ -34,7 +41,7 @@ def read(file: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
                 raise Damaged(f"it has {len(pages)} pages for {len(voxels)} slices")
     except Damaged:
         raise
-    except (zlib.error, ValueError, KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
+    except _DAMAGES as error:
         raise Damaged(f"this is no whole TIFF file ({error})") from None
     return voxels, _spacing(file)
 
@@ -60,7 +67,11 @@ def _check_pages(opened, size: int) -> None:
         offset = int.from_bytes(following, order)
     if len(seen) != len(opened.pages):
         raise Damaged("the list of its pages is damaged or cut off")
+    first = opened.pages[0]
     for page in opened.pages:
+        layout = [(one.shape, one.dtype, one.compression, one.photometric, one.predictor) for one in (page, first)]
+        if layout[0] != layout[1]:
+            raise Damaged(f"page {page.index + 1} has another size or type than the first: {layout[0]}, {layout[1]}")
         for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
             if not start or not length or start + length > size:
                 raise Damaged("data of its pages are missing or cut off")

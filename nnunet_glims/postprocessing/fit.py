@@ -20,7 +20,7 @@ from nnunet_glims.evaluation.ranking import signed_rank
 from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.evaluation.results import CaseFiles
 from nnunet_glims.evaluation.voxels import VoxelCounts, confusion_matrix
-from nnunet_glims.geometry import bounding_box
+from nnunet_glims.geometry import bounding_box, times
 from nnunet_glims.images import read_label_map
 from nnunet_glims.nnunet.evaluation import cases_of_model
 from nnunet_glims.nnunet.folders import ignored_label, regions_of
@@ -108,6 +108,7 @@ def fit_rules(
     Raises:
         UsageError: there are fewer than two folds, or predictions, probabilities or label maps are missing or do not
             belong together.
+        ProcessingError: a label map or probabilities are damaged or not finite.
     """
     folder = ModelFolder(model)
     if ignored_label(folder.dataset_json) is not None:
@@ -215,16 +216,21 @@ def _cases(files: Sequence[CaseFiles], needs_probabilities: bool, model: Path) -
 
 def _load_case(case: _ValidationCase, heads: Heads, rules: Rules) -> _LoadedCase:
     assert case.files.prediction is not None
-    truth = read_label_map(case.files.truth).labels
+    true_map = read_label_map(case.files.truth)
+    truth = true_map.labels
     predicted, probabilities = None, {}
     if case.probabilities is None:
-        labels = read_label_map(case.files.prediction).labels
-        _check_shape(case.files.prediction, labels.shape, truth.shape, case.files.truth)
+        prediction = read_label_map(case.files.prediction)
+        if difference := prediction.geometry.difference(true_map.geometry):
+            raise UsageError(f"{case.files.prediction}: {difference} as {case.files.truth}")
+        labels = prediction.labels
         box = bounding_box(labels != 0) or _EMPTY
         predicted = labels[box]
     else:
         everything = read_probabilities(case.probabilities)
-        _check_shape(case.probabilities, everything.shape[1:], truth.shape, case.files.truth)
+        if everything.shape[1:] != truth.shape:
+            size, expected = times(everything.shape[:0:-1]), times(true_map.geometry.size)
+            raise UsageError(f"{case.probabilities}: has {size} voxels, not {expected} as {case.files.truth}")
         possible = [heads.probability(everything, region.labels) > _LOWEST for region in rules.regions]
         box = bounding_box(np.logical_or.reduce(possible)) or _EMPTY
         part = (slice(None), *box)
@@ -233,11 +239,6 @@ def _load_case(case: _ValidationCase, heads: Heads, rules: Rules) -> _LoadedCase
     seen = truth[box]
     missed = np.bincount(truth.ravel(), minlength=256) - np.bincount(seen.ravel(), minlength=256)
     return _LoadedCase(seen, predicted, probabilities, missed)
-
-
-def _check_shape(file: Path, shape: Sequence[int], expected: Sequence[int], truth: Path) -> None:
-    if tuple(shape) != tuple(expected):
-        raise UsageError(f"{file}: has {list(shape)} voxels, not {list(expected)} as {truth}")
 
 
 def _dice_of(confusion: np.ndarray, regions: Regions) -> list[float]:

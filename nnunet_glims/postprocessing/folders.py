@@ -12,8 +12,8 @@ import numpy as np
 
 from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.files import new_folder, read_json, write_json
-from nnunet_glims.geometry import Geometry, times
-from nnunet_glims.images import read_label_map, write_image
+from nnunet_glims.geometry import times
+from nnunet_glims.images import read_geometry, read_label_map, write_image
 from nnunet_glims.nnunet.folders import ENDINGS, READERS, find_dataset_json, label_maps
 from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_map
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
@@ -127,9 +127,9 @@ def _listed(problems: Sequence[str]) -> str:
 def _problems(case: PredictedCase, heads: Heads) -> list[UserError]:
     """Return what is wrong with the files of a case, from their headers."""
     try:
-        size = Geometry.of_file(case.label_map).size
-    except RuntimeError:
-        return [ProcessingError(f"{case.label_map}: cannot be read: predict this case again")]
+        size = read_geometry(case.label_map).size
+    except ProcessingError as error:
+        return [error]
     problems: list[UserError] = []
     for file in case.probabilities:
         try:

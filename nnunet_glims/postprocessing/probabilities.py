@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,11 +14,20 @@ from typing import IO, Any
 
 import numpy as np
 
-from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.errors import ProcessingError, UsageError, UserError
+from nnunet_glims.image_formats.content import check_length
+from nnunet_glims.images import is_finite, not_finite
 
 _KEY = "probabilities"
 _LIMIT = 1e-7
 """Float32 cannot hold probabilities closer to 1 than this. So logits beyond ±16 count as ±16."""
+_ROUNDING = 1e-2
+"""By how much float16 and sums may take probabilities out of the range from 0 to 1."""
+_DAMAGES = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, SyntaxError, MemoryError),
+    *(TypeError, ArithmeticError, RuntimeError),  # NotImplementedError is a RuntimeError
+)
+"""What zipfile and NumPy raise for damaged files."""
 
 
 @dataclass(frozen=True)
@@ -79,33 +89,41 @@ class Heads:
 def shape_of(file: Path) -> tuple[int, ...]:
     """Return the shape (C, Z, Y, X) that the header of a .npz states; raises what `read_probabilities` raises."""
     with _open_array(file) as member:
-        major, _ = np.lib.format.read_magic(member)
-        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(member)
-    _check(file, shape, dtype)
-    return shape
+        return _header(file, member)[0]
 
 
 def read_probabilities(file: Path) -> np.ndarray:
-    """Return the probabilities (C, Z, Y, X) of a .npz, float16 or float32.
+    """Return the probabilities (C, Z, Y, X) of a .npz, float16, float32 or float64.
 
     The order of the axes is that of SimpleITK's array of the label map beside the file.
 
     Raises:
-        UsageError: there is no such file, or nnU-Net did not write it.
-        ProcessingError: the file is damaged.
+        UsageError: there is no such file, nnU-Net did not write it, or its values are no probabilities.
+        ProcessingError: the file is damaged, or has values that are not finite.
     """
     with _open_array(file) as member:
-        values = np.lib.format.read_array(member, allow_pickle=False)
-    _check(file, values.shape, values.dtype)
+        shape, dtype, columns_first = _header(file, member)
+        content = member.read()  # to the end, where its checksum is compared
+        check_length(len(content), shape, dtype.itemsize)
+    values = np.frombuffer(content, dtype).reshape(shape, order="F" if columns_first else "C")
+    if not is_finite(values):
+        raise ProcessingError(f"{file}: {not_finite(values)}: predict this case again")
+    lowest, highest = float(values.min(initial=0)), float(values.max(initial=0))
+    if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
+        raise UsageError(f"{file}: holds values from {lowest:g} to {highest:g}, which are no probabilities")
     return values
 
 
-def _check(file: Path, shape: Sequence[int], dtype: np.dtype) -> None:
+def _header(file: Path, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Return shape, data type and whether the first axis varies fastest, from the beginning of an array's file."""
+    major, _ = np.lib.format.read_magic(member)
+    read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read_header(member)
     if dtype.kind != "f" or len(shape) != 4:
         raise UsageError(
             f"{file}: holds {dtype} with {len(shape)} axes, not probabilities (channel, z, y, x) of a 3D image"
         )
+    return shape, dtype, columns_first
 
 
 @contextmanager
@@ -114,11 +132,13 @@ def _open_array(file: Path) -> Iterator[IO[bytes]]:
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{_KEY}.npy") as member:
             yield member
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UsageError(f"{file}: there is no such file: predict with --save_probabilities") from None
     except KeyError:
         raise UsageError(f"{file}: has no {_KEY!r}: this was not written by nnU-Net's --save_probabilities") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except _DAMAGES as error:
         raise ProcessingError(f"{file}: damaged ({error}): predict this case again") from None
 
 

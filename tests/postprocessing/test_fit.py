@@ -138,7 +138,7 @@ def test_other_shapes_are_named(tmp_path, capsys):
         model = write_fold(tmp_path, fold)
     write_labels(tmp_path / "truth/case_10.nii.gz", np.zeros((4, 4, 4)))
     fit(model, tmp_path / "rules.json", code=2)
-    assert "case_10.npz: has [16, 20, 20] voxels, not [4, 4, 4]" in capsys.readouterr().err
+    assert "case_10.npz: has 20×20×16 voxels, not 4×4×4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["rules.txt", "missing/rules.json"])
