@@ -17,6 +17,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -40,6 +41,8 @@ _REPLACED = ".replaced"
 """Ends the name of an old folder from the moment it is moved away to the moment the new one has taken its place."""
 _UNLOCKED = ".new"
 """End of a working folder's name until the folder is locked."""
+_WORKING = re.compile(rf"\.(.+)\.[^.]+({re.escape(_SUFFIX)}|{re.escape(_UNLOCKED)})", re.DOTALL)
+"""Name of a working folder; the random part has no dots."""
 _UNLOCKED_SECONDS = 60
 """Age in seconds from which a folder that still has this name counts as left by a killed process."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -187,7 +190,7 @@ def working_folder(place: Path) -> Iterator[Path]:
     """
     descriptor = None
     try:
-        _remove_leftovers(place)
+        remove_leftovers(place)
         folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNLOCKED, dir=place.parent))
         try:
             descriptor = _lock(folder)
@@ -203,6 +206,40 @@ def working_folder(place: Path) -> Iterator[Path]:
         if error.errno not in _DISK_ERRORS and not any(name == ours[0] or name.startswith(ours[1]) for name in named):
             raise
         raise unwritable(place, error.strerror or str(error)) from error
+
+
+def remove_leftovers(place: Path) -> None:
+    """Remove the working folders for this place whose processes were killed; put back an old folder they moved away."""
+    _remove_dead(place.parent, place.name)
+
+
+def remove_leftovers_below(folder: Path) -> None:
+    """Do what `remove_leftovers` does for every place in a folder and in those below it."""
+    for inside, _, _ in os.walk(folder):
+        _remove_dead(Path(inside))
+
+
+def _remove_dead(folder: Path, name: str | None = None) -> None:
+    """Remove the working folders of killed processes in a folder: all, or those for the place of this name."""
+    if fcntl is None or not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        matches = [match for entry in entries if (match := _WORKING.fullmatch(entry.name))]
+    for match in matches:
+        if name not in (None, match[1]):
+            continue
+        path = folder / match[0]
+        with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
+            if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.endswith(_SUFFIX):
+                descriptor = os.open(path / _LOCK, os.O_RDWR)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                finally:
+                    os.close(descriptor)
+                _remove_or_put_back(path.with_suffix(_REPLACED), folder / match[1])
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def unwritable(place: Path, reason: str) -> ProcessingError:
@@ -250,14 +287,37 @@ def sync(path: Path) -> None:
 
 
 def check_output_folder(out: Path) -> None:
-    """Raise `UsageError` where no folder for results can be made because a file has its name or that of one above."""
+    """Raise `UsageError` where no folder for results can be made because a file has its name or that of one above.
+
+    Working folders that killed processes left for the same place, or inside of it, are removed.
+    """
     for place in (out, *out.parents):
         if place.exists() and not place.is_dir():
             raise UsageError(f"{place}: this is a file, and the results need a folder: choose another name")
+    remove_leftovers(out)
+    _remove_dead(out)
+
+
+def check_output_file(out: Path) -> None:
+    """Raise `UsageError` where no file of this path can be written because it is a folder, or none is there to write it to.
+
+    Working folders that killed processes left for the same place are removed.
+    """
+    if out.is_dir():
+        raise UsageError(f"{out}: this is a folder, and a file is to be written: choose another name")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
+    remove_leftovers(out)
 
 
 def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
-    """Raise `UsageError` where the folder exists, unless it holds the file `mark` of such a result and may be replaced."""
+    """Raise `UsageError` where the folder exists, unless it holds the file `mark` of such a result and may be replaced.
+
+    Working folders that killed processes left for the same place are removed, also where the result was complete.
+    """
+    if not out.exists():
+        check_output_folder(out)
+    remove_leftovers(out)
     if out.exists() and not (overwrite and (out / mark).is_file()):
         ours = f"choose another folder, or replace the {what} with --overwrite"
         raise UsageError(f"{out}: this exists already: {ours if (out / mark).is_file() else 'choose another folder'}")
@@ -271,29 +331,6 @@ def check_free_space(nbytes: int, folder: Path, what: str) -> None:
             f"{folder}: {nbytes / 2**30:.1f} GiB are needed {what} and {free / 2**30:.1f} GiB are free: make room, or "
             "point nnUNet_raw to another disk"
         )
-
-
-def _remove_leftovers(place: Path) -> None:
-    """Remove the working folders for this place whose processes were killed; put back an old folder they moved away."""
-    if fcntl is None or not place.parent.is_dir():
-        return
-    prefix = f".{place.name}."
-    with os.scandir(place.parent) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
-    # The random part has no dots: a name with more belongs to another place, whose name begins like this one's.
-    found = [place.parent / name for name in names if name.removeprefix(prefix).count(".") == 1]
-    for path in found:
-        with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
-            if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.endswith(_SUFFIX):
-                descriptor = os.open(path / _LOCK, os.O_RDWR)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                finally:
-                    os.close(descriptor)
-                _remove_or_put_back(path.with_suffix(_REPLACED), place)
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_or_put_back(replaced: Path, place: Path) -> None:

@@ -14,8 +14,19 @@ from pathlib import Path
 import pytest
 
 from nnunet_glims import files
-from nnunet_glims.errors import ProcessingError
-from nnunet_glims.files import new_file, new_folder, read_json, working_folder, write_bytes, write_json
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.files import (
+    check_new,
+    check_output_file,
+    check_output_folder,
+    new_file,
+    new_folder,
+    read_json,
+    remove_leftovers_below,
+    working_folder,
+    write_bytes,
+    write_json,
+)
 
 
 @contextmanager
@@ -256,3 +267,50 @@ def test_a_folder_that_is_not_locked_yet_is_left_alone_for_a_minute(tmp_path):
     with new_folder(tmp_path / "out"):
         pass
     assert not folder.exists()
+
+
+KILLS_ITSELF = """
+import os, sys
+from pathlib import Path
+from nnunet_glims.files import working_folder
+with working_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def killed_while_writing(*places):
+    for place in places:
+        assert (
+            subprocess.run([sys.executable, "-c", KILLS_ITSELF, str(place)], check=False).returncode == -signal.SIGKILL
+        )
+
+
+def test_what_a_killed_process_left_is_removed_although_its_result_is_complete(tmp_path):
+    done = tmp_path / "done"
+    done.mkdir()
+    killed_while_writing(done, done / "case.nii.gz", tmp_path / "rules.json", tmp_path / "done.other")
+    (tmp_path / "rules.json").touch()
+    before = names(tmp_path)
+    with working_folder(done):
+        pass
+    with working_folder(done / "living") as living:
+        with pytest.raises(UsageError, match="this exists already"):
+            check_new(done, False, "mark", "result")
+        check_output_folder(done)
+        check_output_file(tmp_path / "rules.json")
+        assert names(done) == [living.name]
+    left = names(tmp_path)
+    assert len(before) == 5 and len(left) == 3 and left[1:] == ["done", "rules.json"] and "done.other" in left[0]
+    remove_leftovers_below(tmp_path)
+    assert names(tmp_path) == ["done", "rules.json"]
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file: this is a file, and the results need a folder"):
+        check_new(tmp_path / "file/out", False, "mark", "result")
+    with pytest.raises(UsageError, match="this is a folder, and a file is to be written"):
+        check_output_file(tmp_path)
+    with pytest.raises(UsageError, match="none: there is no such folder to write a.json to"):
+        check_output_file(tmp_path / "none/a.json")

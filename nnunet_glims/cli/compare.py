@@ -98,8 +98,10 @@ def _plan(experiment, options, console) -> int:
 
     from nnunet_glims.experiments.estimate import estimate
     from nnunet_glims.experiments.experiment import KINDS
+    from nnunet_glims.experiments.requirements import check_data
 
     layout = experiment.layout
+    check_data(layout)
     for dataset in layout.dataset_names.values():
         console.print(dataset)
     table = Table("jobs", "all", "done")
@@ -118,10 +120,14 @@ def _run(experiment, options, console, chosen=None) -> int:
     from contextlib import ExitStack
 
     from nnunet_glims.errors import UsageError
+    from nnunet_glims.experiments.requirements import check_data, check_machine
+    from nnunet_glims.files import remove_leftovers_below
     from nnunet_glims.locks import LockHeld, lock
 
     if options.parallel is not None and options.parallel < 1:
         raise UsageError(f"--parallel {options.parallel}: at least one job at a time is needed")
+    check_machine(experiment.layout, options.executor)
+    check_data(experiment.layout)
     jobs = [job for job in experiment.jobs.values() if chosen is None or job.name in chosen]
     executor = _executor(experiment, options)
     again, adopt = getattr(options, "again", []), getattr(options, "adopt", False)
@@ -135,6 +141,7 @@ def _run(experiment, options, console, chosen=None) -> int:
                 f"Another run of this comparison is at work ({other.holder}). Here is what it does; Ctrl-C leaves it alone."
             )
             return _watch(experiment, options, console)
+        remove_leftovers_below(experiment.layout.state)
         experiment.settle(jobs, again, adopt, console.print)
         failed = executor.submit(jobs, console.print)
     if executor.waits:

@@ -26,10 +26,12 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from nnunet_glims.cli.progress import progress_on
+    from nnunet_glims.files import check_output_folder
     from nnunet_glims.postprocessing.folders import postprocess
     from nnunet_glims.postprocessing.rules import load_rules
     from nnunet_glims.processes import workers_or_default
 
+    check_output_folder(Path(options.out))
     console = Console(markup=False)
     changed = postprocess(
         [Path(folder) for folder in options.predictions],

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
     from nnunet_glims.evaluation.regions import short
-    from nnunet_glims.files import write_json
+    from nnunet_glims.files import check_output_file, write_json
     from nnunet_glims.postprocessing.fit import fit_rules
     from nnunet_glims.postprocessing.rules import rules_to_json
     from nnunet_glims.processes import workers_or_default
@@ -31,8 +31,7 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.suffix != ".json":
         raise UsageError(f"{out}: let the name of the rules' file end in .json")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
+    check_output_file(out)
     console = Console(markup=False)
     rules, effects = fit_rules(
         Path(options.model),

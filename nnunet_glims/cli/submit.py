@@ -25,9 +25,11 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.datasets.submission import challenge_named, expected_cases, write_submission
     from nnunet_glims.errors import UsageError
+    from nnunet_glims.files import check_output_file
 
     if options.dataset is None and options.cases is None:
         raise UsageError("say which cases are expected: --dataset DatasetNNN_NAME (its imagesTs), or --cases FILE")
+    check_output_file(Path(options.out))
     challenge = challenge_named(options.challenge)
     dataset, cases = (None if value is None else Path(value) for value in (options.dataset, options.cases))
     expected = expected_cases(challenge, dataset, cases)

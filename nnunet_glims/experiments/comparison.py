@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import preset_named
-from nnunet_glims.files import read_text, write_text
-from nnunet_glims.networks import Network, network_named, network_of_trainer, networks
+from nnunet_glims.files import check_output_file, read_yaml_document, write_text
+from nnunet_glims.networks import Network, network_named, network_of_trainer, networks, trained_by
+from nnunet_glims.nnunet.plans.content import PlansName
 from nnunet_glims.nnunet.plans.override import load_override, overridden_plans_name
-from nnunet_glims.training.recipes import Positive, Recipe
-from nnunet_glims.validation import validate
+from nnunet_glims.nnunet.trainers import check_trainer
+from nnunet_glims.training.recipes import Recipe
+from nnunet_glims.validation import list_problems, validate
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+MOST_TRAININGS = 10_000
+MOST_LETTERS = 200
+"""Largest number of letters of a name that is made of several; file systems take 255."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 TEMPLATE = """\
@@ -76,11 +82,25 @@ class Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Name
-    trainer: str = Field(pattern=r"^\w+$")
-    plans: str = "nnUNetPlans"
+    trainer: str = Field(pattern=r"^[A-Za-z]\w*$", max_length=100)
+    plans: PlansName = "nnUNetPlans"
     override: str | None = None
-    configuration: str = "3d_fullres"
+    configuration: PlansName = "3d_fullres"
     training: dict[str, Any] = {}
+
+    @field_validator("trainer")
+    @classmethod
+    def _check_trainer(cls, trainer: str) -> str:
+        check_trainer(trainer)
+        return trainer
+
+    @field_validator("configuration")
+    @classmethod
+    def _check_is_3d(cls, configuration: str, before: ValidationInfo) -> str:
+        network = network_of_trainer(before.data.get("trainer", ""))
+        if network is not None and configuration.startswith("2d"):
+            raise ValueError(f"{configuration} is two-dimensional, and {network.name} is a 3D network: use 3d_fullres")
+        return configuration
 
     @field_validator("training")
     @classmethod
@@ -113,10 +133,10 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    gpus: Annotated[int, Field(ge=0)] = 1
-    cpus: Annotated[int, Field(ge=1)] = 8
-    memory_gb: Positive = 32
-    hours: Positive = 24
+    gpus: Annotated[int, Field(ge=0, le=64)] = 1
+    cpus: Annotated[int, Field(ge=1, le=1024)] = 8
+    memory_gb: Annotated[float, Field(gt=0, le=100_000)] = 32
+    hours: Annotated[float, Field(gt=0, le=10_000)] = 24
 
 
 class SlurmSettings(BaseModel):
@@ -166,7 +186,7 @@ class Comparison(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    title: str = "Comparison"
+    title: Annotated[str, Field(max_length=MOST_LETTERS)] = "Comparison"
     datasets: Annotated[list[Annotated[int, Field(ge=1, le=999)]], Field(min_length=1)]
     entries: Annotated[list[Entry], Field(min_length=1)]
     folds: Annotated[list[Annotated[int, Field(ge=0, le=4)]], Field(min_length=1)] = [0, 1, 2, 3, 4]
@@ -176,14 +196,14 @@ class Comparison(BaseModel):
     ensembles: list[Annotated[list[str], Field(min_length=2)]] = []
     published: list[str] = []
     resources: Resources = Resources()
-    parallel: Annotated[int, Field(ge=1)] | None = None
+    parallel: Annotated[int, Field(ge=1, le=1000)] | None = None
     slurm: SlurmSettings = SlurmSettings()
 
     @field_validator("datasets", "folds", "seeds", "entries")
     @classmethod
     def _check_once(cls, values: list[Any]) -> list[Any]:
-        names = [getattr(value, "name", value) for value in values]
-        twice = [name for name in names if names.count(name) > 1]
+        counts = Counter(getattr(value, "name", value) for value in values)
+        twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"{twice[0]!r} is there twice")
         return values
@@ -209,6 +229,8 @@ class Comparison(BaseModel):
             if set(members) in seen:
                 raise ValueError(f"the ensemble of {' and '.join(members)} is there twice")
             seen.append(set(members))
+            if len("+".join(members)) > MOST_LETTERS:
+                raise ValueError(f"the names of {members[0]} and the others are too long for the name of a folder")
         return ensembles
 
     @field_validator("published")
@@ -216,7 +238,16 @@ class Comparison(BaseModel):
     def _check_published(cls, published: list[str]) -> list[str]:
         for name in published:
             network_named(name)
-        return published
+        return cls._check_once(published)
+
+    @model_validator(mode="after")
+    def _check_number(self) -> Comparison:
+        trainings = len(self.datasets) * len(self.entries) * len(self.folds) * len(self.seeds)
+        if trainings > MOST_TRAININGS:
+            raise ValueError(f"{trainings:,} trainings are too many: a comparison may have {MOST_TRAININGS:,}")
+        if self.device == "cuda" and self.resources.gpus == 0:
+            raise ValueError("device cuda needs a GPU, and resources say gpus: 0. Ask for one, or for device: cpu")
+        return self
 
     @field_validator("evaluation")
     @classmethod
@@ -229,8 +260,7 @@ def write_template(path: Path) -> None:
     """Write a commented comparison file to edit; raise `UsageError` if the file exists or its folder does not."""
     if path.exists():
         raise UsageError(f"{path}: this file is there already")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}: there is no such folder to write {path.name} to")
+    check_output_file(path)
     write_text(path, TEMPLATE)
 
 
@@ -242,30 +272,52 @@ def read_comparison(path: Path) -> Comparison:
     """
     if not path.exists():
         raise UsageError(f"{path}: there is no such file. nnunet-glims compare init {path} writes one")
-    text = read_text(path)
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: this is not YAML: {error}") from None
-    _check_keys_once(yaml.compose(text), path)
-    comparison = validate(Comparison, content, str(path), lambda keys: line_of(text, keys))
+    document = read_yaml_document(path)
+    comparison = validate(Comparison, document.content, str(path), document.line_of)
+    problems: list[tuple[list[Any], str]] = []
+    for number, entry in enumerate(comparison.entries):
+        for key, check in (("override", _check_override), ("training", _check_training)):
+            try:
+                check(entry, path)
+            except UsageError as error:
+                problems += [
+                    (["entries", number, key], f"entry {entry.name}: {line}") for line in str(error).splitlines()
+                ]
+    if problems:
+        raise UsageError(list_problems(problems, str(path), document.line_of))
 
     def where(number: int, key: str) -> str:
         name = comparison.entries[number].name
-        return f"{path}:{line_of(text, ['entries', number, key])}: entries.{number}.{key}: entry {name}"
+        return f"{path}:{document.line_of(['entries', number, key])}: entries.{number}.{key}: entry {name}"
 
-    for number, entry in enumerate(comparison.entries):
-        if entry.override is not None:
-            if entry.override.endswith(".json"):
-                entry.override = str((path.parent / entry.override).resolve())
-            try:
-                load_override(entry.override)
-            except UsageError as error:
-                raise UsageError(f"{where(number, 'override')}: {error}") from None
-        if entry.training:
-            Recipe().changed(entry.training, f"{where(number, 'training')}: training")
     _check_names(comparison, path, where)
     return comparison
+
+
+def _check_override(entry: Entry, path: Path) -> None:
+    """Make the path of an entry's override absolute; raise `UsageError` if it is wrong or not for the entry's trainer."""
+    if entry.override is None:
+        return
+    if entry.override.endswith(".json"):
+        entry.override = str((path.parent / entry.override).resolve())
+    override = load_override(entry.override)[1]
+    if override.network is None or entry.network is None:
+        return
+    network, fixed = trained_by(entry.trainer)
+    if network.name != network_named(override.network).name:
+        raise UsageError(f"{entry.override} is for {override.network}, and {entry.trainer} trains {network.name}")
+    for name, value in fixed.items():
+        if override.network_arguments.get(name, value) != value:
+            raise UsageError(
+                f"{entry.override}: network_arguments: {name} is {override.network_arguments[name]!r}, and "
+                f"{entry.trainer} trains with {value!r}"
+            )
+
+
+def _check_training(entry: Entry, path: Path) -> None:
+    """Raise `UsageError` if the recipe settings of an entry are wrong."""
+    if entry.training:
+        Recipe().changed(entry.training, "training")
 
 
 def _check_names(comparison: Comparison, path: Path, where: Callable[[int, str], str]) -> None:
@@ -320,39 +372,6 @@ def plans_name(path: Path, entry: Entry, seed: Seed | None) -> str:
 def derived_override_name(path: Path, entry: Entry, seed: Seed | None) -> str:
     """Return the name of the override that adds an entry's settings and seed."""
     return f"{file_name(path.stem)}_{seeded_name(entry, seed)}"
-
-
-def _check_keys_once(node: yaml.Node | None, path: Path) -> None:
-    """Raise `UsageError` where a key is given twice, of which YAML takes the last silently."""
-    if isinstance(node, yaml.SequenceNode):
-        for entry in node.value:
-            _check_keys_once(entry, path)
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if str(key.value) in seen:
-                raise UsageError(f"{path}:{line}: {key.value}: this key stands in line {seen[str(key.value)]} already")
-            seen[str(key.value)] = line
-            _check_keys_once(value, path)
-
-
-def line_of(text: str, keys: list[Any]) -> int:
-    """Return the line, counted from 1, of the value at a path of keys and list indices, or of its nearest parent."""
-    node = yaml.compose(text)
-    line = 1 if node is None else node.start_mark.line + 1
-    for key in keys:
-        if isinstance(node, yaml.MappingNode):
-            found = [pair for pair in node.value if pair[0].value == str(key)]
-            if not found:
-                return line
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-        else:
-            return line
-    return line
 
 
 def file_name(text: str) -> str:

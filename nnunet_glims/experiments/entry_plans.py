@@ -11,8 +11,11 @@ from typing import Any
 from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.layout import Layout
-from nnunet_glims.files import read_json, write_json
+from nnunet_glims.files import write_json
 from nnunet_glims.networks import trained_by
+from nnunet_glims.nnunet.dataset_json import number_of_cases
+from nnunet_glims.nnunet.plans.configuration import read_plans
+from nnunet_glims.nnunet.plans.content import resolved
 from nnunet_glims.nnunet.plans.override import load_override
 from nnunet_glims.nnunet.plans.record import without_record
 
@@ -87,7 +90,7 @@ class EntryPlans:
         path = self.path(dataset)
         if not path.exists():
             return None
-        plans = without_record(read_json(path))
+        plans = without_record(read_plans(path))
         chosen, name = {}, self.entry.configuration
         while name in plans["configurations"]:
             chosen[name] = plans["configurations"][name]
@@ -118,25 +121,19 @@ class EntryPlans:
         return self.path(dataset).parent / data_identifier(plans, self.entry.configuration)
 
 
-def resolved(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with what it inherits from others."""
-    own = configurations.get(name, {})
-    inherited = resolved(configurations, own["inherits_from"]) if "inherits_from" in own else {}
-    return {**inherited, **own}
-
-
 def data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
-    """Return the name of a configuration's folder of preprocessed data; raise `UsageError` for an unknown configuration."""
+    """Return the name of a configuration's folder of preprocessed data; raise `UsageError` if the plans do not name any."""
     configurations = plans["configurations"]
     if configuration not in configurations:
         raise UsageError(
             f"{plans['plans_name']}: there is no configuration {configuration!r}, only {', '.join(configurations)}"
         )
-    own = configurations[configuration]
-    return own["data_identifier"] if "data_identifier" in own else data_identifier(plans, own["inherits_from"])
+    identifier = resolved(configurations, configuration).get("data_identifier")
+    if identifier is None:
+        raise UsageError(f"{plans['plans_name']}: {configuration}: it has no data_identifier: plan again")
+    return identifier
 
 
 def is_preprocessed(folder: Path, data: str) -> bool:
     """Return whether a folder of preprocessed data holds all cases of the data set. nnU-Net writes a case's .pkl last."""
-    cases = read_json(folder / "dataset.json")["numTraining"]
-    return len(list((folder / data).glob("*.pkl"))) >= cases
+    return len(list((folder / data).glob("*.pkl"))) >= number_of_cases(folder / "dataset.json")

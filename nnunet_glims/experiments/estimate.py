@@ -7,15 +7,16 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from nnunet_glims.experiments.comparison import Entry
-from nnunet_glims.experiments.entry_plans import resolved
 from nnunet_glims.experiments.executors.local import free_bytes
 from nnunet_glims.experiments.layout import Layout
-from nnunet_glims.files import read_json
-from nnunet_glims.nnunet.plans.configuration import BASE_PLANS
+from nnunet_glims.files import working_folder
+from nnunet_glims.nnunet.dataset_json import read_dataset_json
+from nnunet_glims.nnunet.plans.configuration import BASE_PLANS, read_plans
+from nnunet_glims.nnunet.plans.content import resolved
 from nnunet_glims.nnunet.plans.override import apply_override, load_override
 
 NNUNET_STEPS = (1000, 250, 50)
@@ -86,7 +87,7 @@ def _length(layout: Layout, number: int, entry: Entry) -> tuple[int, int, int]:
     recipe = entry.network.recipe
     base = layout.dataset(number) / f"{entry.plans}.json"
     if base.exists():
-        settings = resolved(read_json(base)["configurations"], entry.configuration).get("training", {})
+        settings = resolved(read_plans(base)["configurations"], entry.configuration).get("training", {})
         recipe = recipe.changed(settings, f"{base}: training")
     if entry.override is not None:
         recipe = recipe.changed(load_override(entry.override)[1].training, entry.override)
@@ -102,12 +103,12 @@ def _built(layout: Layout, number: int, entry: Entry) -> tuple[Any, int, list[in
         return None
     from nnunet_glims.nnunet.models import network_of
 
-    with TemporaryDirectory() as applied:
+    with working_folder(Path(gettempdir(), f"nnunet_glims_{layout.path.stem}")) as applied:
         if entry.override is not None:
             shutil.copy(path, applied)
-            path = apply_override(Path(applied), entry.override, entry.configuration, entry.plans).path
-        plans = read_json(path)
-    return network_of(plans, read_json(folder / "dataset.json"), entry.trainer, entry.configuration)
+            path = apply_override(applied, entry.override, entry.configuration, entry.plans).path
+        plans = read_plans(path)
+    return network_of(plans, dict(read_dataset_json(folder / "dataset.json")), entry.trainer, entry.configuration)
 
 
 def _timed(layout: Layout, network: Any, channels: int, patch: list[int], batch: int) -> float:

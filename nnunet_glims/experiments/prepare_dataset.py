@@ -16,7 +16,8 @@ from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.experiments.entry_plans import data_identifier, is_preprocessed
 from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.experiments.jobs.prepare import Prepare
-from nnunet_glims.files import read_json, write_json
+from nnunet_glims.files import write_json
+from nnunet_glims.nnunet.plans.configuration import read_plans
 from nnunet_glims.nnunet.plans.override import apply_override
 from nnunet_glims.processes import find_program
 
@@ -48,7 +49,7 @@ def prepare_dataset(job: Prepare, overwrite: bool = False, preprocess_again: boo
             again = f"nnunet-glims compare run {job.layout.path} --again {job.name}"
             raise UsageError(f"{error} (in a comparison, --overwrite is: {again})") from None
         print(f"wrote {applied.path}", flush=True)
-        data = data_identifier(read_json(applied.path), configuration)
+        data = data_identifier(read_plans(applied.path), configuration)
         is_there = applied.is_preprocessed and is_preprocessed(folder, data) and not preprocess_again
         if applied.preprocess_command is not None and not is_there:
             program, *arguments = applied.preprocess_command.split()

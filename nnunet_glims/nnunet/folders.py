@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.regions import Regions
-from nnunet_glims.files import read_json
+from nnunet_glims.nnunet.dataset_json import read_dataset_json
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 """How the names of label maps may end. The longer ending comes first where one ends in another."""
@@ -85,21 +85,6 @@ def preprocessed_folder(dataset: str) -> Path:
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder. Run nnUNetv2_plan_and_preprocess -d {dataset} first")
     return folder
-
-
-def read_dataset_json(path: Path) -> Mapping[str, Any]:
-    """Return the content of a dataset.json of nnU-Net v2; raise `UsageError` if the file has another form."""
-    content = read_json(path)
-    wanted = ("channel_names", "labels", "file_ending")
-    missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UsageError(f"{path}: this is no dataset.json of nnU-Net v2: there is no {missing[0]!r}")
-    for name, labels in content["labels"].items():
-        if not all(isinstance(label, int) for label in (labels if isinstance(labels, list) else [labels])):
-            raise UsageError(
-                f"{path}: labels: {name}: nnU-Net v2 has names first and numbers after them, not {labels!r}"
-            )
-    return content
 
 
 def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json
-from nnunet_glims.nnunet.folders import read_dataset_json
+from nnunet_glims.nnunet.dataset_json import read_dataset_json
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
 from nnunet_glims.releases import brats
 from nnunet_glims.training.recipes import Count
-from nnunet_glims.validation import nearest, validate
+from nnunet_glims.validation import nearest, read_model
 
 Label = Annotated[int, Field(ge=0, le=255)]
 Foreground = Annotated[int, Field(ge=1, le=255)]
@@ -169,7 +168,7 @@ def load_rules(name: str) -> Rules:
         raise UsageError(
             f"preset {name!r} is unknown: {nearest(name, list(PRESETS))}. A file of rules must end in .json"
         )
-    return validate(Rules, read_json(Path(name)), name)
+    return read_model(Rules, Path(name))
 
 
 def rules_to_json(rules: Rules) -> dict[str, Any]:

@@ -45,7 +45,12 @@ PLANS = {
     "plans_name": "nnUNetPlans",
     "configurations": {"3d_fullres": {"data_identifier": "data", "patch_size": [8, 8, 8]}},
 }
-
+DATASET_JSON = {
+    "channel_names": {"0": "MR"},
+    "labels": {"background": 0, "tumour": 1},
+    "file_ending": ".nii.gz",
+    "numTraining": 1,
+}
 
 KINDS = (Prepare, Train, Evaluate, Ensemble, Report)
 
@@ -99,7 +104,7 @@ def stand_ins(folders, started, monkeypatch):
 def write_dataset(folder):
     """The files of a planned data set, where they are not there yet."""
     folder.mkdir(exist_ok=True)
-    for name, content in (("nnUNetPlans.json", PLANS), ("dataset.json", {"numTraining": 1})):
+    for name, content in (("nnUNetPlans.json", PLANS), ("dataset.json", DATASET_JSON)):
         if not (folder / name).exists():
             (folder / name).write_text(json.dumps(content))
 

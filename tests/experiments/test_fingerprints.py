@@ -18,7 +18,7 @@ from nnunet_glims.experiments.jobs.report import Report
 from nnunet_glims.experiments.jobs.train import Train
 from nnunet_glims.experiments.state import TrainingRecord
 from nnunet_glims.locks import lock
-from tests.experiments.conftest import PLANS, touch
+from tests.experiments.conftest import DATASET_JSON, PLANS, touch
 
 COMPARISON = """\
 title: Toy
@@ -158,7 +158,7 @@ PLANS_OF_GLIMS = "nnUNetPlans_toy_GLIMS"
         (another_command(Train), "train_D007_GLIMS_fold0", r"command\.nnUNetv2_train\.--new: absent .*, \[\] now"),
         (other_plans(PLANS_OF_GLIMS, batch_size=4), "train_D007_GLIMS_fold0", "batch_size: absent when it was made, 4 now"),
         (other_split, "train_D007_GLIMS_fold1", "split: "),
-        (rewritten("preprocessed/Dataset007_Toy/dataset.json", '{"numTraining": 1, "x": 1}'), "train_D007_GLIMS_fold0",
+        (rewritten("preprocessed/Dataset007_Toy/dataset.json", json.dumps({**DATASET_JSON, "x": 1})), "train_D007_GLIMS_fold0",
          "dataset.json: "),
         (rewritten("preprocessed/Dataset007_Toy/data/case.pkl"), "train_D007_GLIMS_fold0",
          "preprocessed data.names and sizes: "),
@@ -382,7 +382,7 @@ def write_last_release(machine):
     machine.write("datasets: [7]\nentries:\n  - {name: nnU-Net, trainer: nnUNetTrainer}\nfolds: [0]\ndevice: cpu\n")
     for name, content in (
         ("nnUNetPlans.json", PLANS),
-        ("dataset.json", {"numTraining": 1}),
+        ("dataset.json", DATASET_JSON),
         ("splits_final.json", [{}]),
     ):
         touch(machine.dataset / name, json.dumps(content))

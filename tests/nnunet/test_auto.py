@@ -202,7 +202,10 @@ def test_another_plans_file_of_that_name_stays_without_overwrite(preprocessed, c
         (["--checkpointing", "all"], "LATUPNet has none"),
         (["--network", "glims", "--checkpointing", "stage"], "did you mean 'stages'"),
         (["-o", "a/b"], "--name 'a/b'"),
-        (["-o", "nnUNetPlans"], "other than the base's"),
+        (["-o", "nnUNetPlans"], "another name than the base's"),
+        (["-o", "a__b"], "--name 'a__b'"),
+        (["-p", "../nnUNetPlans"], "'../nnUNetPlans' can be no part of a file's name"),
+        (["--vram", "1e30"], "at most 10000"),
     ],
 )
 def test_wrong_use_says_what_and_writes_nothing(preprocessed, capsys, options, message):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.nnunet.dataset_json import read_dataset_json
 from nnunet_glims.nnunet.folders import (
     PREPROCESSED,
     RAW,
@@ -12,7 +13,6 @@ from nnunet_glims.nnunet.folders import (
     ignored_label,
     label_maps,
     preprocessed_folder,
-    read_dataset_json,
     regions_of,
 )
 
@@ -67,9 +67,18 @@ def test_two_label_maps_of_one_case_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "no 'channel_names'"),
-        ({**DATASET, "file_ending": None}, None),
-        ({key: DATASET[key] for key in ("channel_names", "labels")}, "no 'file_ending'"),
+        (DATASET, None),
+        ([1], "a mapping of keys to values is wanted"),
+        ({**DATASET, "file_ending": None}, "file_ending: a text is wanted, not null"),
+        ({**DATASET, "file_ending": "/../x"}, "file_ending: a text of the form"),
+        ({**DATASET, "labels": None}, "labels: a mapping of keys to values is wanted, not null"),
+        ({**DATASET, "labels": {"background": 0, "organ": None}}, "labels.organ: .* is wanted, not null"),
+        ({**DATASET, "labels": {"background": 0, "organ": []}}, "labels.organ: .* is wanted, not an empty list"),
+        ({**DATASET, "labels": {"background": 0, "organ": 1.5}}, "labels.organ: .* is wanted, not 1.5"),
+        ({**DATASET, "channel_names": ["MR"]}, "channel_names: a mapping of keys to values is wanted"),
+        ({**DATASET, "channel_names": {"1": "MR"}}, "channel_names: the channels must be numbered 0, not 1"),
+        ({**DATASET, "numTraining": [60]}, r"numTraining: a whole number is wanted, not \[60\]"),
+        ({key: DATASET[key] for key in ("channel_names", "labels")}, "file_ending: this key is required"),
         ({**DATASET, "labels": {"0": "background", "1": "organ"}}, "names first and numbers after them"),
     ],
 )

@@ -14,10 +14,10 @@ from nnunet_glims.experiments.entry_plans import EntryPlans, data_identifier, is
 from nnunet_glims.experiments.fingerprint import Ingredients, change_of, command_parts, digest, file_digest, present
 from nnunet_glims.experiments.jobs.base import DONE, MISSING, Job, Outcome
 from nnunet_glims.experiments.layout import SHARED_LOCK, Layout
-from nnunet_glims.files import read_json, write_json
+from nnunet_glims.files import write_json
 from nnunet_glims.locks import lock
-from nnunet_glims.nnunet.plans.configuration import BASE_PLANS
-from nnunet_glims.validation import validate
+from nnunet_glims.nnunet.plans.configuration import BASE_PLANS, read_plans
+from nnunet_glims.validation import read_model
 
 OVERRIDE = "override of "
 WRITTEN = "written plans "
@@ -77,7 +77,7 @@ class Prepare(Job):
         base = folder / f"{BASE_PLANS}.json"
         record = self.data_record()
         is_there = base.exists() and all(
-            is_preprocessed(folder, data_identifier(read_json(base), name)) for name in self._configurations
+            is_preprocessed(folder, data_identifier(read_plans(base), name)) for name in self._configurations
         )
         commands = [] if is_there and not record.preprocesses_again else [self._planning(*self._configurations)]
         options = [
@@ -128,7 +128,7 @@ class Prepare(Job):
     def data_record(self) -> DataRecord:
         """What is recorded beside the preprocessed data."""
         path = self._record_file
-        return validate(DataRecord, read_json(path), str(path)) if path.exists() else DataRecord()
+        return read_model(DataRecord, path) if path.exists() else DataRecord()
 
     @property
     def _record_file(self) -> Path:

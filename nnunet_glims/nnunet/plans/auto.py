@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
 from nnunet_glims.networks import Network
+from nnunet_glims.nnunet.dataset_json import label_manager, number_of_cases
 from nnunet_glims.nnunet.plans.building import check_network
 from nnunet_glims.nnunet.plans.configuration import (
     BASE_PLANS,
     complete_configuration,
     planned_configuration,
     read_base,
+    read_plans,
     without_left_open,
 )
+from nnunet_glims.nnunet.plans.content import checked_name
 from nnunet_glims.nnunet.plans.memory import GIB
 from nnunet_glims.nnunet.plans.override import Applied, Override, write_overridden
 from nnunet_glims.nnunet.plans.record import recorded_overrides
 from nnunet_glims.nnunet.plans.sizing import DatasetProperties, TrainingSize, size_for_gpu, with_checkpointing
 from nnunet_glims.validation import nearest, validate
+
+MOST_VRAM = 10_000
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,13 @@ def write_sized_plans(
         UsageError: the plans are missing or unsuitable, the memory is too small, a setting is wrong, or a file of that
             name with other content exists.
     """
-    if not (isfinite(vram) and vram > 0):
-        raise UsageError(f"--vram {vram:g}: this must be the GPU's memory in GB, for example 8")
+    if not 0 < vram <= MOST_VRAM:  # also for NaN
+        raise UsageError(
+            f"--vram {vram:g}: this must be the GPU's memory in GB, for example 8, and at most {MOST_VRAM}"
+        )
     name = name or f"{base}_{network.name.lower()}_{vram:g}GB"
-    if Path(name).name != name or "__" in name or name == base:
-        raise UsageError(f"--name {name!r}: this must be a file name without __, other than the base's")
+    if checked_name(name, "--name ") == base:
+        raise UsageError(f"--name {name!r}: this must be another name than the base's")
     setting = _checkpointing(network, checkpointing)
     plans = read_base(dataset_folder, base)
     planned = planned_configuration(plans, configuration)
@@ -109,7 +114,7 @@ def write_sized_plans(
     }
     overrides = {**others, configuration: override}
     applied = write_overridden(dataset_folder, base, name, configuration, overrides, name, overwrite)
-    written = read_json(applied.path)["configurations"][configuration]
+    written = read_plans(applied.path)["configurations"][configuration]
     return SizedPlans(size, applied, _description(size, network, written, vram))
 
 
@@ -138,17 +143,15 @@ def _arguments_in(planned: Mapping[str, Any], network: Network, base: str) -> di
 
 
 def _properties(dataset_folder: Path, plans: Mapping[str, Any], planned: Mapping[str, Any]) -> DatasetProperties:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    described = read_json(dataset_folder / "dataset.json")
-    labels = PlansManager(dict(plans)).get_label_manager(described)
+    path = dataset_folder / "dataset.json"
+    labels = label_manager(plans, path)
     return DatasetProperties(
-        channels=len(described["channel_names"]),
+        channels=len(planned["normalization_schemes"]),
         classes=labels.num_segmentation_heads,
         regions=labels.has_regions,
         spacing=planned["spacing"],
         median_shape=planned["median_image_size_in_voxels"],
-        cases=described["numTraining"],
+        cases=number_of_cases(path),
         planned_patch=planned["patch_size"],
     )
 

@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
+from nnunet_glims.files import read_json_document
 from nnunet_glims.networks import Network, network_of_class
+from nnunet_glims.nnunet.plans.content import check_plans
 from nnunet_glims.topology import stage_strides
 from nnunet_glims.validation import nearest
 
 BASE_PLANS = "nnUNetPlans"
+
+_NEEDED = (
+    "data_identifier",
+    "patch_size",
+    "batch_size",
+    "spacing",
+    "median_image_size_in_voxels",
+    "normalization_schemes",
+    "use_mask_for_norm",
+)
+"""Keys without which a configuration cannot be changed or trained."""
 
 
 def complete_configuration(
@@ -80,14 +92,13 @@ def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
 
 
 def read_plans(path: Path) -> dict[str, Any]:
-    """Return the content of a plans file; raise `UsageError` naming the file if it is missing or holds no plans."""
-    plans = read_json(path)
-    configurations = plans.get("configurations") if isinstance(plans, dict) else None
-    if not isinstance(configurations, dict) or not all(isinstance(found, dict) for found in configurations.values()):
-        raise UsageError(
-            f"{path}: these are no plans: the file has no configurations. Delete it, and run the command again that wrote it"
-        )
-    return plans
+    """Return the content of a plans file; raise `UsageError` if it is missing or holds no plans, see `check_plans`."""
+    document = read_json_document(path)
+    try:
+        return check_plans(document, str(path))
+    except UsageError as error:
+        advice = "These are no plans that nnU-Net can use: correct them, or delete the file and plan again"
+        raise UsageError(f"{error}\n{advice}") from None
 
 
 def read_base(dataset_folder: Path, base: str = BASE_PLANS) -> dict[str, Any]:
@@ -117,6 +128,13 @@ def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[
         )
     for link in ("inherits_from", "next_stage"):
         planned.pop(link, None)
+    missing = [key for key in _NEEDED if planned.get(key) is None]
+    missing += [key for key in ("dataset_name", "image_reader_writer") if plans.get(key) is None]
+    if missing:
+        name = plans.get("plans_name")
+        raise UsageError(
+            f"{name}: {configuration}: it has no {', no '.join(missing)}: plan again with nnUNetv2_plan_experiment"
+        )
     return planned
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
+from nnunet_glims.errors import UsageError, cut
 from nnunet_glims.networks import Network, network_named, network_of_class
+from nnunet_glims.nnunet.dataset_json import label_manager
 from nnunet_glims.nnunet.plans.configuration import (
     BASE_PLANS,
     complete_configuration,
@@ -22,13 +23,24 @@ from nnunet_glims.nnunet.plans.configuration import (
     read_plans,
     without_left_open,
 )
+from nnunet_glims.nnunet.plans.content import (
+    MOST_PATCH_VOXELS,
+    MOST_VOXELS,
+    Millimetres,
+    Side,
+    checked_name,
+)
 from nnunet_glims.nnunet.plans.record import without_record, write_recorded
-from nnunet_glims.training.recipes import Count, Positive, Recipe
-from nnunet_glims.validation import nearest, validate
+from nnunet_glims.training.recipes import Recipe
+from nnunet_glims.validation import nearest, read_model
 
-Triple = Annotated[list[Count], Field(min_length=3, max_length=3)]
-Spacing = Annotated[list[Positive], Field(min_length=3, max_length=3)]
+Triple = Annotated[list[Side], Field(min_length=3, max_length=3)]
+Spacing = Annotated[list[Millimetres], Field(min_length=3, max_length=3)]
 
+LARGEST_ARGUMENT = 4096
+"""Largest whole number among a network's arguments, such as channels and layers: more would take minutes to build."""
+MOST_IMAGE_VOXELS = 2**33
+"""Largest number of voxels of a resampled image of usual size."""
 ANY_TRAINER = "nnUNetTrainerGLIMS"
 """The trainer in the next command if any trainer can train with the plans."""
 _OF_PREPROCESSING = ("spacing", "normalization_schemes", "use_mask_for_norm")
@@ -58,7 +70,7 @@ class Override(BaseModel):
     network: str | None = None
     network_arguments: dict[str, Any] = {}
     patch_size: Triple | None = None
-    batch_size: Count | None = None
+    batch_size: Side | None = None
     spacing: Spacing | None = None
     normalization_schemes: Annotated[list[str], Field(min_length=1)] | None = None
     training: dict[str, Any] = {}
@@ -107,10 +119,9 @@ def load_override(name: str) -> tuple[str, Override]:
         path = Path(str(files("nnunet_glims.plans_overrides") / f"{name}.json"))
     else:
         raise UsageError(
-            f"plans override {name!r} is unknown: {nearest(name, override_names())} "
-            "A file of your own must end in .json"
+            f"plans override {cut(name)!r} is unknown: {nearest(name, override_names())}. A file of your own must end in .json"
         )
-    override = validate(Override, read_json(path), str(path))
+    override = read_model(Override, path)
     if override.network is not None:
         try:
             recipe = network_named(override.network).recipe
@@ -121,6 +132,7 @@ def load_override(name: str) -> tuple[str, Override]:
     else:
         recipe = Recipe()
     recipe.changed(override.training, f"{path}: training")
+    checked_name(path.stem)
     return path.stem, override
 
 
@@ -149,7 +161,7 @@ def apply_override(
             same name with other content exists.
     """
     short_name, override = load_override(name)
-    plans_name = overridden_plans_name(short_name, base)
+    plans_name = checked_name(overridden_plans_name(short_name, checked_name(base)))
     path = dataset_folder / f"{plans_name}.json"
     others = read_plans(path)["configurations"] if path.exists() else {}
     overrides = {**dict.fromkeys(others, override), configuration: override}
@@ -179,6 +191,8 @@ def write_overridden(
     Raises:
         UsageError: see `apply_override`.
     """
+    for what, name in (("plans ", base), ("plans ", plans_name), ("configuration ", configuration)):
+        checked_name(name, what)
     path = dataset_folder / f"{plans_name}.json"
     old = read_plans(path) if path.exists() else {}
     base_plans = read_base(dataset_folder, base)
@@ -210,10 +224,12 @@ def _changed(
     """Return one configuration of base plans, changed by an override, after checking that its network can be built."""
     planned = planned_configuration(base_plans, configuration)
     changed = {**planned, **_changes(planned, override, where)}
+    _check_trainable(changed, where)
     if any(changed[key] != planned[key] for key in _OF_PREPROCESSING):
         changed["data_identifier"] = f"{plans_name}_{configuration}"
     network = _network_of(planned, override)
     if network is None:
+        _check_fits_strides(changed, where)
         return changed
     arguments = override.network_arguments
     if override.network is None:  # the base names the network
@@ -228,6 +244,34 @@ def _changed(
     return changed
 
 
+def _check_trainable(changed: Mapping[str, Any], where: str) -> None:
+    """Raise `UsageError` for a patch, spacing or batch with which nnU-Net's preprocessing or any training would fail."""
+    patch, image = changed["patch_size"], changed["median_image_size_in_voxels"]
+    if prod(patch) > MOST_PATCH_VOXELS or prod(patch) * changed["batch_size"] > MOST_VOXELS:
+        raise UsageError(
+            f"{where}: patch_size: {changed['batch_size']} patches of {times(patch)} voxels can be trained on no GPU: a patch "
+            f"may have {MOST_PATCH_VOXELS:,} voxels, and all of a step {MOST_VOXELS:,}"
+        )
+    if min(image) < 1 or prod(image) > MOST_IMAGE_VOXELS:
+        raise UsageError(
+            f"{where}: spacing: with {times(changed['spacing'])} mm the median image has {times(image)} voxels: no side may be "
+            f"below 1, nor all together above {MOST_IMAGE_VOXELS:,}"
+        )
+
+
+def _check_fits_strides(changed: Mapping[str, Any], where: str) -> None:
+    """Raise `UsageError` where the patch does not fit the strides of nnU-Net's own network."""
+    patch = changed["patch_size"]
+    strides = changed.get("architecture", {}).get("arch_kwargs", {}).get("strides")
+    if isinstance(strides, list) and all(isinstance(stride, list) and len(stride) == 3 for stride in strides):
+        divisors = [prod(stride[axis] for stride in strides) for axis in range(3)]
+        if any(side % divisor for side, divisor in zip(patch, divisors, strict=True)):
+            raise UsageError(
+                f"{where}: patch_size: {times(patch)} does not fit the network of these plans, whose strides need multiples "
+                f"of {times(divisors)}"
+            )
+
+
 def _network_of(planned: Mapping[str, Any], override: Override) -> Network | None:
     """Return the network that the override names, else the one that the base plans name; None if neither names one."""
     if override.network is not None:
@@ -238,15 +282,26 @@ def _network_of(planned: Mapping[str, Any], override: Override) -> Network | Non
 def _check_network(
     dataset_folder: Path, plans: Mapping[str, Any], network: Network, configuration: Mapping[str, Any], where: str
 ) -> None:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     from nnunet_glims.nnunet.plans.building import check_network
 
+    _check_sizes(configuration["architecture"]["arch_kwargs"], where)
     described = dataset_folder / "dataset.json"
-    classes = 2
-    if described.exists():
-        classes = PlansManager(dict(plans)).get_label_manager(read_json(described)).num_segmentation_heads
+    classes = label_manager(plans, described).num_segmentation_heads if described.exists() else 2
     check_network(network, configuration, len(configuration["normalization_schemes"]), classes, where)
+
+
+def _check_sizes(value: Any, where: str) -> None:
+    """Raise `UsageError` for a whole number among a network's arguments that is too large."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for one in inner:
+        _check_sizes(one, where)
+    if isinstance(value, int) and abs(value) > LARGEST_ARGUMENT:
+        raise UsageError(f"{where}: network_arguments: {value} is too large: {LARGEST_ARGUMENT} is the largest number")
+
+
+def times(sizes: Sequence[float]) -> str:
+    """Return sizes along the axes as text, such as 96×96×64."""
+    return "×".join(f"{size:g}" for size in sizes)
 
 
 def _applied(

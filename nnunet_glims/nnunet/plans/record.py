@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import write_json
+from nnunet_glims.files import remove_leftovers, write_json
 from nnunet_glims.nnunet.plans.configuration import read_plans
 from nnunet_glims.validation import validate
 
@@ -103,6 +103,7 @@ def write_recorded(
     Raises:
         UsageError: the file has other content; the message names the first value that differs, before and now, and why.
     """
+    remove_leftovers(path)
     record = Record(
         version=__version__,
         base=base,
