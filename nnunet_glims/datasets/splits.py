@@ -7,31 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.validation import read_model
+from nnunet_glims.nnunet.splits import read_splits
 
 Splits = list[dict[str, list[str]]]
 FOLDS, SEED = 5, 12345
 """Those of nnU-Net's own splits, which it keeps inside; a test compares them with its source."""
-
-
-_Cases = Annotated[list[str], Field(min_length=1)]
-
-
-class _Fold(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    train: _Cases
-    val: _Cases
-
-
-class _Folds(RootModel[Annotated[list[_Fold], Field(min_length=1)]]):
-    pass
 
 
 def by_patient(patient_of: Mapping[str, str]) -> Splits:
@@ -75,9 +59,12 @@ class OwnSplits:
         """
         folds = [
             {part: [unicodedata.normalize("NFC", case) for case in names] for part, names in fold.model_dump().items()}
-            for fold in read_model(_Folds, path).root
+            for fold in read_splits(path)
         ]
         for number, fold in enumerate(folds):
+            empty = next((part for part, names in fold.items() if not names), None)
+            if empty is not None:
+                raise UsageError(f"{path}: fold {number} has no cases in {empty!r}: each fold trains and validates on some")
             count = Counter([*fold["train"], *fold["val"]])
             twice = sorted(case for case in count if count[case] > 1)
             if twice:
