@@ -77,9 +77,10 @@ def run(options: argparse.Namespace) -> None:
     console = Console(markup=False)
     with destination.held(), archive.opened(source, destination.unpacked) as found:
         if options.kind == "brats":
-            release = brats.read(found.files, options.release, [name.strip() for name in options.channels.split(",")])
+            channels = [name.strip() for name in options.channels.split(",")]
+            release = brats.read(found.files, options.release, channels, where=str(source))
         else:
-            release = btcv.read(found.files, options.protocol, options.split)
+            release = btcv.read(found.files, options.protocol, options.split, where=str(source))
         labelled = sum(case.label is not None for case in release.cases)
         console.print(
             f"{release.name}: {len(release.cases)} cases, {labelled} of them with a segmentation, in {readable(str(source))}",

@@ -25,13 +25,19 @@ _FILE = re.compile(FILE_NAME, re.IGNORECASE)
 _STRAY = re.compile(STRAY_SEGMENTATION, re.IGNORECASE)
 
 
-def read(files: Sequence[Path], release: str = "auto", channels: Sequence[str] = tuple(CHANNELS)) -> Release:
+def read(
+    files: Sequence[Path],
+    release: str = "auto",
+    channels: Sequence[str] = tuple(CHANNELS),
+    where: str = "the release",
+) -> Release:
     """Sort a release's files into cases.
 
     Args:
         files: all files of the release, in any folders.
         release: a key of `RELEASES`, or "auto" to derive it from the names of the cases.
         channels: keys of `CHANNELS`, in the order of the converted channels.
+        where: how messages name the source of the files.
 
     Raises:
         UsageError: the release or a channel is unknown, there is no case among the files, or their names do not determine
@@ -47,7 +53,7 @@ def read(files: Sequence[Path], release: str = "auto", channels: Sequence[str] =
     found, problems = _by_case(files)
     if not found:
         raise UsageError(
-            f"none of {len(files)} files is named like BraTS (CASE_flair.nii.gz, CASE-t2f.nii.gz, …): "
+            f"{where}: none of {len(files)} files is named like BraTS (CASE_flair.nii.gz, CASE-t2f.nii.gz, …): "
             "give the folder or archive that has the cases"
         )
     if release == "auto":

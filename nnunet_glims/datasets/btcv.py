@@ -28,7 +28,9 @@ SPLITS = ("nnunet", "24-6")
 _FILE = re.compile(FILE_NAME, re.IGNORECASE)
 
 
-def read(files: Sequence[Path], protocol: str = "btcv13", split: str | None = None) -> Release:
+def read(
+    files: Sequence[Path], protocol: str = "btcv13", split: str | None = None, where: str = "the release"
+) -> Release:
     """Pair images and label maps by the number in their names.
 
     Args:
@@ -36,6 +38,7 @@ def read(files: Sequence[Path], protocol: str = "btcv13", split: str | None = No
         protocol: "btcv13" for all organs, "synapse8" for eight organs and the published 18 training and 12 test cases.
         split: "24-6" validates on cases 35 to 40; any other leaves the split to nnU-Net or the caller. The protocol
             "synapse8" has a split of its own and takes no other.
+        where: how messages name the source of the files.
 
     Raises:
         UsageError: the protocol is unknown or takes no split, or there is no image among the files.
@@ -51,7 +54,7 @@ def read(files: Sequence[Path], protocol: str = "btcv13", split: str | None = No
             found.add(_name(int(match["number"])), match["kind"].lower(), file)
     if not any("img" in kinds for kinds in found.by_case.values()):
         raise UsageError(
-            f"none of {len(files)} files is named like BTCV (img0001.nii.gz, label0001.nii.gz): "
+            f"{where}: none of {len(files)} files is named like BTCV (img0001.nii.gz, label0001.nii.gz): "
             "give the folder or archive that has RawData or averaged-training-images"
         )
     problems = list(found.problems)

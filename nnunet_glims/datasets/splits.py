@@ -64,7 +64,9 @@ class OwnSplits:
         for number, fold in enumerate(folds):
             empty = next((part for part, names in fold.items() if not names), None)
             if empty is not None:
-                raise UsageError(f"{path}: fold {number} has no cases in {empty!r}: each fold trains and validates on some")
+                raise UsageError(
+                    f"{path}: fold {number} has no cases in {empty!r}: each fold trains and validates on some"
+                )
             count = Counter([*fold["train"], *fold["val"]])
             twice = sorted(case for case in count if count[case] > 1)
             if twice:

@@ -12,6 +12,7 @@ import os
 import posixpath
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -33,7 +34,11 @@ _OTHER_FOLDERS = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"
 """Folders of operating systems and storage servers, in small letters: metadata and deleted files."""
 _DEEPEST = 3
 """How often archives may lie in archives."""
-_DAMAGES = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, EOFError, zlib.error, ValueError, RuntimeError)
+_DAMAGES = (
+    zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error, EOFError, LookupError, ArithmeticError,
+    ValueError, RuntimeError,
+)  # fmt: skip
+"""What Python's modules raise about damaged archives."""
 _METHODS = {9: "Deflate64", 98: "PPMd", 93: "Zstandard", 95: "xz", 99: "AES encryption"}
 _READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _ENCRYPTED, _UTF_8 = 0x1, 0x800  # bits of a zip member's flags
@@ -149,7 +154,10 @@ def _of_zip(archive: zipfile.ZipFile, shown: str) -> Iterator[_Member]:
     members = {_zip_name(member, shown): member for member in archive.infolist() if not member.is_dir()}
     for member in archive.infolist():
         name = _zip_name(member, shown)
-        if member.is_dir() or not _is_wanted(name):
+        if member.is_dir():
+            continue
+        if not _is_wanted(name):
+            _check_name(archive, member)
             continue
         if stat.S_ISLNK(member.external_attr >> 16) and not member.flag_bits & _ENCRYPTED:
             to = archive.read(member).decode("utf-8", "replace")
@@ -169,6 +177,12 @@ def _of_zip(archive: zipfile.ZipFile, shown: str) -> Iterator[_Member]:
                 "program, for example 7-Zip (7z x), and convert the folder"
             )
         yield _Member(name, member.file_size, member.CRC, partial(archive.open, member))
+
+
+def _check_name(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raise `BadZipFile` where the two names of a file differ, because a damaged one may hide an image."""
+    if not member.flag_bits & _ENCRYPTED and member.compress_type in _READABLE_METHODS:
+        archive.open(member).close()
 
 
 def _zip_name(member: zipfile.ZipInfo, shown: str) -> str:

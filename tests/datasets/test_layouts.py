@@ -189,6 +189,15 @@ def bytes_missing(source, tmp_path):
     return file
 
 
+def other_name_in_the_directory(source, tmp_path):
+    """A zip has each name twice. Without this one, the case had no segmentation."""
+    file = packed(tmp_path / "release.zip", source)
+    content = file.read_bytes()
+    at = content.rindex(b"_seg.nii.gz")
+    file.write_bytes(content[:at] + b"_seg.txt.gz" + content[at + 11 :])
+    return file
+
+
 def archives_without_end(source, tmp_path):
     file = packed(tmp_path / "0.zip", source)
     for number in range(1, 6):
@@ -239,6 +248,7 @@ REFUSED = [
     (cut_between_files, "damaged, cut off or cannot be unpacked"),
     (damaged_header, "damaged, cut off or cannot be unpacked"),
     (bytes_missing, "damaged, cut off or cannot be unpacked"),
+    (other_name_in_the_directory, "damaged, cut off or cannot be unpacked"),
     (archives_without_end, "archives lie in archives more than 3 deep"),
     (long_names, "cannot be unpacked: File name too long"),
     (file_and_folder, "a.nii/b.nii cannot be unpacked"),
@@ -433,7 +443,7 @@ def test_without_links_files_are_copied(code, source, raw, monkeypatch, capsys):
     for name in ("symlink", "link"):
         monkeypatch.setattr(os, name, refuse)
     convert("brats", source, "--link")
-    assert "without symbolic links: files are copied" in capsys.readouterr().out
+    assert "this disk has no symbolic links: files are copied" in capsys.readouterr().out
     files = list((raw / "Dataset137_BraTS").rglob("*.nii.gz"))
     assert len(files) == 10 and not any(file.is_symlink() for file in files)
 
