@@ -26,9 +26,11 @@ from nnunet_glims.files import check_output_folder, read_json, write_json, write
 from nnunet_glims.locks import lock
 from nnunet_glims.networks import network_named
 from nnunet_glims.nnunet.evaluation import evaluate_folders
-from nnunet_glims.nnunet.folders import label_maps, read_dataset_json
+from nnunet_glims.nnunet.dataset_json import read_dataset_json
+from nnunet_glims.nnunet.folders import label_maps
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.plans.override import apply_override
+from nnunet_glims.nnunet.splits import read_splits
 from nnunet_glims.processes import available_cores, find_program
 from nnunet_glims.report.board import make_board
 from nnunet_glims.report.cases import choose_cases
@@ -296,20 +298,28 @@ def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
     if any((workspace.raw / "labelsTs").glob("*")):
         return workspace.raw / "imagesTs", workspace.raw / "labelsTs"
     images, labels = workspace.folder / "unseen/images", workspace.folder / "unseen/labels"
-    splits = read_json(workspace.preprocessed / "splits_final.json")
-    ending = read_json(workspace.raw / "dataset.json")["file_ending"]
+    fold = read_splits(workspace.preprocessed / "splits_final.json")[0]
+    ending = read_dataset_json(workspace.raw / "dataset.json")["file_ending"]
     shutil.rmtree(images.parent, ignore_errors=True)
     images.mkdir(parents=True)
     labels.mkdir()
-    for case in splits[0]["val"]:
+    for case in fold.val:
         for image in (workspace.raw / "imagesTr").glob(f"{glob.escape(case)}_????{ending}"):
-            (images / image.name).symlink_to(image)
-        (labels / f"{case}{ending}").symlink_to(workspace.raw / "labelsTr" / f"{case}{ending}")
+            _link(images / image.name, image)
+        _link(labels / f"{case}{ending}", workspace.raw / "labelsTr" / f"{case}{ending}")
     return images, labels
 
 
+def _link(path: Path, to: Path) -> None:
+    """Link to a file, or copy it where the file system has no links."""
+    try:
+        path.symlink_to(to)
+    except OSError:
+        shutil.copyfile(to, path)
+
+
 def _page(workspace: Workspace, entries: list[LeaderboardEntry], images: Path) -> str:
-    dataset = read_json(workspace.raw / "dataset.json")
+    dataset = read_dataset_json(workspace.raw / "dataset.json")
     generated = "glims_phantom" in dataset
     data = "synthetic heads with tumours, generated for this demo" if generated else f"the data set {workspace.dataset}"
     command = f"nnunet-glims demo --out {workspace.folder.name} --device {workspace.device}"
