@@ -12,6 +12,8 @@ from nnunet_glims.errors import ProcessingError
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import not_finite, read_nifti
 
+SMALLEST_SPACING_MM, LARGEST_SPACING_MM = 1e-4, 1e3
+"""Limits of the distance between voxels."""
 _SHOWN = 8
 """Largest number of wrong labels in a message."""
 
@@ -19,8 +21,8 @@ _SHOWN = 8
 def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Problem]:
     """Return all problems of a case; none of them is raised as an exception.
 
-    Problems are damaged or truncated files, images that are not 3D, different geometries, values that are not finite, and
-    labels other than `allowed_labels` in the segmentation.
+    Problems are damaged or truncated files, images that are not 3D, different or impossible geometries, values that are not
+    finite, and labels other than `allowed_labels` in the segmentation.
     """
     problems = []
     reference: tuple[Path, Geometry] | None = None
@@ -33,7 +35,9 @@ def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Proble
         if voxels.ndim != 3:
             problems.append(Problem(case.name, str(file), f"has {voxels.ndim} axes ({times(voxels.shape)}), not 3"))
             continue
-        if reference is None:
+        if impossible := _impossible(geometry):
+            problems.append(Problem(case.name, str(file), impossible))
+        elif reference is None:
             reference = (file, geometry)
         elif difference := geometry.difference(reference[1]):
             problems.append(Problem(case.name, str(file), f"{difference} as {reference[0].name}"))
@@ -42,6 +46,16 @@ def check_case(case: SourceCase, allowed_labels: Collection[int]) -> list[Proble
         elif file == case.label and (found := _label_problem(voxels, allowed_labels)):
             problems.append(Problem(case.name, str(file), found))
     return problems
+
+
+def _impossible(geometry: Geometry) -> str | None:
+    """Return why no medical image has this geometry, in words; None if one may have it."""
+    if not np.isfinite((*geometry.spacing, *geometry.origin, *geometry.direction)).all():
+        return "its position in space is not finite: the header is damaged"
+    if min(geometry.spacing) < SMALLEST_SPACING_MM or max(geometry.spacing) > LARGEST_SPACING_MM:
+        spacing = "×".join(f"{value:.3g}" for value in geometry.spacing)
+        return f"has spacing {spacing} mm; {SMALLEST_SPACING_MM:g} to {LARGEST_SPACING_MM:g} mm are possible"
+    return None
 
 
 def _label_problem(voxels: np.ndarray, allowed_labels: Collection[int]) -> str | None:

@@ -25,8 +25,8 @@ from nnunet_glims.evaluation.regions import short
 from nnunet_glims.files import check_output_folder, read_json, write_json, write_text
 from nnunet_glims.locks import lock
 from nnunet_glims.networks import network_named
-from nnunet_glims.nnunet.evaluation import evaluate_folders
 from nnunet_glims.nnunet.dataset_json import read_dataset_json
+from nnunet_glims.nnunet.evaluation import evaluate_folders
 from nnunet_glims.nnunet.folders import label_maps
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.plans.override import apply_override

@@ -290,12 +290,17 @@ def interpolated(file):
     releases.write(file, labels)
 
 
+def endless(file):
+    releases.write(file, releases.image(0), np.diag([1e30, 1, 1, 1]))
+
+
 WRONG_FILES = [
     ("seg", empty, "the file is empty"),
     ("seg", dangling, "there is no such file"),
     ("t2", dangling, "there is no such file"),
     ("seg", other_copy, "there is also"),
     ("t1", rgb, "RGB"),
+    ("t1", endless, "has spacing 1e+30×1×1 mm; 0.0001 to 1000 mm are possible"),
     ("seg", rgb, "RGB"),
     ("seg", interpolated, "has labels 1.00002, 2.5, 3.99999999907; only 0, 1, 2, 4 may be there (3 voxels"),
 ]
