@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+_SHOWN = 5
+"""Number of names that a line shows."""
 HELP = "convert a release of BraTS or BTCV to nnU-Net's raw layout, checked"
 
 
@@ -105,6 +107,13 @@ def run(options: argparse.Namespace) -> None:
     for entry in report["skipped"]:
         problem = ": ".join(part for part in (entry["case"], entry["file"], entry["problem"]) if part)
         console.print(f"skipped {readable(problem)}", soft_wrap=True)
+    for what, names in (
+        ("not used, because their names are not those of a case", report["unused_files"]),
+        ("test cases, because they have no segmentation", report["test_cases"]),
+    ):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            console.print(f"{what}: {', '.join(names[:_SHOWN])}{more}", soft_wrap=True)
     training, test = len(report["training_cases"]), len(report["test_cases"])
     console.print(
         f"Next:\n  nnUNetv2_plan_and_preprocess -d {destination.number} -c 3d_fullres --verify_dataset_integrity",

@@ -50,7 +50,7 @@ def read(
         raise UsageError(f"channels {', '.join(channels)}: each may be there once")
     if release != "auto" and release not in RELEASES:
         raise UsageError(f"release {release!r} is unknown: {nearest(release, list(RELEASES))}")
-    found, problems = _by_case(files)
+    found, problems, unused = _by_case(files)
     if not found:
         raise UsageError(
             f"{where}: none of {len(files)} files is named like BraTS (CASE_flair.nii.gz, CASE-t2f.nii.gz, …): "
@@ -80,13 +80,14 @@ def read(
         licence=LICENCE,
         training_cases=published.training_cases,
         problems=tuple(problems),
+        unused=tuple(unused),
     )
 
 
-def _by_case(files: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], list[Problem]]:
-    """Return case -> channel (or `SEGMENTATION`) -> file, and the problems of files that cannot be sorted."""
+def _by_case(files: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], list[Problem], list[Path]]:
+    """Return case -> channel (or `SEGMENTATION`) -> file, the problems of files that cannot be sorted, and other files."""
     found = FilesOfCases()
-    strays = []
+    strays, others = [], []
     for file in sorted(files):
         name = plain_name(file)
         match = _FILE.fullmatch(name)
@@ -94,6 +95,8 @@ def _by_case(files: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], list[Pr
             found.add(match["case"], FILE_KINDS[match["kind"].lower()], file)
         elif _STRAY.fullmatch(name):
             strays.append(file)
+        else:
+            others.append(file)
     problems = []
     for stray in strays:
         beside = [name for name, kinds in found.by_case.items() if _folder(kinds) == stray.parent]
@@ -102,7 +105,7 @@ def _by_case(files: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], list[Pr
             found.add((without or beside)[0], SEGMENTATION, stray)
         else:
             problems.append(Problem("", str(stray), "a segmentation that belongs to no case beside it"))
-    return dict(found.by_case), [*found.problems, *problems]
+    return dict(found.by_case), [*found.problems, *problems], others
 
 
 def _folder(kinds: dict[str, Path]) -> Path:

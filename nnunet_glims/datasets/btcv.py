@@ -48,9 +48,12 @@ def read(
     if protocol == "synapse8" and split is not None:
         raise UsageError(f"--split {split}: the protocol synapse8 has a published split of its own: leave --split out")
     found = FilesOfCases()
+    unused = []
     for file in sorted(files):
         match = _FILE.fullmatch(plain_name(file))
-        if match is not None:
+        if match is None:
+            unused.append(file)
+        else:
             found.add(_name(int(match["number"])), match["kind"].lower(), file)
     if not any("img" in kinds for kinds in found.by_case.values()):
         raise UsageError(
@@ -86,6 +89,7 @@ def read(
         training_cases=len(TRAINING),
         problems=tuple(problems),
         splits=_splits(protocol, split),
+        unused=tuple(unused),
     )
 
 

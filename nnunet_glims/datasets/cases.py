@@ -68,6 +68,7 @@ class Release:
         training_cases: number of published cases with a segmentation.
         problems: problems with names, such as a case that exists twice.
         splits: the published splits, in the form of nnU-Net's splits_final.json; None leaves the split to nnU-Net.
+        unused: files whose names are not those of a case.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Release:
     training_cases: int
     problems: tuple[Problem, ...] = ()
     splits: list[dict[str, list[str]]] | None = None
+    unused: tuple[Path, ...] = ()
 
     @property
     def file_ending(self) -> str:

@@ -508,3 +508,12 @@ def test_other_archives_are_to_be_unpacked_first(name, raw, tmp_path, capsys):
     (tmp_path / name).write_bytes(b"something")
     convert("brats", tmp_path / name, code=2)
     assert "unpack it first" in capsys.readouterr().err
+
+
+def test_files_and_cases_that_are_not_trained_on_are_named(source, raw, capsys):
+    label = source / NAMES[1] / f"{NAMES[1]}_seg.nii.gz"
+    label.rename(label.with_name(f"{NAMES[1]}_seg (1).nii.gz"))
+    convert("brats", source)
+    told = capsys.readouterr().out
+    assert f"not used, because their names are not those of a case: {NAMES[1]}/{NAMES[1]}_seg (1).nii.gz" in told
+    assert f"test cases, because they have no segmentation: {NAMES[1]}" in told
