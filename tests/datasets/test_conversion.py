@@ -376,10 +376,14 @@ def test_btcv_has_thirteen_organs(layout, raw, tmp_path):
     assert (folder / "labelsTr/img0003.nii.gz").read_bytes() == source.read_bytes()
 
 
-def test_synapse8_has_its_own_split(raw, tmp_path, capsys):
-    source = releases.write_btcv(tmp_path / "release", (5, 35))
-    convert("btcv", source, "--protocol", "synapse8", "--split", "24-6", code=2)
+@pytest.mark.parametrize("split", ["24-6", "nnunet", "own.json"])
+def test_synapse8_has_its_own_split(split, raw, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.json").write_text('[{"train": ["img0001"], "val": ["img0002"]}]')
+    source = releases.write_btcv(tmp_path / "release", range(1, 4))
+    convert("btcv", source, "--protocol", "synapse8", "--split", split, code=2)
     assert "the protocol synapse8 has a published split of its own" in capsys.readouterr().err
+    assert untouched(raw)
 
 
 def test_synapse8_keeps_eight_organs_and_the_published_split(raw, tmp_path):
