@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -215,11 +216,28 @@ class _WrittenFile:
 
     @property
     def nbytes(self) -> int:
-        """The approximate number of bytes of the file on the disk."""
-        return self.source.stat().st_size if self.transfer == "copy" or self.label_map is not None else 0
+        """The approximate number of bytes of the file on the disk; 0 for a link and for what is only renamed."""
+        if self.transfer != "copy" and self.label_map is None:
+            return 0
+        with contextlib.suppress(OSError):  # of a source that has disappeared, about which `write` raises an error
+            return self.source.stat().st_size
+        return 0
 
     def write(self) -> None:
-        """Write the file, which is complete or does not exist."""
+        """Write the file, which is complete or does not exist.
+
+        Raises:
+            ProcessingError: the file cannot be written, or its source cannot be read any more.
+        """
+        try:
+            self._transfer()
+        except OSError as error:
+            raise ProcessingError(
+                f"{error.filename or self.source}: {error.strerror or error}. What was written so far is kept: run the "
+                "command again to go on"
+            ) from None
+
+    def _transfer(self) -> None:
         if self.label_map is not None:
             self._write(relabelled(self.source, self.label_map))
         elif _has_more_axes(self.source):

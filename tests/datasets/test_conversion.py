@@ -300,6 +300,29 @@ def test_a_disk_that_fills_up_ends_with_1_and_the_conversion_goes_on_later(raw, 
     assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
 
 
+def test_a_source_that_disappears_is_named_and_the_conversion_goes_on_later(raw, tmp_path, monkeypatch, capsys):
+    """A network drive, for example."""
+    source = releases.write_brats(tmp_path / "release", "2021")
+    start = conversion._start_or_resume
+
+    def meanwhile(destination, plan):
+        start(destination, plan)
+        (source / "BraTS2021_00003").rename(tmp_path / "away")
+
+    with monkeypatch.context() as disappearing:
+        disappearing.setattr(conversion, "_start_or_resume", meanwhile)
+        convert("brats", source, code=1)
+    message = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"{source / 'BraTS2021_00003'}" in message
+        and "No such file or directory" in message
+        and "Error:" not in message
+    )
+    (tmp_path / "away").rename(source / "BraTS2021_00003")
+    convert("brats", source)
+    assert len(list((raw / "Dataset137_BraTS/labelsTr").iterdir())) == 6
+
+
 @pytest.mark.slow
 def test_a_killed_conversion_leaves_no_half_file_and_resumes(raw, tmp_path):
     source = releases.write_brats(tmp_path / "release", "2021")
