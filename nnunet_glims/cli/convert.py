@@ -50,81 +50,60 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from functools import partial
     from pathlib import Path
 
     from rich.console import Console
 
     from nnunet_glims.cli.progress import progress_on
-    from nnunet_glims.datasets import archive, brats, btcv, conversion, splits
+    from nnunet_glims.datasets import brats, btcv
     from nnunet_glims.datasets.cases import readable
+    from nnunet_glims.datasets.conversion import convert_source
     from nnunet_glims.datasets.destination import Destination
-    from nnunet_glims.datasets.unpacking import is_archive
-    from nnunet_glims.errors import UsageError
+    from nnunet_glims.datasets.splits import OwnSplits
     from nnunet_glims.nnunet.folders import RAW
     from nnunet_glims.processes import workers_or_default
 
-    raw = RAW.path
-    workers = workers_or_default(options.workers)
-    source = Path(options.source)
-    default_name = {"brats": "BraTS", "btcv": "BTCV"}[options.kind]
-    destination = Destination(raw, options.dataset, options.name or default_name)
-    packed = is_archive(source)
-    if packed and options.link:
-        raise UsageError(f"{source}: there is nothing to link to in an archive: unpack it first, or leave out --link")
-    named = ("nnunet",) if options.kind == "brats" else btcv.SPLITS
-    own_splits = None if options.split in (None, *named) else splits.OwnSplits.read(Path(options.split))
-    partial_split = options.kind == "btcv" and options.partial
-    if partial_split and options.protocol != "synapse8" and options.split != "24-6":
-        raise UsageError("--partial: this is for a published split: --split 24-6, or the protocol synapse8")
     console = Console(markup=False)
-    with destination.held(), archive.opened(source, destination.unpacked) as found:
-        if options.kind == "brats":
-            channels = [name.strip() for name in options.channels.split(",")]
-            release = brats.read(found.files, options.release, channels, where=str(source))
-        else:
-            release = btcv.read(found.files, options.protocol, options.split, where=str(source))
-        labelled = sum(case.label is not None for case in release.cases)
-        console.print(
-            f"{release.name}: {len(release.cases)} cases, {labelled} of them with a segmentation, in {readable(str(source))}",
-            soft_wrap=True,
-        )
-        links = options.link and conversion.links_work(destination)
-        if options.link and not links:
-            console.print(
-                f"{readable(str(destination.raw))}: this disk has no symbolic links: files are copied", soft_wrap=True
-            )
-        report = conversion.convert(
-            release,
-            found,
-            destination,
-            transfer="move" if packed else "symlink" if links else "copy",
-            own_splits=own_splits,
-            partial_split=partial_split,
-            workers=workers,
-            skip_bad=options.skip_bad,
-            progress=progress_on(console),
-        )
+
+    def tell(text: str) -> None:
+        console.print(readable(text), soft_wrap=True)
+
+    if options.kind == "brats":
+        channels = [name.strip() for name in options.channels.split(",")]
+        read = partial(brats.read, release=options.release, channels=channels, where=options.source)
+        named, partial_split, default_name = brats.SPLITS, False, "BraTS"
+    else:
+        btcv.check_options(options.protocol, options.split, options.partial)
+        read = partial(btcv.read, protocol=options.protocol, split=options.split, where=options.source)
+        named, partial_split, default_name = btcv.SPLITS, options.partial, "BTCV"
+    destination = Destination(RAW.path, options.dataset, options.name or default_name)
+    report = convert_source(
+        Path(options.source),
+        read,
+        destination,
+        link=options.link,
+        own_splits=None if options.split in (None, *named) else OwnSplits.read(Path(options.split)),
+        partial_split=partial_split,
+        workers=workers_or_default(options.workers),
+        skip_bad=options.skip_bad,
+        tell=tell,
+        progress=progress_on(console),
+    )
     for entry in report["skipped"]:
-        problem = ": ".join(part for part in (entry["case"], entry["file"], entry["problem"]) if part)
-        console.print(f"skipped {readable(problem)}", soft_wrap=True)
+        tell("skipped " + ": ".join(part for part in (entry["case"], entry["file"], entry["problem"]) if part))
     for what, names in (
         ("not used, because their names are not those of a case", report["unused_files"]),
         ("test cases, because they have no segmentation", report["test_cases"]),
     ):
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            console.print(f"{what}: {', '.join(names[:_SHOWN])}{more}", soft_wrap=True)
+            tell(f"{what}: {', '.join(names[:_SHOWN])}{more}")
     training, test = len(report["training_cases"]), len(report["test_cases"])
-    console.print(
-        f"Next:\n  nnUNetv2_plan_and_preprocess -d {destination.number} -c 3d_fullres --verify_dataset_integrity",
-        soft_wrap=True,
-    )
-    console.print(
-        f"wrote {readable(str(destination.folder))}: {training} training cases, {test} test cases", soft_wrap=True
-    )
-    if training != release.training_cases:
-        console.print(
-            f"{training} of {release.training_cases} cases: {release.name} has {release.training_cases} published cases with "
-            "a segmentation",
-            soft_wrap=True,
+    published = report["published_training_cases"]
+    tell(f"Next:\n  nnUNetv2_plan_and_preprocess -d {destination.number} -c 3d_fullres --verify_dataset_integrity")
+    tell(f"wrote {destination.folder}: {training} training cases, {test} test cases")
+    if training != published:
+        tell(
+            f"{training} of {published} cases: {report['release']} has {published} published cases with a segmentation"
         )

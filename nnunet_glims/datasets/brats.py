@@ -21,6 +21,8 @@ from nnunet_glims.releases.brats import (
 )
 from nnunet_glims.validation import nearest
 
+SPLITS: tuple[str, ...] = ("nnunet",)
+"""Names of splits; other values of the option are files."""
 _FILE = re.compile(FILE_NAME, re.IGNORECASE)
 _STRAY = re.compile(STRAY_SEGMENTATION, re.IGNORECASE)
 

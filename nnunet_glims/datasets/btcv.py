@@ -24,7 +24,8 @@ from nnunet_glims.releases.btcv import (
 from nnunet_glims.validation import nearest
 
 PROTOCOLS = ("btcv13", "synapse8")
-SPLITS = ("nnunet", "24-6")
+SPLITS: tuple[str, ...] = ("nnunet", "24-6")
+"""Names of splits; other values of the option are files."""
 _FILE = re.compile(FILE_NAME, re.IGNORECASE)
 
 
@@ -43,10 +44,7 @@ def read(
     Raises:
         UsageError: the protocol is unknown or takes no split, or there is no image among the files.
     """
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"protocol {protocol!r} is unknown: {nearest(protocol, list(PROTOCOLS))}")
-    if protocol == "synapse8" and split is not None:
-        raise UsageError(f"--split {split}: the protocol synapse8 has a published split of its own: leave --split out")
+    check_options(protocol, split)
     found = FilesOfCases()
     unused = []
     for file in sorted(files):
@@ -91,6 +89,16 @@ def read(
         splits=_splits(protocol, split),
         unused=tuple(unused),
     )
+
+
+def check_options(protocol: str, split: str | None, partial_split: bool = False) -> None:
+    """Raise `UsageError` if the protocol is unknown or takes no such split, or no published split is to be partial."""
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"protocol {protocol!r} is unknown: {nearest(protocol, list(PROTOCOLS))}")
+    if protocol == "synapse8" and split is not None:
+        raise UsageError(f"--split {split}: the protocol synapse8 has a published split of its own: leave --split out")
+    if partial_split and protocol != "synapse8" and split != "24-6":
+        raise UsageError("--partial: this is for a published split: --split 24-6, or the protocol synapse8")
 
 
 def _name(number: int) -> str:

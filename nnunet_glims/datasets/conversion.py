@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import nibabel
-import numpy as np
+from typing import Any
 
 from nnunet_glims.datasets import splits
-from nnunet_glims.datasets.archive import Source
+from nnunet_glims.datasets.archive import Source, opened
 from nnunet_glims.datasets.cases import Problem, Release, SourceCase, problems_of_names, readable
 from nnunet_glims.datasets.checks import check_case
 from nnunet_glims.datasets.destination import Destination
+from nnunet_glims.datasets.unpacking import is_archive
+from nnunet_glims.datasets.writing import FileToWrite, Transfer, files_to_write
 from nnunet_glims.errors import ProcessingError, UsageError
-from nnunet_glims.files import (
-    check_free_space,
-    move_folder,
-    new_file,
-    read_json,
-    sync,
-    working_folder,
-    write_bytes,
-    write_json,
-)
-from nnunet_glims.images import read_nifti
+from nnunet_glims.files import check_free_space, move_folder, read_json, working_folder, write_json
 from nnunet_glims.processes import Progress, processes, quietly
 
 REPORT = "conversion_report.json"
@@ -42,7 +29,6 @@ _VERSION = 2
 """Raised when the same release is converted to other files, so that a conversion by an older version is not resumed."""
 _SHOWN = 80
 """Characters of the longest value that an error message shows."""
-Transfer = Literal["copy", "symlink", "move"]
 
 
 class BadRelease(ProcessingError):
@@ -54,6 +40,59 @@ class BadRelease(ProcessingError):
         super().__init__(
             f"the release has {len(problems)} problem{'s' if len(problems) != 1 else ''}; nothing was written:\n{lines}\n"
             "Repair or download these files again, or convert the other cases with --skip-bad"
+        )
+
+
+def convert_source(
+    path: Path,
+    read: Callable[[Sequence[Path]], Release],
+    destination: Destination,
+    *,
+    link: bool = False,
+    own_splits: splits.OwnSplits | None = None,
+    partial_split: bool = False,
+    workers: int = 1,
+    skip_bad: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+    progress: Progress = quietly,
+) -> dict[str, Any]:
+    """Open a folder or archive, sort its files into cases, and convert them while no other process converts to this number.
+
+    Args:
+        path: a folder, or a zip or tar archive.
+        read: function of the data set's module that sorts files into cases.
+        destination: folder and name of the converted data set.
+        link: whether to link to files that need no change, where the file system has links, instead of copying them.
+        own_splits, partial_split, workers, skip_bad, progress: see `convert`.
+        tell: takes what was found, as a sentence.
+
+    Returns:
+        The content of conversion_report.json.
+
+    Raises:
+        UsageError: as for `convert`, `archive.opened` and `Destination.held`; or an archive is to be linked to.
+        ProcessingError: as for these.
+    """
+    packed = is_archive(path)
+    if packed and link:
+        raise UsageError(f"{path}: there is nothing to link to in an archive: unpack it first, or leave out --link")
+    with destination.held(), opened(path, destination.unpacked) as source:
+        release = read(source.files)
+        labelled = sum(case.label is not None for case in release.cases)
+        tell(f"{release.name}: {len(release.cases)} cases, {labelled} of them with a segmentation, in {path}")
+        links = link and _links_work(destination)
+        if link and not links:
+            tell(f"{destination.raw}: this disk has no symbolic links: files are copied")
+        return convert(
+            release,
+            source,
+            destination,
+            transfer="move" if packed else "symlink" if links else "copy",
+            own_splits=own_splits,
+            partial_split=partial_split,
+            workers=workers,
+            skip_bad=skip_bad,
+            progress=progress,
         )
 
 
@@ -133,10 +172,10 @@ def convert(
             },
         )
         written = destination.unfinished / _DATASET
-        files = [file for case in cases for file in _written(case, release, written, transfer)]
+        files = [file for case in cases for file in files_to_write(case, release, written, transfer)]
         missing = [file for file in files if not file.target.exists() and not file.target.is_symlink()]
         check_free_space(sum(file.nbytes for file in missing), written, f"for {destination.dataset}")
-        for _ in progress(parallel_map(_WrittenFile.write, missing), "Writing", len(missing)):
+        for _ in progress(parallel_map(FileToWrite.write, missing), "Writing", len(missing)):
             pass
         missing = [file for file in files if not file.target.exists()]
         if missing:
@@ -205,60 +244,7 @@ def _difference(key: str, now: Any, before: Any) -> str:
     return f"{key} is {texts[0]}, and was {texts[1]}" if max(map(len, texts)) < _SHOWN else f"{key} is another one"
 
 
-@dataclass(frozen=True)
-class _WrittenFile:
-    """A file of the converted data set, and the file of the release that it is made from."""
-
-    source: Path
-    target: Path
-    transfer: Transfer
-    label_map: Mapping[int, int] | None  # None for files whose voxels are not changed
-
-    @property
-    def nbytes(self) -> int:
-        """The approximate number of bytes of the file on the disk; 0 for a link and for what is only renamed."""
-        if self.transfer != "copy" and self.label_map is None:
-            return 0
-        with contextlib.suppress(OSError):  # of a source that has disappeared, about which `write` raises an error
-            return self.source.stat().st_size
-        return 0
-
-    def write(self) -> None:
-        """Write the file, which is complete or does not exist.
-
-        Raises:
-            ProcessingError: the file cannot be written, or its source cannot be read any more.
-        """
-        try:
-            self._transfer()
-        except OSError as error:
-            raise ProcessingError(
-                f"{error.filename or self.source}: {error.strerror or error}. What was written so far is kept: run the "
-                "command again to go on"
-            ) from None
-
-    def _transfer(self) -> None:
-        if self.label_map is not None:
-            self._write(relabelled(self.source, self.label_map))
-        elif _has_more_axes(self.source):
-            self._write(three_axes(_decompressed(self.source)))
-        elif _is_gz(self.source) != _is_gz(self.target):
-            self._write(_decompressed(self.source))
-        elif self.transfer == "symlink":
-            self.target.symlink_to(self.source.resolve())
-        elif self.transfer == "move":
-            sync(self.source)
-            os.replace(self.source, self.target)
-        else:
-            with new_file(self.target) as temporary:
-                shutil.copyfile(self.source, temporary)
-
-    def _write(self, nifti: bytes) -> None:
-        # There is no time stamp, so that the same release gives the same bytes.
-        write_bytes(self.target, gzip.compress(nifti, 6, mtime=0) if _is_gz(self.target) else nifti)
-
-
-def links_work(destination: Destination) -> bool:
+def _links_work(destination: Destination) -> bool:
     """Return whether the destination's file system has symbolic links, which exFAT and many network drives do not."""
     with working_folder(destination.unfinished) as probe:
         try:
@@ -266,53 +252,6 @@ def links_work(destination: Destination) -> bool:
         except OSError:
             return False
     return True
-
-
-def relabelled(file: Path, label_map: Mapping[int, int]) -> bytes:
-    """Return a NIfTI file with labels replaced, as uint8; header and geometry stay the same to the last bit."""
-    labels, _ = read_nifti(file)  # the same numbers as those that were checked
-    changed = np.zeros(labels.shape, np.uint8)
-    for theirs, ours in label_map.items():
-        changed[labels == theirs] = ours
-    header = nibabel.Nifti1Image.from_bytes(three_axes(_decompressed(file))).header.copy()
-    header.set_data_dtype(np.uint8)
-    return nibabel.Nifti1Image(changed, None, header).to_bytes()
-
-
-def three_axes(nifti: bytes) -> bytes:
-    """Return a NIfTI file without axes of length 1 after the third, which nnU-Net takes for channels."""
-    header = _header(nifti)
-    header["dim"][0] = min(header["dim"][0], 3)
-    return header.binaryblock + nifti[header.sizeof_hdr :]
-
-
-def _header(nifti: bytes) -> nibabel.Nifti1Header:
-    return nibabel.Nifti1Header(nifti[: nibabel.Nifti1Header.sizeof_hdr], check=False)
-
-
-def _is_gz(file: Path) -> bool:
-    return file.suffix.lower() == ".gz"
-
-
-def _decompressed(file: Path) -> bytes:
-    content = file.read_bytes()
-    return gzip.decompress(content) if _is_gz(file) else content
-
-
-def _has_more_axes(file: Path) -> bool:
-    with (gzip.open if _is_gz(file) else open)(file, "rb") as opened:
-        return int(_header(opened.read(nibabel.Nifti1Header.sizeof_hdr))["dim"][0]) > 3
-
-
-def _written(case: SourceCase, release: Release, folder: Path, transfer: Transfer) -> Iterator[_WrittenFile]:
-    split = "Ts" if case.label is None else "Tr"
-    for channel, image in enumerate(case.images):
-        name = f"{case.name}_{channel:04d}{release.file_ending}"
-        yield _WrittenFile(image, folder / f"images{split}" / name, transfer, None)
-    if case.label is not None:
-        unchanged = all(theirs == ours for theirs, ours in release.label_map.items())
-        label_map = None if unchanged else dict(release.label_map)
-        yield _WrittenFile(case.label, folder / f"labelsTr/{case.name}{release.file_ending}", transfer, label_map)
 
 
 def _describe(
