@@ -271,7 +271,7 @@ def _run_steps(workspace: Workspace, console: Console) -> Path:
 
 def _check_raw(data: Path) -> Path:
     if not data.is_dir():
-        raise UsageError(f"{data}: there is no such folder")
+        raise UsageError(f"{data}: this is no raw data set of nnU-Net: there is no such folder")
     missing = [name for name in ("dataset.json", "imagesTr", "labelsTr") if not (data / name).exists()]
     if missing or not re.fullmatch(r"Dataset\d{3}_.+", data.name):
         raise UsageError(
