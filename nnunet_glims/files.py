@@ -43,8 +43,10 @@ _UNLOCKED = ".new"
 """End of a working folder's name until the folder is locked."""
 _WORKING = re.compile(rf"\.(.+)\.[^.]+({re.escape(_SUFFIX)}|{re.escape(_UNLOCKED)})", re.DOTALL)
 """Name of a working folder; the random part has no dots."""
+_LOCK_ATTEMPTS = 30
 _UNLOCKED_SECONDS = 60
-"""Age in seconds from which a folder that still has this name counts as left by a killed process."""
+"""Age in seconds from which a folder that still has this name counts as left by a killed process, where the folder that it
+lies in cannot be locked."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -161,7 +163,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         ProcessingError: the disk is full, or the folder cannot be written for another reason of the file system.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with working_folder(out) as folder:
         temporary = folder / out.name
         temporary.mkdir()
@@ -188,23 +190,26 @@ def working_folder(place: Path) -> Iterator[Path]:
         ProcessingError: the disk is full or read-only, or the file system reports another error about `place` or the
             working folder, here or in the block. Errors about other files are passed on.
     """
-    descriptor = None
+    folder, descriptor = None, None
     try:
         remove_leftovers(place)
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNLOCKED, dir=place.parent))
         try:
-            descriptor = _lock(folder)
-            folder = folder.rename(folder.with_name(folder.name.removesuffix(_UNLOCKED) + _SUFFIX))
+            with _parent_locked(place.parent):
+                folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNLOCKED, dir=place.parent))
+                descriptor = _lock(folder)
+                folder = folder.rename(folder.with_name(folder.name.removesuffix(_UNLOCKED) + _SUFFIX))
             yield folder
         finally:
             if descriptor is not None:
                 os.close(descriptor)  # before the removal: NFS keeps the folder of a file that is open
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         ours = (str(place.absolute()), str(place.parent.absolute() / f".{place.name}."))
         named = [os.path.abspath(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path))]
-        if error.errno not in _DISK_ERRORS and not any(name == ours[0] or name.startswith(ours[1]) for name in named):
-            raise
+        is_ours = any(name == ours[0] or name.startswith(ours[1]) for name in named)
+        if error.errno is None or (named and not is_ours and error.errno not in _DISK_ERRORS):
+            raise  # errors of write and fsync name no file
         raise unwritable(place, error.strerror or str(error)) from error
 
 
@@ -219,20 +224,21 @@ def remove_leftovers_below(folder: Path) -> None:
         _remove_dead(Path(inside))
 
 
-def _remove_dead(folder: Path, name: str | None = None) -> None:
-    """Remove the working folders of killed processes in a folder: all, or those for the place of this name."""
-    if fcntl is None or not folder.is_dir():
+def _remove_dead(folder: Path, wanted: str | None = None) -> None:
+    """Remove the working folders of killed processes in a folder: all, or those for the place of the name `wanted`."""
+    try:
+        names = [] if fcntl is None else os.listdir(folder)
+    except OSError:  # there is no such folder, or it cannot be read
         return
-    with os.scandir(folder) as entries:
-        matches = [match for entry in entries if (match := _WORKING.fullmatch(entry.name))]
+    matches = [match for name in names if (match := _WORKING.fullmatch(name)) and wanted in (None, match[1])]
     for match in matches:
-        if name not in (None, match[1]):
-            continue
         path = folder / match[0]
         with contextlib.suppress(OSError):  # a living process holds the lock, the folder is gone, or there are no locks
-            if path.name.endswith(_UNLOCKED) and time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.endswith(_SUFFIX):
+            if path.name.endswith(_UNLOCKED):
+                with _parent_locked(folder) as is_locked:  # then no living process has a folder in this state
+                    if is_locked or time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS:
+                        shutil.rmtree(path, ignore_errors=True)
+            else:
                 descriptor = os.open(path / _LOCK, os.O_RDWR)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -245,13 +251,24 @@ def _remove_dead(folder: Path, name: str | None = None) -> None:
 def unwritable(place: Path, reason: str) -> ProcessingError:
     """Return the error for a file or folder that could not be written; it names the disk and its free bytes."""
     disk = place.parent.absolute()
-    while not disk.exists() or not (os.path.ismount(disk) or disk == disk.parent):
+    while not os.path.exists(disk) or not (os.path.ismount(disk) or disk == disk.parent):
         disk = disk.parent
-    free = shutil.disk_usage(disk).free
+    room = ""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(disk).free
+        room = f" The disk {disk} has {free:,} bytes ({free / 2**30:.1f} GiB) free."
     return ProcessingError(
-        f"{place}: cannot be written: {reason}. The disk {disk} has {free:,} bytes ({free / 2**30:.1f} GiB) free. What was "
-        "there before is unchanged: make room or choose another folder, and run the command again"
+        f"{place}: cannot be written: {reason}.{room} What was there before is unchanged: make room or choose another folder, "
+        "and run the command again"
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and the missing ones above it; raise `ProcessingError` that names it if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error.strerror or str(error)) from error
 
 
 def move_folder(folder: Path, place: Path) -> None:
@@ -292,7 +309,7 @@ def check_output_folder(out: Path) -> None:
     Working folders that killed processes left for the same place, or inside of it, are removed.
     """
     for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
+        if os.path.exists(place) and not os.path.isdir(place):
             raise UsageError(f"{place}: this is a file, and the results need a folder: choose another name")
     remove_leftovers(out)
     _remove_dead(out)
@@ -303,9 +320,9 @@ def check_output_file(out: Path) -> None:
 
     Working folders that killed processes left for the same place are removed.
     """
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UsageError(f"{out}: this is a folder, and a file is to be written: choose another name")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise UsageError(f"{out.parent}: there is no such folder to write {out.name} to")
     remove_leftovers(out)
 
@@ -315,10 +332,10 @@ def check_new(out: Path, overwrite: bool, mark: str, what: str) -> None:
 
     Working folders that killed processes left for the same place are removed, also where the result was complete.
     """
-    if not out.exists():
+    if not os.path.exists(out):
         check_output_folder(out)
     remove_leftovers(out)
-    if out.exists() and not (overwrite and (out / mark).is_file()):
+    if os.path.exists(out) and not (overwrite and (out / mark).is_file()):
         ours = f"choose another folder, or replace the {what} with --overwrite"
         raise UsageError(f"{out}: this exists already: {ours if (out / mark).is_file() else 'choose another folder'}")
 
@@ -339,6 +356,32 @@ def _remove_or_put_back(replaced: Path, place: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
     elif replaced.exists():
         replaced.rename(place)
+
+
+@contextmanager
+def _parent_locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder in which working folders are made, for a moment; give False where the file system cannot do that."""
+    descriptor, is_locked = None, False
+    try:
+        with contextlib.suppress(OSError):
+            descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+        for attempt in range(_LOCK_ATTEMPTS):
+            if descriptor is None:
+                break
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_locked = True
+                break
+            except BlockingIOError:
+                time.sleep(0.01 * (attempt + 1))
+            except OSError:  # this file system cannot lock folders
+                break
+        yield is_locked
+    finally:
+        if descriptor is not None:
+            if is_locked:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
+            os.close(descriptor)
 
 
 def _lock(folder: Path) -> int | None:

@@ -19,6 +19,7 @@ from nnunet_glims.files import (
     check_new,
     check_output_file,
     check_output_folder,
+    make_folder,
     new_file,
     new_folder,
     read_json,
@@ -256,17 +257,37 @@ def test_an_error_of_another_file_is_not_taken_for_one_of_the_disk(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_folder_that_is_not_locked_yet_is_left_alone_for_a_minute(tmp_path):
+BEFORE_ITS_LOCK = """
+import os, sys
+from pathlib import Path
+from nnunet_glims import files
+files._lock = lambda folder: os.kill(os.getpid(), 9)
+with files.working_folder(Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_a_process_killed_before_it_has_its_lock_leaves_nothing_for_ever(tmp_path):
+    command = [sys.executable, "-c", BEFORE_ITS_LOCK, str(tmp_path / "out")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert [Path(name).suffix for name in names(tmp_path)] == [".new"]
+    with new_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_is_being_made_is_left_alone(tmp_path):
+    """While another process holds the parent's lock; where there are no such locks, for a minute."""
     folder = tmp_path / ".out.abc.new"
     folder.mkdir()
-    with new_folder(tmp_path / "out"):
-        pass
-    assert folder.exists()
-    long_ago = time.time() - 120
-    os.utime(folder, (long_ago, long_ago))
-    with new_folder(tmp_path / "out"):
-        pass
-    assert not folder.exists()
+    with files._parent_locked(tmp_path) as is_locked:
+        assert is_locked
+        remove_leftovers_below(tmp_path)
+        assert folder.exists()
+        long_ago = time.time() - 120
+        os.utime(folder, (long_ago, long_ago))
+        remove_leftovers_below(tmp_path)
+        assert not folder.exists()
 
 
 KILLS_ITSELF = """
@@ -314,3 +335,29 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
         check_output_file(tmp_path)
     with pytest.raises(UsageError, match="none: there is no such folder to write a.json to"):
         check_output_file(tmp_path / "none/a.json")
+
+
+@pytest.mark.parametrize("kind", [new_file, new_folder])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC])
+def test_errors_of_a_disk_name_the_place_and_leave_nothing(tmp_path, kind, number):
+    """Errors of write and fsync name no file."""
+    message = rf"out: cannot be written: {os.strerror(number)}. The disk"
+    with pytest.raises(ProcessingError, match=message), kind(tmp_path / "out"):
+        raise OSError(number, os.strerror(number))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("not a gzipped file"), OSError(errno.EIO, "Input/output error", "image.nii")]
+)
+def test_errors_of_other_files_are_passed_on(tmp_path, error):
+    with pytest.raises(OSError, match=str(error).replace("[", r"\[")), new_file(tmp_path / "out"):
+        raise error
+
+
+def test_a_name_too_long_is_refused(tmp_path):
+    with pytest.raises(ProcessingError, match="cannot be written: File name too long"):
+        write_json(tmp_path / ("a" * 300), {})
+    with pytest.raises(ProcessingError, match="cannot be written: File name too long"):
+        make_folder(tmp_path / ("a" * 300) / "b")
+    check_output_folder(tmp_path / ("a" * 300))

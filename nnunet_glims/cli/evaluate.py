@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
-    from nnunet_glims.evaluation.results import SUMMARY, TABLE
+    from nnunet_glims.evaluation.records import SUMMARY, TABLE
     from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER, evaluate_folders, evaluate_model
 
     console = Console(markup=False, highlight=False)
@@ -96,6 +96,10 @@ def run(options: argparse.Namespace) -> int:
     if summary["predictions_without_truth"]:
         names = ", ".join(Path(file).name for file in summary["predictions_without_truth"])
         console.print(f"left out, since there is no true label map: {names}", soft_wrap=True)
+    if summary["other_files"]:
+        console.print(f"passed over, since they are no label maps: {', '.join(summary['other_files'])}", soft_wrap=True)
+    for remark in summary["remarks"]:
+        console.print(f"note: {remark}", soft_wrap=True)
     out = Path(options.out) if options.out else Path(evaluated) / RESULTS_FOLDER
     console.print(f"Wrote {out / TABLE} and {out / SUMMARY}", soft_wrap=True)
     return 1 if summary["failed"] else 0

@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", help="folder of images in nnU-Net's naming (default: imagesTr or imagesTs in nnUNet_raw)"
     )
     parser.add_argument("--channel", help="name of the channel under the labels (default: FLAIR, T1ce, or the first)")
+    parser.add_argument(
+        "--note", action="append", default=[], metavar="TEXT", help="sentence below the heading; may be repeated"
+    )
     parser.add_argument("--cases", type=int, default=8, help="most cases shown slice by slice (default: 8)")
 
 
@@ -44,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.report import tables
     from nnunet_glims.report.entries import board_file_of_arguments
     from nnunet_glims.report.leaderboard import leaderboard
+    from nnunet_glims.report.remarks import remarks
 
     console = Console(markup=False, highlight=False)
     with console.status("Comparing and drawing"):
@@ -58,13 +62,14 @@ def run(options: argparse.Namespace) -> None:
             images=options.images,
             channel=options.channel,
             cases=options.cases,
+            notes=options.note,
         )
     board = made.board
     if options.cases and not made.shown:
         console.print("The label maps are no longer where they were evaluated: no slices are shown.")
     if made.shown and all(case.image is None for case in made.shown):
         console.print("The cases' images were not found: labels are shown on black. --images names their folder.")
-    for sentence in tables.averages(board):
+    for sentence in remarks(board):
         console.print(sentence, soft_wrap=True)
     for name in board.ordered:
         metric = board.metrics[0]

@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.datasets.submission import challenge_named, expected_cases, write_submission
     from nnunet_glims.errors import UsageError
     from nnunet_glims.files import check_output_file
+    from nnunet_glims.nnunet.folders import other_files
 
     if options.dataset is None and options.cases is None:
         raise UsageError("say which cases are expected: --dataset DatasetNNN_NAME (its imagesTs), or --cases FILE")
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     challenge = challenge_named(options.challenge)
     dataset, cases = (None if value is None else Path(value) for value in (options.dataset, options.cases))
     expected = expected_cases(challenge, dataset, cases)
-    console = Console(markup=False)
+    console = Console(markup=False, highlight=False)
     foreground = write_submission(
         Path(options.predictions),
         Path(options.out),
@@ -44,6 +45,9 @@ def run(options: argparse.Namespace) -> None:
     empty = [name for name, voxels in foreground.items() if voxels == 0]
     if empty:
         console.print(f"without any label: {', '.join(empty)}", soft_wrap=True)
+    if others := other_files(Path(options.predictions)):
+        names = ", ".join(file.name for file in others)
+        console.print(f"passed over, since they are no label maps: {names}", soft_wrap=True)
     unchecked = sum(image is None for image in expected.images.values())
     if unchecked:
         text = f"{unchecked} cases without an image at hand: their shape and geometry were not checked (--dataset)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from nnunet_glims.datasets.conversion import REPORT
-from nnunet_glims.errors import ProcessingError, UsageError
-from nnunet_glims.files import new_file, read_json
+from nnunet_glims.datasets.conversion_report import read_conversion_report
+from nnunet_glims.errors import ProcessingError, UsageError, cut
+from nnunet_glims.files import new_file, read_text
 from nnunet_glims.geometry import Geometry, times
 from nnunet_glims.images import read_nifti
-from nnunet_glims.nnunet.folders import label_maps
+from nnunet_glims.nnunet.folders import files_by_case, label_maps
 from nnunet_glims.processes import Progress, quietly
 from nnunet_glims.releases import brats, btcv
 from nnunet_glims.validation import nearest
@@ -99,37 +100,34 @@ def expected_cases(challenge: Challenge, dataset: Path | None, cases: Path | Non
         if not dataset.is_dir():
             raise UsageError(f"{dataset}: there is no such folder; nnUNet_raw has the data sets DatasetNNN_NAME")
         for part in ("imagesTr", "imagesTs"):
-            found = {
-                file.name.removesuffix(ending)[:-5]: file
-                for ending in (".nii.gz", ".nii")
-                for file in sorted((dataset / part).glob(f"*_0000{ending}"))
-            }
+            files = files_by_case(dataset / part, (".nii.gz", ".nii"))
+            found = {name.removesuffix("_0000"): file for name, file in files.items() if name.endswith("_0000")}
             images |= found
         test = sorted(found)
-        if (dataset / REPORT).exists():
-            report = read_json(dataset / REPORT)
-            if not report["release"].startswith(challenge.release):
+        if (report := read_conversion_report(dataset)) is not None:
+            if not report.release.startswith(challenge.release):
                 raise UsageError(
-                    f"{dataset}: was converted from {report['release']}, which is submitted to another challenge: "
+                    f"{dataset}: was converted from {report.release}, which is submitted to another challenge: "
                     f"{', '.join(CHALLENGES)} are known (--challenge)"
                 )
-            label_map = {int(ours): theirs for ours, theirs in report["label_in_release"].items()}
+            label_map = report.label_in_release
     if cases is None:
         if not test:
             raise UsageError(
                 f"{dataset}: has no test cases (imagesTs): list the cases in a text file, and give it with --cases"
             )
         return Expected({name: images[name] for name in test}, label_map)
-    try:
-        names = [line.strip() for line in cases.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{cases}: cannot be read as a text with a case on each line: {error}") from None
-    names = [name.removesuffix(".gz").removesuffix(".nii") for name in names]
+    lines = [unicodedata.normalize("NFC", line.strip()) for line in read_text(cases).splitlines() if line.strip()]
+    names = [line.removesuffix(".gz").removesuffix(".nii") for line in lines]
     if not names:
         raise UsageError(f"{cases}: lists no case")
-    bad = next((name for name in names if "/" in name or "\\" in name or names.count(name) > 1), None)
-    if bad is not None:
-        raise UsageError(f"{cases}: {bad!r} is there twice or is no case's name: one name a line, without a folder")
+    seen = set()
+    for name in names:
+        if name in seen or "/" in name or "\\" in name or not name.isprintable():
+            raise UsageError(
+                f"{cases}: {cut(name)!r} is there twice or is no case's name: one name a line, without a folder"
+            )
+        seen.add(name)
     return Expected({name: images.get(name) for name in names}, label_map)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.records import Results
 from nnunet_glims.evaluation.regions import short
-from nnunet_glims.evaluation.results import Results
 from nnunet_glims.releases import brats
 from nnunet_glims.validation import nearest
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import sqrt
+from math import nan, sqrt
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,11 @@ from scipy import stats
 
 from nnunet_glims.evaluation.averages import values_by_entry
 from nnunet_glims.evaluation.metrics.metric import Metric
-from nnunet_glims.evaluation.statistics import SEED
+from nnunet_glims.evaluation.statistics import FEWEST, SEED
+
+SIGNIFICANT = 0.05
+MOST_EXACT = 50
+"""Largest number of patients for which the p value of a signed-rank test is exact."""
 
 PERMUTATIONS, _AT_ONCE = 100_000, 10_000
 """Random swaps of a test, and how many are made at once. Holm's correction over 40 entries asks for p below 6·10⁻⁵."""
@@ -29,8 +33,10 @@ class PairedTest:
 
     Attributes:
         difference: mean over patients of the first entry's value minus the second's.
-        p: p value of the two-sided Wilcoxon signed-rank test (1945); differences of zero are left out.
-        p_holm: p value adjusted by Holm's method (1979) over all pairs of entries and all regions of the metric.
+        p: p value of the two-sided Wilcoxon signed-rank test (1945); differences of zero are left out. NaN for fewer than
+            `FEWEST` patients, which are not tested.
+        p_holm: p value adjusted by Holm's method (1979) over all tests of the metric: those of all pairs of entries in all
+            regions.
         effect: matched-pairs rank-biserial correlation (Kerby 2014): 1 if the first is larger for every patient, -1 if the
             second is, 0 if neither tends to be.
         patients: number of patients with a value for both entries.
@@ -55,15 +61,19 @@ class Ranking:
         by_patient: (patient, entry) mean rank over regions and metrics; 1 is the best. A value that is not defined ranks
             last.
         places: (patient, entry) place of the entry by that mean, from 1. Friedman's and Nemenyi's tests use these places.
-        p: (entry, entry) p values of paired permutation tests of the mean rank, adjusted by Holm's method over all pairs.
-        friedman_p: p value of Friedman's test of the places; None for fewer than three entries or fewer than two patients.
+        p: (entry, entry) p values of paired permutation tests of the mean rank, adjusted by Holm's method over all pairs. NaN
+            for fewer than `FEWEST` patients.
+        smallest_p: the smallest adjusted p value that so many patients allow.
+        friedman_p: p value of Friedman's test of the places; None for fewer than three entries, and where the smallest p
+            value of the pairs is not significant: nothing is claimed of all entries that no pair could show.
         critical_difference: critical difference of Nemenyi's test at 0.05 (Demšar 2006): mean places that differ by less do
-            not differ significantly. None for fewer than two patients.
+            not differ significantly. None as for Friedman's test, except that two entries have one.
     """
 
     by_patient: pd.DataFrame
     places: pd.DataFrame
     p: pd.DataFrame
+    smallest_p: float
     friedman_p: float | None
     critical_difference: float | None
 
@@ -81,7 +91,8 @@ def paired_tests(table: pd.DataFrame, metric: str) -> list[PairedTest]:
         for first, second in combinations(values.columns, 2):
             pair = values[[first, second]].dropna()
             differences = (pair[first] - pair[second]).round(9).to_numpy(float)
-            found.append((region, first, second, differences, *signed_rank(differences)))
+            p, effect = signed_rank(differences)
+            found.append((region, first, second, differences, p if len(differences) >= FEWEST else nan, effect))
     adjusted = holm([p for *_, p, _ in found])
     return [
         PairedTest(
@@ -100,22 +111,43 @@ def paired_tests(table: pd.DataFrame, metric: str) -> list[PairedTest]:
 
 
 def signed_rank(differences: np.ndarray) -> tuple[float, float]:
-    """Return the p value of the Wilcoxon signed-rank test and the rank-biserial correlation of paired differences."""
+    """Return the p value of the Wilcoxon signed-rank test and the rank-biserial correlation of paired differences.
+
+    The p value is exact, also where differences are equal, for up to `MOST_EXACT` differences other than 0.
+    """
     nonzero = differences[differences != 0]
     if not len(nonzero):
         return 1.0, 0.0
     ranks = stats.rankdata(abs(nonzero))
     effect = float(ranks @ np.sign(nonzero) / ranks.sum())
-    return float(stats.wilcoxon(nonzero).pvalue), effect
+    if len(nonzero) > MOST_EXACT:
+        return float(stats.wilcoxon(nonzero, method="asymptotic").pvalue), effect
+    doubled = (2 * ranks).round().astype(int)  # equal differences share a rank that may end in .5
+    ways = np.zeros(doubled.sum() + 1)  # sum of the ranks of positive differences -> part of all signs that have it
+    ways[0] = 1
+    for one in doubled:
+        ways[one:] += ways[:-one].copy()
+        ways /= 2
+    positive = doubled[nonzero > 0].sum()
+    return min(1.0, 2 * float(min(ways[: positive + 1].sum(), ways[positive:].sum()))), effect
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p values adjusted by Holm's step-down method."""
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty(len(p))
-    steps = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
+    """Return p values adjusted by Holm's step-down method; NaN stays NaN and is no test."""
+    given = np.asarray(p, float)
+    order = np.argsort(given, kind="stable")[: np.isfinite(given).sum()]  # NaN is sorted last
+    adjusted = np.full(len(given), nan)
+    steps = given[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted.tolist()
+
+
+def smallest_p(patients: int, tests: int = 1) -> float:
+    """Return the smallest p value that an exact paired test can have, adjusted by Holm's method over a number of tests.
+
+    Of the 2ⁿ ways in which the signs of n differences may fall, two are the most extreme: all positive and all negative.
+    """
+    return min(1.0, tests * 2.0 ** (1 - patients))
 
 
 def rank(table: pd.DataFrame, metrics: Sequence[Metric]) -> Ranking:
@@ -130,17 +162,20 @@ def rank(table: pd.DataFrame, metrics: Sequence[Metric]) -> Ranking:
     by_patient = sum(ranks[1:], ranks[0]) / len(ranks)
     entries = list(by_patient.columns)
     pairs = list(combinations(entries, 2))
-    p = pd.DataFrame(np.ones((len(entries),) * 2), entries, entries)
-    if pairs:
+    p = pd.DataFrame(np.full((len(entries),) * 2, nan), entries, entries)
+    if pairs and len(by_patient) >= FEWEST:
         differences = np.stack([by_patient[first] - by_patient[second] for first, second in pairs], 1)
         for (first, second), adjusted in zip(pairs, holm(permutation_p(differences).tolist()), strict=True):
             p.loc[first, second] = p.loc[second, first] = adjusted
     places = by_patient.round(9).rank(axis=1)
-    friedman = None
-    if len(entries) > 2 and len(by_patient) > 1:
-        differ = places.nunique(axis=1).max() > 1
-        friedman = float(stats.friedmanchisquare(*places.to_numpy().T).pvalue) if differ else 1.0
-    return Ranking(by_patient, places, p, friedman, _critical_difference(len(entries), len(by_patient)))
+    smallest = smallest_p(len(by_patient), len(pairs))
+    friedman = critical_difference = None
+    if len(by_patient) >= FEWEST and smallest < SIGNIFICANT:
+        critical_difference = _critical_difference(len(entries), len(by_patient))
+        if len(entries) > 2:
+            differ = places.nunique(axis=1).max() > 1
+            friedman = float(stats.friedmanchisquare(*places.to_numpy().T).pvalue) if differ else 1.0
+    return Ranking(by_patient, places, p, smallest, friedman, critical_difference)
 
 
 def permutation_p(differences: np.ndarray) -> np.ndarray:
@@ -167,7 +202,7 @@ def permutation_p(differences: np.ndarray) -> np.ndarray:
 
 
 def _critical_difference(entries: int, patients: int) -> float | None:
-    if entries < 2 or patients < 2:
+    if entries < 2:
         return None
     q = stats.studentized_range.ppf(0.95, entries, np.inf) / sqrt(2)
     return float(q * sqrt(entries * (entries + 1) / (6 * patients)))

@@ -20,6 +20,13 @@ def short(region: str) -> str:
     return brats.SHORT_NAMES.get(region, region)
 
 
+def printable(name: str) -> str:
+    """Return a name; raise `UsageError` if it has letters that cannot be printed, such as those that command a terminal."""
+    if not name.isprintable():
+        raise UsageError(f"the name {name!a} has letters that cannot be printed")
+    return name
+
+
 def regions_named(name: str) -> Regions:
     """Return the regions of that name; raise `UsageError` with the nearest known name if there is none."""
     if name not in NAMED_REGIONS:
@@ -44,5 +51,5 @@ def regions_from(content: Any, where: str) -> Regions:
         chosen = list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
         if not chosen or not all(type(label) is int and 0 < label <= 255 for label in chosen):
             raise UsageError(f"{where}: {name}: a region is a list of labels from 1 to 255, this is {labels!r}")
-        found[name] = tuple(chosen)
+        found[printable(name)] = tuple(chosen)
     return found

@@ -11,38 +11,30 @@ summary.json: settings, counts, and the statistics of each region and metric.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isnan
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nnunet_glims import __version__
-from nnunet_glims.errors import ProcessingError, UsageError, UserError
+from nnunet_glims.errors import UsageError, UserError
 from nnunet_glims.evaluation.case import measure_case
+from nnunet_glims.evaluation.csv_text import csv_text
 from nnunet_glims.evaluation.protocol import Protocol
+from nnunet_glims.evaluation.records import CASES, SUMMARY, TABLE, records, stamp_of, table_of
 from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.evaluation.statistics import describe
-from nnunet_glims.files import read_json, write_json, write_text
+from nnunet_glims.files import check_output_folder, read_json, write_json, write_text
 from nnunet_glims.images import LabelMap, read_label_map
+from nnunet_glims.locks import lock
 from nnunet_glims.processes import Progress, processes, quietly
 
-CASES, TABLE, SUMMARY = "cases.jsonl", "metrics.csv", "summary.json"
-
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "key": str,
-    "case": str,
-    "fold": (int, NoneType),
-    "truth": str,
-    "regions": dict,
-    "confusion": list,
-}
-"""Keys of a line of cases.jsonl that are read, with the types of their values."""
+LOCK = ".evaluating.lock"
 
 METHOD_VERSION = 1
 """Version of the metrics. It is raised whenever a number changes for the same files and settings. Evaluations without a
@@ -89,26 +81,6 @@ class Settings:
         }
 
 
-@dataclass(frozen=True)
-class Results:
-    """An evaluation, as `read_results` finds it.
-
-    Attributes:
-        table: a row for each case and region: case, fold (missing outside of cross-validation), region, and the metrics.
-        cases: the lines of cases.jsonl.
-        summary: the content of summary.json.
-    """
-
-    table: pd.DataFrame
-    cases: Sequence[Mapping[str, Any]]
-    summary: Mapping[str, Any]
-
-    @property
-    def method_version(self) -> int:
-        """The version of the metrics that the numbers were computed with; 0 for results of the first release."""
-        return self.summary.get("method_version", 0)
-
-
 def evaluate_cases(
     files: Sequence[CaseFiles],
     settings: Settings,
@@ -136,16 +108,29 @@ def evaluate_cases(
 
     Raises:
         UsageError: `out` is a file, or has a summary.json of another program.
-        ProcessingError: a process was killed.
+        ProcessingError: a process was killed, or another process evaluates into the same folder.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: this is a file; the results need a folder")
-    if (out / SUMMARY).exists() and "nnunet_glims" not in read_json(out / SUMMARY, nan_allowed=True):
-        raise UsageError(
-            f"{out / SUMMARY}: this is another program's, and would be overwritten: choose another folder with -o"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    done = {line["key"]: line for line in _lines(out / CASES)}
+    check_output_folder(out)
+    if (out / SUMMARY).exists():
+        content = read_json(out / SUMMARY, nan_allowed=True)
+        if not isinstance(content, dict) or "nnunet_glims" not in content:
+            raise UsageError(
+                f"{out / SUMMARY}: this is another program's, and would be overwritten: choose another folder with -o"
+            )
+    with lock(out / LOCK, f"evaluating into {out}"):
+        return _evaluate(files, settings, out, workers, without_truth, origin or {}, progress)
+
+
+def _evaluate(
+    files: Sequence[CaseFiles],
+    settings: Settings,
+    out: Path,
+    workers: int,
+    without_truth: Sequence[Path],
+    origin: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    done = {line["key"]: line for line, _ in records(out / CASES) if line is not None}
     _end_last_line(out / CASES)
     keys = {_key(case, settings): case for case in files}
     failed: dict[str, str] = {}
@@ -166,14 +151,15 @@ def evaluate_cases(
             record.flush()
     lines = [done[key] for key in keys if key in done]
     write_text(out / CASES, "".join(json.dumps(line) + "\n" for line in lines))
-    table = _table(lines)
-    write_text(out / TABLE, table.to_csv(index=False))
+    table = table_of(lines)
+    write_text(out / TABLE, csv_text(table))
     summary = {
         "nnunet_glims": __version__,
         "method_version": METHOD_VERSION,
-        **(origin or {}),
+        **origin,
         **settings.as_json(),
-        "cases": len(lines),
+        "cases": len({line["case"] for line in lines}),
+        "records": len(lines),
         "failed": failed,
         "missing_predictions": [case.name for case in files if case.prediction is None],
         "predictions_without_truth": [str(file) for file in without_truth],
@@ -181,57 +167,6 @@ def evaluate_cases(
     }
     write_json(out / SUMMARY, summary)
     return summary
-
-
-def read_results(folder: Path) -> Results:
-    """Read an evaluation that was written before.
-
-    Raises:
-        UsageError: the folder has no evaluation that was completed.
-        ProcessingError: cases.jsonl is damaged: it has not as many complete lines as the summary has cases.
-    """
-    if not is_evaluation(folder):
-        raise UsageError(f"{folder}: there is no completed evaluation: make it with nnunet-glims evaluate")
-    lines, summary = list(_lines(folder / CASES)), read_json(folder / SUMMARY)
-    if len(lines) != summary["cases"]:
-        raise ProcessingError(
-            f"{folder / CASES}: this has {len(lines)} complete lines, and {SUMMARY} counts {summary['cases']} cases: run "
-            "nnunet-glims evaluate again, which computes the missing ones"
-        )
-    return Results(_table(lines), lines, summary)
-
-
-def is_evaluation(folder: Path) -> bool:
-    """Return whether the folder has an evaluation that was completed."""
-    summary = folder / SUMMARY
-    return (folder / CASES).exists() and summary.exists() and "statistics" in read_json(summary)
-
-
-def changed_file(results: Results) -> tuple[str, Path] | None:
-    """Return a case and one of its files that has changed in size or time since the evaluation; None if none has.
-
-    Files that no longer exist do not count. Results of the first release have no sizes and times to compare.
-    """
-    for line in results.cases:
-        if results.method_version == 0:
-            break
-        for stamp in json.loads(line["key"])["files"]:
-            if stamp is not None and Path(stamp[0]).exists() and _stamp(Path(stamp[0])) != stamp:
-                return line["case"], Path(stamp[0])
-    return None
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Return the lines that were written completely."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:  # the line was cut off when the evaluation was stopped, or it is damaged
-            continue
-        if isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in _KINDS.items()):
-            yield found
 
 
 def _end_last_line(path: Path) -> None:
@@ -255,11 +190,11 @@ def _key(case: CaseFiles, settings: Settings) -> str:
 
 
 def _stamp(file: Path) -> list[Any] | None:
-    """Return path, size in bytes and time of change of a file; None if it does not exist."""
+    """Return path, size in bytes and times of change of a file; None if it does not exist."""
     if not file.exists():
         return None
     stat = file.stat()
-    return [str(file), stat.st_size, stat.st_mtime_ns]
+    return [str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def _evaluated(settings: Settings, waiting: tuple[str, CaseFiles]) -> tuple[str, str, dict[str, Any] | str]:
@@ -274,6 +209,7 @@ def _evaluated(settings: Settings, waiting: tuple[str, CaseFiles]) -> tuple[str,
 
 
 def _measured(case: CaseFiles, settings: Settings) -> dict[str, Any]:
+    stamps = [None if file is None else stamp_of(file) for file in (case.truth, case.prediction)]
     truth = read_label_map(case.truth)
     if case.prediction is None:
         prediction = LabelMap(np.zeros_like(truth.labels), truth.geometry)
@@ -291,6 +227,7 @@ def _measured(case: CaseFiles, settings: Settings) -> dict[str, Any]:
         "fold": case.fold,
         "truth": str(case.truth),
         "prediction": None if case.prediction is None else str(case.prediction),
+        "stamps": stamps,
         "regions": {
             region: {name: None if isnan(value) else value for name, value in values.items()}
             for region, values in measures.regions.items()
@@ -304,19 +241,6 @@ def _check_labels(file: Path, labels: LabelMap, settings: Settings) -> None:
     unknown = sorted(set(np.flatnonzero(np.bincount(labels.labels.ravel())).tolist()) - known)
     if unknown:
         raise UsageError(f"{file}: has labels {', '.join(map(str, unknown))}, which belong to no region")
-
-
-def _table(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    rows = [
-        {"case": line["case"], "fold": line["fold"], "region": region, **measures}
-        for line in lines
-        for region, measures in line["regions"].items()
-    ]
-    if not rows:
-        return pd.DataFrame(columns=["case", "fold", "region"])
-    table = pd.DataFrame(rows).astype({"fold": "Int64"})
-    measured = table.columns.drop(["case", "fold", "region"])
-    return table.astype(dict.fromkeys(measured, float))
 
 
 def _summary(table: pd.DataFrame, settings: Settings) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import numpy as np
 
 RESAMPLES, _RESAMPLES_AT_ONCE = 9999, 1000
 SEED = 2026
+FEWEST = 5
+"""Fewest values that an interval, a test or a claim that one entry is the best may be made from."""
 
 
 def describe(values: Sequence[float] | np.ndarray) -> dict[str, float | int | list[float] | None]:
@@ -32,8 +34,8 @@ def describe(values: Sequence[float] | np.ndarray) -> dict[str, float | int | li
 
 
 def bootstrap_interval(values: np.ndarray) -> list[float] | None:
-    """Return the 95 % percentile bootstrap interval of the mean (Efron 1979), from fixed resamples; None for a single value."""
-    if len(values) < 2:
+    """Return the 95 % percentile bootstrap interval of the mean (Efron 1979), from fixed resamples; None for too few values."""
+    if len(values) < FEWEST:
         return None
     rng = np.random.default_rng(SEED)
     batches = (_RESAMPLES_AT_ONCE,) * (RESAMPLES // _RESAMPLES_AT_ONCE) + (RESAMPLES % _RESAMPLES_AT_ONCE,)

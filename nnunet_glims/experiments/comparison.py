@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -258,7 +259,7 @@ class Comparison(BaseModel):
 
 def write_template(path: Path) -> None:
     """Write a commented comparison file to edit; raise `UsageError` if the file exists or its folder does not."""
-    if path.exists():
+    if os.path.exists(path):
         raise UsageError(f"{path}: this file is there already")
     check_output_file(path)
     write_text(path, TEMPLATE)
@@ -270,7 +271,7 @@ def read_comparison(path: Path) -> Comparison:
     Raises:
         UsageError: the file is missing, is not YAML, or has wrong content. The message lists every problem with line and key.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise UsageError(f"{path}: there is no such file. nnunet-glims compare init {path} writes one")
     document = read_yaml_document(path)
     comparison = validate(Comparison, document.content, str(path), document.line_of)

@@ -23,11 +23,13 @@ def report(experiment: Experiment, tell: Callable[[str], None]) -> list[Path]:
     """
     pages = []
     for job in experiment.reports:
-        usable = []
+        usable, notes = [], []
         for evaluation in job.evaluations:
             missing = [need for need in evaluation.needs if not experiment.is_done(experiment.jobs[need])]
             if missing:
-                tell(f"{evaluation.name}: left out, {len(missing)} of {len(evaluation.needs)} trainings are not done")
+                lacks = f"{len(missing)} of {len(evaluation.needs)} trainings are not done"
+                tell(f"{evaluation.name}: left out, {lacks}")
+                notes.append(f"Partial report: {evaluation.title} is left out, {lacks}.")
                 continue
             if not experiment.is_done(evaluation):
                 tell(f"{evaluation.name}: started")
@@ -36,7 +38,7 @@ def report(experiment: Experiment, tell: Callable[[str], None]) -> list[Path]:
             usable.append(evaluation)
         if usable:
             job.folder.cancel_file.unlink(missing_ok=True)
-            Step(job, EXECUTOR, job.commands_of(usable))()
+            Step(job, EXECUTOR, job.commands_of(usable, notes))()
             pages.append(job.page)
     if not pages:
         path = experiment.layout.path

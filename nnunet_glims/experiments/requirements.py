@@ -10,7 +10,13 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.comparison import Entry
 from nnunet_glims.experiments.layout import Layout
 from nnunet_glims.nnunet.dataset_json import read_dataset_json
-from nnunet_glims.nnunet.plans.configuration import BASE_PLANS, check_is_3d, read_plans
+from nnunet_glims.nnunet.plans.configuration import (
+    BASE_PLANS,
+    check_complete,
+    check_fits_strides,
+    check_is_3d,
+    read_plans,
+)
 from nnunet_glims.nnunet.plans.content import resolved
 from nnunet_glims.nnunet.splits import read_splits
 from nnunet_glims.processes import find_program
@@ -57,8 +63,8 @@ def _check_device(layout: Layout) -> None:
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if there < max(1, asked.resources.gpus):
         raise UsageError(
-            f"{layout.path}: device: cuda: {max(1, asked.resources.gpus)} GPUs are asked for by resources, and torch finds "
-            f"{there} on this machine. Ask for fewer, or for device: cpu"
+            f"{layout.path}: device: cuda: resources ask for {max(1, asked.resources.gpus)} GPU, and torch finds {there} on "
+            f"this machine. Ask for fewer, or for device: cpu"
         )
 
 
@@ -97,11 +103,14 @@ def _check_plans(layout: Layout, number: int, entry: Entry) -> None:
             f"{layout.path}: entry {entry.name}: configuration {entry.configuration!r} is not in {path}: "
             f"{nearest(entry.configuration, list(found))}"
         )
-    if entry.network is not None:
-        try:
+    try:
+        check_complete(plans, entry.configuration)
+        if entry.network is not None:
             check_is_3d(plans, entry.configuration)
-        except UsageError as error:
-            raise UsageError(f"{layout.path}: entry {entry.name}: {error}") from None
+        elif entry.override is None:
+            check_fits_strides(resolved(found, entry.configuration), str(path))
+    except UsageError as error:
+        raise UsageError(f"{layout.path}: entry {entry.name}: {error}") from None
     stage = resolved(found, entry.configuration).get("previous_stage")
     if stage is not None:
         model = layout.results / layout.dataset_names[number] / f"{entry.trainer}__{entry.plans}__{stage}"

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nnunet_glims.errors import ProcessingError
 from nnunet_glims.experiments.fingerprint import Ingredients
 from nnunet_glims.files import write_text
 from nnunet_glims.locks import Process, holder_of
+from nnunet_glims.validation import Model
 
 FILE = "job.json"
 LOG = "log.txt"
@@ -127,10 +129,7 @@ class JobFolder:
 
     def read(self) -> JobRecord | None:
         """Return the record; None if the job was never started or the file cannot be read as a record."""
-        try:
-            return JobRecord.model_validate_json(self.record_file.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValidationError):
-            return None
+        return _record(JobRecord, self.record_file)
 
     def write(self, record: JobRecord) -> None:
         """Write the record atomically."""
@@ -184,10 +183,7 @@ class TrainingRecord(BaseModel):
     @classmethod
     def read(cls, fold: Path) -> TrainingRecord | None:
         """Return the record in a fold's folder; None if there is none."""
-        try:
-            return cls.model_validate_json((fold / TRAINING_FILE).read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValidationError):
-            return None
+        return _record(cls, fold / TRAINING_FILE)
 
     def write(self, fold: Path) -> None:
         """Write the record to the fold's folder atomically."""
@@ -209,3 +205,15 @@ def new_record(
         executor_id=executor_id,
         began=time.time(),
     )
+
+
+def _record(model: type[Model], path: Path) -> Model | None:
+    """Return a record; None where there is no such file or it holds no record. Raise `ProcessingError` for a folder."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+    except OSError as error:
+        raise ProcessingError(
+            f"{path}: cannot be read: {error.strerror}. Remove it, and run the command again"
+        ) from None

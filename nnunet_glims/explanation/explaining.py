@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnunet_glims import __version__
 from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.csv_text import csv_text
 from nnunet_glims.explanation import pictures, sanity
 from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest
 from nnunet_glims.explanation.volumes import NetworkInput
@@ -87,7 +88,7 @@ def explain(
             shown.append(pictures.DrawnCase(case.name, case.files, explainer.channels, inside, truths[case.name]))
         if gates:
             table = pd.DataFrame(gates)
-            write_text(unfinished / GATES, table.to_csv(index=False))
+            write_text(unfinished / GATES, csv_text(table))
             pictures.draw_gates(table, unfinished / "channel_gates.png")
         write_json(unfinished / SUMMARY, summary)
         pictures.write_page(summary, shown, unfinished)

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.protocol import protocol_for
-from nnunet_glims.evaluation.regions import NAMED_REGIONS, Regions, regions_from, regions_named
-from nnunet_glims.evaluation.results import CaseFiles, Results, Settings, evaluate_cases, read_results
+from nnunet_glims.evaluation.records import Results, changed_file, read_results
+from nnunet_glims.evaluation.regions import NAMED_REGIONS, Regions, printable, regions_from, regions_named
+from nnunet_glims.evaluation.results import Settings, evaluate_cases
 from nnunet_glims.files import read_json
-from nnunet_glims.nnunet.folders import (
-    PREPROCESSED,
-    RAW,
-    find_dataset_json,
-    ignored_label,
-    label_maps,
-    regions_of,
-)
-from nnunet_glims.nnunet.models import ModelFolder
+from nnunet_glims.nnunet.cases import Cases, cases_of_folders, cases_of_model
+from nnunet_glims.nnunet.folders import ignored_label, is_background, label_maps, regions_of
 from nnunet_glims.processes import Progress, quietly, workers_or_default
 
 RESULTS_FOLDER = "evaluation"
 """Name of the folder for the results, in the folder that is evaluated."""
-
-
-@dataclass(frozen=True)
-class Cases:
-    """The cases to evaluate.
-
-    Attributes:
-        files: the cases, sorted by name.
-        without_truth: predictions that no true label map belongs to.
-        dataset_json: the content of nnU-Net's dataset.json; None where none was found.
-    """
-
-    files: Sequence[CaseFiles]
-    without_truth: Sequence[Path]
-    dataset_json: Mapping[str, Any] | None
 
 
 def evaluate_folders(
@@ -89,7 +67,7 @@ def evaluate_folders(
     searched = f"{predictions}, {truths} or above"
     settings = _settings(cases.dataset_json, searched, regions, preset, surface, penalty, tolerance, region_tolerances)
     out = predictions / RESULTS_FOLDER if out is None else Path(out)
-    return _evaluate(cases, settings, only_predicted, out, workers, {"model": None}, progress)
+    return _evaluate(cases, settings, only_predicted, out, workers, None, progress)
 
 
 def evaluate_model(
@@ -126,7 +104,7 @@ def evaluate_model(
         cases.dataset_json, str(model), regions, preset, surface, penalty, tolerance, region_tolerances
     )
     out = model / RESULTS_FOLDER if out is None else Path(out)
-    return _evaluate(cases, settings, only_predicted, out, workers, {"model": str(model.resolve())}, progress)
+    return _evaluate(cases, settings, only_predicted, out, workers, model.resolve(), progress)
 
 
 def _evaluate(
@@ -135,12 +113,38 @@ def _evaluate(
     only_predicted: bool,
     out: Path,
     workers: int | None,
-    origin: Mapping[str, Any],
+    model: Path | None,
     progress: Progress,
 ) -> Results:
     files = [case for case in cases.files if case.prediction is not None or not only_predicted]
+    origin = {
+        "model": None if model is None else str(model),
+        "folders": [str(folder) for folder in cases.folders],
+        "folds": None if cases.folds is None else cases.folds.as_json(),
+        "left_out": [case.name for case in cases.files if case.prediction is None and only_predicted],
+        "other_files": [str(file) for file in cases.other_files],
+        "remarks": list(cases.remarks),
+    }
     evaluate_cases(files, settings, out, workers_or_default(workers), cases.without_truth, origin, progress)
     return read_results(out)
+
+
+def change_since(results: Results) -> str | None:
+    """Return a sentence about a label map that is another one now than when it was evaluated; None where all are the same.
+
+    Raises:
+        UsageError: a folder of predictions has two files of one case.
+    """
+    if (sentence := changed_file(results)) is not None:
+        return sentence
+    evaluated = {(line["case"], line["prediction"]) for line in results.cases}
+    elsewhere = {(name, None if file is None else str(Path(file).parent)) for name, file in evaluated}
+    for folder in results.summary["folders"]:
+        for name, file in label_maps(Path(folder)).items():
+            replaced = (name, None) in elsewhere or (name, folder) in elsewhere
+            if replaced and (name, str(file)) not in evaluated:
+                return f"{file} of case {name} was not there when this was evaluated"
+    return None
 
 
 def _settings(
@@ -155,6 +159,8 @@ def _settings(
 ) -> Settings:
     """Return the settings that a user chose; `searched` names the places where dataset.json was looked for."""
     found = _regions(dataset_json, searched, regions)
+    for name in found:
+        printable(name)
     protocol = protocol_for(list(found), preset, surface, penalty, tolerance, region_tolerances or {})
     return Settings(found, protocol, None if dataset_json is None else ignored_label(dataset_json))
 
@@ -171,90 +177,7 @@ def _regions(
     if str(given) in NAMED_REGIONS or not Path(given).suffix:
         return regions_named(str(given))
     content = read_json(Path(given))
-    if isinstance(content, dict) and "labels" in content:
-        return regions_of(content)
+    if isinstance(content, dict) and isinstance(content.get("labels"), dict):  # a dataset.json
+        labels = content["labels"].items()
+        content = {name: of for name, of in labels if name != "ignore" and not is_background(name, of)}
     return regions_from(content, str(given))
-
-
-def cases_of_folders(truths: Path, predictions: Path) -> Cases:
-    """Return the cases of two folders whose files have the same names. A true label map without a prediction is a case too.
-
-    Raises:
-        UsageError: a folder is missing or has no label maps, or no prediction belongs to a true label map.
-    """
-    truths, predictions = truths.resolve(), predictions.resolve()
-    for folder in (truths, predictions):
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: there is no such folder")
-    dataset_json = find_dataset_json(predictions, truths, truths.parent)
-    ending = None if dataset_json is None else dataset_json["file_ending"]
-    true_files, predicted = label_maps(truths, ending), label_maps(predictions, ending)
-    if not true_files:
-        raise UsageError(f"{truths}: there are no label maps" + ("" if ending is None else f" that end in {ending}"))
-    if not predicted.keys() & true_files.keys():
-        raise UsageError(
-            f"{predictions}: no file has the name of one in {truths}, such as {next(iter(true_files.values())).name}"
-        )
-    files = [CaseFiles(name, truth, predicted.get(name)) for name, truth in true_files.items()]
-    return Cases(files, [file for name, file in predicted.items() if name not in true_files], dataset_json)
-
-
-def cases_of_model(model: Path, truths: Path | None = None, chosen: Sequence[int] | None = None) -> Cases:
-    """Return the validation cases of all folds of a model that nnU-Net trained.
-
-    Args:
-        model: folder with plans.json, dataset.json and fold_0, fold_1 and so on.
-        truths: folder of label maps; None looks for them in nnUNet_preprocessed and nnUNet_raw.
-        chosen: the folds to take; None is all that were validated.
-
-    Raises:
-        UsageError: this is no model folder, no fold was validated, or the label maps cannot be found.
-    """
-    folder = ModelFolder(model.resolve())
-    ending = folder.dataset_json["file_ending"]
-    folds = {
-        number: path / "validation" for number, path in folder.folds.items() if label_maps(path / "validation", ending)
-    }
-    if not folds:
-        raise UsageError(
-            f"{model}: no fold has predictions of its validation cases (fold_0/validation/*{ending}); nnUNetv2_train with "
-            "--val makes them. fold_all does not count: its validation cases were trained on"
-        )
-    missing = [fold for fold in chosen or () if fold not in folds]
-    if missing:
-        raise UsageError(
-            f"{model}: fold {missing[0]} has no predictions of its validation cases, only {', '.join(map(str, folds))}"
-        )
-    folds = {fold: folder for fold, folder in folds.items() if chosen is None or fold in chosen}
-    truths = _truths_of(folder.dataset) if truths is None else truths.resolve()
-    splits = _splits_of(folder.dataset)
-    true_files = label_maps(truths, ending)
-    files = []
-    without_truth = []
-    for fold, validation in folds.items():
-        predicted = label_maps(validation, ending)
-        expected = splits[fold]["val"] if splits is not None and fold < len(splits) else predicted
-        without_truth += [file for name, file in predicted.items() if name not in true_files]
-        lost = [name for name in expected if name not in true_files and name not in predicted]
-        if lost:
-            raise UsageError(f"{truths}: there is no label map of case {lost[0]}, which fold {fold} validates on")
-        names = sorted({*expected, *predicted} & true_files.keys())
-        files += [CaseFiles(name, true_files[name], predicted.get(name), fold) for name in names]
-    if not files:
-        raise UsageError(f"{truths}: there is no label map of any case that {model} was validated on")
-    return Cases(sorted(files, key=lambda case: case.name), without_truth, folder.dataset_json)
-
-
-def _truths_of(dataset: str) -> Path:
-    found = PREPROCESSED.find(dataset, "gt_segmentations") or RAW.find(dataset, "labelsTr")
-    if found is None:
-        raise UsageError(
-            f"the label maps of {dataset} are neither in nnUNet_preprocessed nor in nnUNet_raw: set these variables, or give "
-            "the folder with --truth"
-        )
-    return found
-
-
-def _splits_of(dataset: str) -> list[dict[str, list[str]]] | None:
-    path = PREPROCESSED.find(dataset, "splits_final.json")
-    return None if path is None else read_json(path)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UsageError, cut
 from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.nnunet.dataset_json import read_dataset_json
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-"""How the names of label maps may end. The longer ending comes first where one ends in another."""
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".tiff", ".tif")
+"""How the names of 3D label maps may end, in small or capital letters: those that nnU-Net's readers know, and ".mhd"."""
+
+_COMPANIONS = ("dataset.json", "plans.json", "predict_from_raw_data_args.json", "summary.json", "postprocessing.json",
+               "postprocessing.pkl")  # fmt: skip
+"""Files that nnU-Net and this package write beside label maps."""
+_OF_CASES = (".npz", ".pkl", ".json", ".raw", ".zraw")
+"""Endings of files that belong to a case's label map: probabilities, properties, spacing of TIFF, voxels of ".mhd"."""
 
 READERS = ("SimpleITKIO", "NibabelIO")
 """nnU-Net's image readers that return the axes in the order of the file (z, y, x)."""
@@ -69,10 +77,12 @@ def dataset_name(dataset: str) -> str:
     """Return the name DatasetNNN_NAME of a data set given by number or name; raise `UsageError` if nnU-Net knows none."""
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+    if not re.fullmatch(r"[0-9]{1,9}|Dataset[0-9]{3}_[^/\\]+", dataset):
+        raise UsageError(f"data set {cut(dataset)!r}: give the data set's number or its name DatasetNNN_NAME")
     try:
         return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"data set {dataset!r}: {error}") from None
+        raise UsageError(f"data set {dataset!r}: {cut(str(error), 300)}") from None
 
 
 def preprocessed_folder(dataset: str) -> Path:
@@ -95,12 +105,17 @@ def find_dataset_json(*folders: Path) -> Mapping[str, Any] | None:
     return None
 
 
+def is_background(name: str, labels: object) -> bool:
+    """Return whether an entry of "labels" in dataset.json is the background: named so in any letters, or of label 0 alone."""
+    return name.strip().lower() == "background" or labels == 0 or labels == [0]
+
+
 def regions_of(dataset_json: Mapping[str, Any]) -> Regions:
     """Return name -> labels of each region, in the order of dataset.json; without regions each label is one of its own."""
     return {
         name: tuple(labels) if isinstance(labels, list) else (labels,)
         for name, labels in dataset_json["labels"].items()
-        if name not in ("background", "ignore")
+        if name != "ignore" and not is_background(name, labels)
     }
 
 
@@ -112,31 +127,79 @@ def ignored_label(dataset_json: Mapping[str, Any]) -> int | None:
 def label_maps(folder: Path, ending: str | None = None) -> dict[str, Path]:
     """Return case -> its label map, for all CASE<ending> in a folder, sorted by file name; empty if there is no such folder.
 
-    Names that begin with a dot are left out: they are those of macOS and of unfinished files.
+    This is the one list of a folder's cases. Names that begin with a dot are left out: they are those of macOS and of
+    unfinished files. `other_files` returns what else is in the folder.
 
     Args:
         folder: folder to search.
         ending: the file ending of the data set; None takes every ending of `ENDINGS`.
 
     Raises:
-        UsageError: a label map has another ending than the one given, or two label maps belong to one case.
+        UsageError: two label maps belong to one case, a label map has another ending than the one given, the name of a
+            case cannot be printed, or the folder cannot be read.
     """
-    if not folder.is_dir():
-        return {}
-    endings = ENDINGS if ending is None else (ending,)
+    found = files_by_case(folder, ENDINGS if ending is None else (ending, *ENDINGS))
+    for file in found.values():
+        if ending is not None and not file.name.lower().endswith(ending.lower()):
+            raise UsageError(f"{file}: this does not end in {ending}, as the file_ending of dataset.json has it")
+    return found
+
+
+def files_by_case(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """Return case -> its file, for all files of a folder with one of these endings, in small or capital letters.
+
+    Names of cases are in Unicode's composed form (NFC), whichever form the file system has.
+
+    Raises:
+        UsageError: as for `label_maps`.
+    """
+    longest_first = sorted({ending.lower() for ending in endings}, key=len, reverse=True)
     found: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith("."):
+    for file in _listed(folder):
+        ending = next((known for known in longest_first if file.name.lower().endswith(known)), None)
+        if ending is None:
             continue
-        its_ending = next((known for known in endings if file.name.endswith(known)), None)
-        if its_ending is None:
-            if file.name.endswith(ENDINGS):
-                raise UsageError(f"{file}: this does not end in {ending}, as the file_ending of dataset.json has it")
-            continue
-        name = file.name.removesuffix(its_ending)
+        name = unicodedata.normalize("NFC", file.name[: -len(ending)])
+        if not name.isprintable():
+            raise UsageError(
+                f"{folder}: the name {file.name!r} has letters that cannot be printed or are not UTF-8: rename this file"
+            )
         if name in found:
             raise UsageError(
-                f"{folder}: case {name} has two label maps, {found[name].name} and {file.name}: remove one of them"
+                f"{folder}: case {name} has two files, {found[name].name} and {file.name}: remove one of them"
             )
         found[name] = file
     return found
+
+
+def case_of(path: str) -> str:
+    """Return the case of the path of a label map, whichever system wrote it; its whole name if the ending is unknown."""
+    name = unicodedata.normalize("NFC", path.replace("\\", "/").rpartition("/")[2])
+    return next((name[: -len(ending)] for ending in ENDINGS if name.lower().endswith(ending)), name)
+
+
+def other_files(folder: Path, ending: str | None = None) -> list[Path]:
+    """Return the files of a folder that are neither label maps nor written beside them by nnU-Net, sorted by name.
+
+    Raises:
+        UsageError: as for `label_maps`.
+    """
+    cases = label_maps(folder, ending)
+    known = {*(file.name for file in cases.values()), *_COMPANIONS}
+    return [
+        file
+        for file in _listed(folder)
+        if file.name not in known
+        and file.is_file()
+        and not (file.suffix in _OF_CASES and unicodedata.normalize("NFC", file.stem) in cases)
+    ]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what is in a folder, without names that begin with a dot; empty if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    try:
+        return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from importlib.util import find_spec
@@ -19,23 +20,23 @@ from nnunet_glims.validation import nearest
 def check_trainer(name: str) -> None:
     """Raise `UsageError` with the nearest known name where nnU-Net would find no trainer of that name.
 
-    A trainer that one of the searched files names is taken for known. Only for others nnU-Net itself is asked, which
-    imports it.
+    The trainers of registered networks, and classes that one of the searched files defines, are known. Only for other
+    names nnU-Net itself is asked, which imports all of these files.
     """
     known = {trainer for network in networks() for trainer in network.trainers}
     if name in known:
         return
-    word = re.compile(rf"\b{re.escape(name)}\b")
     for text in _searched_files():
-        if word.search(text):
-            return
         known.update(re.findall(r"^class (\w+)", text, re.MULTILINE))
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
+        if name in known:
+            return
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
             recursive_find_trainer_class_by_name(name)
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, TypeError):  # TypeError: there is something of that name that is no class
         raise UsageError(f"nnU-Net finds no trainer {name!r}: {nearest(name, sorted(known))}") from None
 
 

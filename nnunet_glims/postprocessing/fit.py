@@ -22,7 +22,7 @@ from nnunet_glims.evaluation.results import CaseFiles
 from nnunet_glims.evaluation.voxels import VoxelCounts, confusion_matrix
 from nnunet_glims.geometry import bounding_box, times
 from nnunet_glims.images import read_label_map
-from nnunet_glims.nnunet.evaluation import cases_of_model
+from nnunet_glims.nnunet.cases import cases_of_model
 from nnunet_glims.nnunet.folders import ignored_label, regions_of
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.postprocessing.case import (

@@ -168,7 +168,12 @@ def load_rules(name: str) -> Rules:
         raise UsageError(
             f"preset {name!r} is unknown: {nearest(name, list(PRESETS))}. A file of rules must end in .json"
         )
-    return read_model(Rules, Path(name))
+    rules = read_model(Rules, Path(name))
+    if rules.fitted is None and not (rules.regions or rules.components or rules.holes):
+        raise UsageError(
+            f"{name}: there is no rule in this file: regions, components or holes. --preset none changes nothing"
+        )
+    return rules
 
 
 def rules_to_json(rules: Rules) -> dict[str, Any]:

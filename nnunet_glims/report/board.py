@@ -14,14 +14,13 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation.averages import case_means, patient_means, values_by_entry
 from nnunet_glims.evaluation.metrics import METRICS, metric_named
 from nnunet_glims.evaluation.metrics.metric import Metric
-from nnunet_glims.evaluation.ranking import PairedTest, Ranking, paired_tests, rank
-from nnunet_glims.evaluation.results import changed_file
-from nnunet_glims.evaluation.statistics import describe
+from nnunet_glims.evaluation.ranking import SIGNIFICANT, PairedTest, Ranking, paired_tests, rank
+from nnunet_glims.evaluation.statistics import FEWEST, describe
+from nnunet_glims.nnunet.evaluation import change_since
 from nnunet_glims.report.costs import Costs, costs_of
 from nnunet_glims.report.entries import LeaderboardEntry, Run
 from nnunet_glims.report.patients import Patients, patients_of
 
-SIGNIFICANT = 0.05
 RANKED = (("lesion_dice", "dice"), ("lesion_hd95", "hd95"))
 """Metrics by which entries are ranked: from each tuple the first one that was measured."""
 SHOWN = ("dice", "hd95", "nsd")
@@ -80,6 +79,11 @@ class Board:
         return "patient" if self.patients.have_several_cases else "case"
 
     @property
+    def has_enough_patients(self) -> bool:
+        """Whether there are enough patients for intervals, tests and a best entry."""
+        return self.patients.count >= FEWEST
+
+    @property
     def most_seeds(self) -> int:
         """The largest number of seeds of an entry."""
         return max(len(entry.runs) for entry in self.entries)
@@ -99,9 +103,10 @@ class Board:
         return max(known, key=lambda name: known[name]) if known else None
 
     def is_best(self, metric: Metric, region: str, entry: str) -> bool:
-        """Return whether no entry has a better mean (to 9 digits), where all entries have the same number of values."""
+        """Return whether no entry has a better mean (to 9 digits); not where values are few, or some entries have more."""
         best = self.best(metric, region)
-        if len({described["n"] for described in self.statistics[metric.name, region].values()}) > 1:
+        counts = {described["n"] for described in self.statistics[metric.name, region].values()}
+        if len(counts) > 1 or min(counts) < FEWEST:
             return False
         return best is not None and abs(self.mean(metric, region, entry) - self.mean(metric, region, best)) < 1e-9
 
@@ -230,11 +235,9 @@ def _check_runs(entries: Sequence[LeaderboardEntry]) -> None:
                 f"{name}: {len(failed)} cases could not be evaluated, such as {next(iter(failed.items()))}: correct them and "
                 "run nnunet-glims evaluate again"
             )
-        changed = changed_file(run.results)
+        changed = change_since(run.results)
         if changed is not None:
-            raise UsageError(
-                f"{name}: {changed[1]} of case {changed[0]} has changed since it was evaluated: run nnunet-glims evaluate again"
-            )
+            raise UsageError(f"{name}: {changed}: run nnunet-glims evaluate again")
 
 
 def _title(entry: LeaderboardEntry, run: Run) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.evaluation.results import Results, is_evaluation, read_results
-from nnunet_glims.files import read_text
+from nnunet_glims.evaluation.records import Name, Results, is_evaluation, read_results
+from nnunet_glims.evaluation.regions import printable
 from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER
 from nnunet_glims.nnunet.folders import RAW
 from nnunet_glims.nnunet.models import ModelFolder
-from nnunet_glims.validation import validate
+from nnunet_glims.validation import read_model, validate
 
 
 class EntryFile(BaseModel):
@@ -34,7 +33,7 @@ class EntryFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1)
+    name: Name
     path: Path | None = None
     paths: list[Path] = Field(default_factory=list)
     model: Path | None = None
@@ -62,7 +61,7 @@ class BoardFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    title: str = "Leaderboard"
+    title: Annotated[str, AfterValidator(printable)] = "Leaderboard"
     entries: list[EntryFile] = Field(min_length=1)
 
 
@@ -131,8 +130,8 @@ def board_file(entries: Entries | str | Path) -> BoardFile:
     else:
         if not entries:
             raise UsageError("give at least one entry, NAME=FOLDER")
-        folders = {name: [given] if isinstance(given, str | Path) else list(given) for name, given in entries.items()}
-        content = {"entries": [{"name": name, "paths": paths} for name, paths in folders.items()]}
+        folders = {name: [given] if isinstance(given, str | Path) else given for name, given in entries.items()}
+        content = {"entries": [{"name": name, "paths": list(map(str, paths))} for name, paths in folders.items()]}
         board = validate(BoardFile, content, "entries")
     names = [entry.name for entry in board.entries]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -172,12 +171,7 @@ def read_entries(board: BoardFile) -> list[LeaderboardEntry]:
 
 
 def _from_yaml(path: Path) -> BoardFile:
-    text = read_text(path)
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: this is not YAML: {error}") from None
-    board = validate(BoardFile, content, str(path))
+    board = read_model(BoardFile, path, is_yaml=True)
     for entry in board.entries:
         entry.path = None if entry.path is None else path.parent / entry.path
         entry.paths = [path.parent / given for given in entry.paths]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.evaluation.csv_text import csv_text
+from nnunet_glims.evaluation.regions import printable
 from nnunet_glims.files import check_output_folder, write_text
 from nnunet_glims.networks import network_named
 from nnunet_glims.report import page, tables
@@ -45,6 +47,7 @@ def leaderboard(
     images: str | Path | None = None,
     channel: str | None = None,
     cases: int = 8,
+    notes: Sequence[str] = (),
 ) -> Leaderboard:
     """Compare evaluated folders, and write an HTML page and tables in Markdown, LaTeX and CSV.
 
@@ -59,6 +62,7 @@ def leaderboard(
         images: folder of images in nnU-Net's naming; None looks in nnUNet_raw.
         channel: name of the channel that is shown under the labels; None takes FLAIR, T1ce, or the first one.
         cases: how many cases are shown slice by slice, at most.
+        notes: further sentences below the heading, such as which entries are not complete.
 
     Raises:
         UsageError: a folder is not evaluated, the entries cannot be compared, or a name is unknown. Then nothing is written.
@@ -67,16 +71,17 @@ def leaderboard(
     if cases < 0:
         raise UsageError(f"{cases} cases to show: it must be 0 or more")
     out = Path(out)
+    heading = None if title is None else printable(title)
     check_output_folder(out)
     given = entries if isinstance(entries, BoardFile) else board_file(entries)
     named_patients = None if patients is None else Path(patients)
-    board = make_board(title or given.title, read_entries(given), metrics, intersection, named_patients)
+    board = make_board(heading or given.title, read_entries(given), metrics, intersection, named_patients)
     shown = choose_cases(board, cases, None if images is None else Path(images), channel)
-    html = page.render(board, shown, networks)
+    html = page.render(board, shown, networks, notes)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / PAGE, html)
-    write_text(out / "leaderboard.md", tables.markdown(board))
-    write_text(out / "leaderboard.tex", tables.latex(board))
-    write_text(out / "leaderboard.csv", tables.statistics_table(board).to_csv(index=False))
-    write_text(out / "comparisons.csv", tables.tests_table(board).to_csv(index=False))
+    write_text(out / "leaderboard.md", tables.markdown(board, notes))
+    write_text(out / "leaderboard.tex", tables.latex(board, notes))
+    write_text(out / "leaderboard.csv", csv_text(tables.statistics_table(board)))
+    write_text(out / "comparisons.csv", csv_text(tables.tests_table(board)))
     return Leaderboard(out / PAGE, board, shown)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.evaluation import confusion
+from nnunet_glims.evaluation.csv_text import csv_text
 from nnunet_glims.files import check_output_folder, new_file, write_text
 from nnunet_glims.report.drawing import PLAIN_STYLE
 from nnunet_glims.report.entries import LeaderboardEntry
@@ -44,7 +45,7 @@ def write_confusion(
             raise UsageError(f"{name}: none of its {len(results[name].cases)} cases {what}")
     check_output_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "confusion.csv", confusion.table(found, labels).to_csv(index=False))
+    write_text(out / "confusion.csv", csv_text(confusion.table(found, labels)))
     with matplotlib.rc_context(PLAIN_STYLE):
         figure = Figure(figsize=size(len(found), len(labels), with_sd=True), layout="constrained")
         means = {name: matrix.mean for name, matrix in found.items()}

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.resources import files
+from math import isnan
 from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
 
 from nnunet_glims import __version__
+from nnunet_glims.evaluation.ranking import SIGNIFICANT
 from nnunet_glims.evaluation.regions import short
 from nnunet_glims.networks import networks
 from nnunet_glims.report import figures, tables
-from nnunet_glims.report.board import SIGNIFICANT, Board
+from nnunet_glims.report.board import Board
 from nnunet_glims.report.drawing import entry_colour, label_colour
+from nnunet_glims.report.remarks import averages, coverage, limits
+from nnunet_glims.report.remarks import files as files_passed_over
 from nnunet_glims.report.slices import ShownCase, stack
 
 
@@ -38,7 +42,7 @@ def render(
     stacks = [stack(case) for case in cases]
     return template.render(
         board=board,
-        notes=notes,
+        notes=[*coverage(board), *notes],
         version=__version__,
         style=Markup("".join((folder / name).read_text(encoding="utf-8") for name in ("page.css", "leaderboard.css"))),
         script=Markup((folder / "leaderboard.js").read_text(encoding="utf-8")),
@@ -58,7 +62,7 @@ def render(
         figures=_figures(board),
         significant=SIGNIFICANT,
         protocol=_protocol(board),
-        averages=tables.averages(board),
+        remarks=[*averages(board), *limits(board), *files_passed_over(board)],
     )
 
 
@@ -132,4 +136,4 @@ def _protocol(board: Board) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return tables.MISSING if isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_glims.datasets.conversion import REPORT
+from nnunet_glims.datasets.conversion_report import read_conversion_report
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
 from nnunet_glims.report.entries import LeaderboardEntry
 
 
@@ -57,11 +57,11 @@ def patients_of(cases: Sequence[str], entries: Sequence[LeaderboardEntry], file:
         return Patients({case: named[case] for case in cases}, file)
     for entry in entries:
         for folder in entry.dataset_folders:
-            report = folder / REPORT
-            named = read_json(report).get("patients", {}) if report.is_file() else {}
+            report = read_conversion_report(folder)
+            named = {} if report is None else report.patients
             unknown = [case for case in cases if case not in named]
             if len(unknown) < len(cases):
-                return Patients({case: named.get(case, case) for case in cases}, report, unknown)
+                return Patients({case: named.get(case, case) for case in cases}, folder / REPORT, unknown)
     return Patients({case: case for case in cases})
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from nnunet_glims.evaluation.metrics.metric import Metric
 from nnunet_glims.evaluation.regions import short
+from nnunet_glims.report import escaping
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.costs import Costs
+from nnunet_glims.report.remarks import remarks
 
 MISSING = "–"
 COSTS = ("Parameters [M]", "GMAC", "Training [h]", "Memory [GiB]", "Inference [s/case]")
@@ -19,6 +21,8 @@ LEGEND = (
     "Mean ± standard deviation over {unit}s, with the 95 % bootstrap interval of the mean in brackets. Bold: the best mean. "
     "An asterisk: worse than the best by more than chance (Wilcoxon signed-rank test over {unit}s, Holm's correction, 0.05)."
 )
+LEGEND_OF_FEW = "Mean ± standard deviation over {unit}s."
+"""The legend of a table with too few patients for intervals, tests and a best entry."""
 
 
 def digits(metric: Metric) -> int:
@@ -85,32 +89,6 @@ def further_means(board: Board, metric: Metric, described: Mapping[str, Any]) ->
     return texts
 
 
-def averages(board: Board) -> list[str]:
-    """Return sentences that say over what the means are taken, and where the patients' names are from."""
-    patients = board.patients
-    found = []
-    if board.most_seeds > 1:
-        found.append(
-            "Entries with several seeds: each case counts with its mean over the seeds. “seeds ±” is the standard deviation "
-            "between the means of the seeds."
-        )
-    if patients.source is None:
-        found.append("The patients of the cases are not known: each case counts as a patient of its own.")
-        return found
-    known = f"The patients of the cases are known from {patients.source.name}."
-    if patients.have_several_cases:
-        found.append(
-            f"{known} The {len(board.cases)} cases are of {patients.count} patients: each patient counts with the mean over "
-            "his or her cases. Means, standard deviations, tests and ranks are over patients, and intervals resample patients; "
-            "“over cases” is the mean over all cases."
-        )
-    else:
-        found.append(f"{known} Each case is of another patient.")
-    if patients.unknown:
-        found.append(f"It does not name {len(patients.unknown)} cases, which count as patients of their own.")
-    return found
-
-
 def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
     """Return the headings, and the values of each row as (text, is the best, is worse than the best)."""
     columns = headings(board)
@@ -131,23 +109,24 @@ def _rows(board: Board) -> tuple[list[str], list[list[tuple[str, bool, bool]]]]:
     return head, rows
 
 
-def markdown(board: Board) -> str:
-    """Return the leaderboard in Markdown: table, legend, and the paired tests."""
+def markdown(board: Board, notes: Sequence[str] = ()) -> str:
+    """Return the leaderboard in Markdown: notes, table, legend, and the paired tests."""
     head, rows = _rows(board)
-    lines = [f"# {board.title}", "", _markdown_row(head), _markdown_row(["---"] * len(head))]
+    lines = [f"# {escaping.markdown(board.title)}", ""]
+    lines += [text for note in notes for text in (escaping.markdown(note), "")]
+    lines += [_markdown_row(map(escaping.markdown, head)), _markdown_row(["---"] * len(head))]
     for row_values in rows:
-        lines.append(
-            _markdown_row([(f"**{text}**" if best else text) + ("*" * worse) for text, best, worse in row_values])
-        )
-    lines += ["", f"{len(board.cases)} cases. {LEGEND.format(unit=board.unit)} {' '.join(averages(board))}"]
+        cells = [(escaping.markdown(text), best, worse) for text, best, worse in row_values]
+        lines.append(_markdown_row((f"**{text}**" if best else text) + ("*" * worse) for text, best, worse in cells))
+    legend = (LEGEND if board.has_enough_patients else LEGEND_OF_FEW).format(unit=board.unit)
+    lines += ["", f"{len(board.cases)} cases. {legend} {escaping.markdown(' '.join(remarks(board)))}"]
     if board.ranking is not None:
         lines += ["", "## Pairs", "", *_pairs(board)]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(texts: Sequence[str]) -> str:
-    escaped = (" ".join(text.split()).replace("|", "\\|") for text in texts)
-    return f"| {' | '.join(escaped)} |"
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _pairs(board: Board) -> list[str]:
@@ -163,10 +142,10 @@ def _pairs(board: Board) -> list[str]:
                 _markdown_row(
                     [
                         metric.title,
-                        short(pair.region),
-                        f"{pair.first} − {pair.second}",
+                        escaping.markdown(short(pair.region)),
+                        escaping.markdown(f"{pair.first} − {pair.second}"),
                         number(pair.difference, f"+.{digits(metric) + 1}f"),
-                        f"{pair.p_holm:.2g}",
+                        number(pair.p_holm, ".2g"),
                         f"{pair.effect:+.2f}",
                         str(pair.patients),
                     ]
@@ -175,27 +154,21 @@ def _pairs(board: Board) -> list[str]:
     return lines
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}",
-    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--", "{": r"\{", "}": r"\}",
-}  # fmt: skip
-
-
-def latex(board: Board) -> str:
+def latex(board: Board, notes: Sequence[str] = ()) -> str:
     """Return a booktabs table of means and standard deviations over patients, without intervals, to fit on a page."""
     columns = headings(board)
     with_rank = board.ranking is not None
     lines = [
         "% needs \\usepackage{booktabs}",
-        f"% mean ± standard deviation over {board.unit}s; {' '.join(averages(board))}",
+        *(f"% {escaping.one_line(note)}" for note in notes),
+        f"% mean ± standard deviation over {board.unit}s; {escaping.one_line(' '.join(remarks(board)))}",
         f"\\begin{{tabular}}{{l{'r' * (len(columns) + with_rank + 2)}}}",
         "\\toprule",
         " & ".join(
             [
                 "",
                 *(
-                    f"\\multicolumn{{{len(board.regions)}}}{{c}}{{{_escaped(_with_unit(metric))}}}"
+                    f"\\multicolumn{{{len(board.regions)}}}{{c}}{{{escaping.latex(_with_unit(metric))}}}"
                     for metric in board.metrics
                 ),
             ]
@@ -203,31 +176,27 @@ def latex(board: Board) -> str:
         )
         + r" \\",
         " & ".join(
-            ["", *(_escaped(short(region)) for _, region in columns), *(["Rank"] * with_rank), "Par. [M]", "GMAC"]
+            ["", *(escaping.latex(short(region)) for _, region in columns), *(["Rank"] * with_rank), "Par. [M]", "GMAC"]
         )
         + r" \\",
         "\\midrule",
     ]
     for entry in board.ordered:
-        row_values = [_escaped(entry)]
+        row_values = [escaping.latex(entry)]
         for metric, region in columns:
-            text = _escaped(value(board, metric, region, entry, interval=False))
+            text = escaping.latex(value(board, metric, region, entry, interval=False))
             if board.is_best(metric, region, entry):
                 text = f"\\textbf{{{text}}}"
             row_values.append(text + ("$^*$" if board.worse_than_best(metric, region, entry) else ""))
         if board.ranking is not None:
             row_values.append(f"{board.ranking.mean[entry]:.2f}")
-        row_values += [_escaped(text) for text in cost_texts(board.costs[entry])[:2]]
+        row_values += [escaping.latex(text) for text in cost_texts(board.costs[entry])[:2]]
         lines.append(" & ".join(row_values) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
 def _with_unit(metric: Metric) -> str:
     return f"{metric.title} [{metric.unit}]" if metric.unit else metric.title
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def statistics_table(board: Board) -> pd.DataFrame:

@@ -8,23 +8,30 @@ import pytest
 
 from nnunet_glims.cli import main
 from nnunet_glims.evaluation.confusion import over_cases
+from nnunet_glims.evaluation.protocol import Protocol
+from nnunet_glims.evaluation.results import Settings
 
 
 def write_evaluation(folder, matrices, regions):
+    """Write an evaluation whose metrics are all 0: only its confusion matrices are looked at."""
     folder.mkdir(parents=True)
+    values = dict.fromkeys((metric.name for metric in Protocol().metrics), 0.0)
     lines = [
         {
             "key": str(n),
             "case": f"case_{n}",
             "fold": None,
             "truth": f"case_{n}.nii.gz",
-            "regions": {},
+            "prediction": None,
+            "regions": dict.fromkeys(regions, values),
             "confusion": np.asarray(m).tolist(),
         }
         for n, m in enumerate(matrices)
     ]
     (folder / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "summary.json").write_text(json.dumps({"regions": regions, "cases": len(lines), "statistics": {}}))
+    settings = Settings({name: tuple(labels) for name, labels in regions.items()}, Protocol())
+    summary = {**settings.as_json(), "cases": len(lines), "statistics": {}}
+    (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
@@ -87,7 +94,7 @@ def test_labels_without_any_voxel_have_no_row():
 
 
 def test_organs_are_called_by_their_regions(tmp_path):
-    folder = write_evaluation(tmp_path / "organs", [np.eye(3)], {"liver": [1], "spleen": [2]})
+    folder = write_evaluation(tmp_path / "organs", [np.eye(3, dtype=int)], {"liver": [1], "spleen": [2]})
     confusion(f"organs={folder}", "-o", tmp_path / "out")
     assert ("organs", "liver", "spleen") in table(tmp_path / "out")
 

@@ -62,7 +62,8 @@ def test_pairs_by_wilcoxon():
 
 
 def test_pairs_without_a_difference_or_without_a_value():
-    (pair,) = paired_tests(table(first=[0.5, 0.6, 0.7], second=[0.5, 0.6, 0.7]), "dice")
+    same = [0.5, 0.6, 0.7, 0.8, 0.9]
+    (pair,) = paired_tests(table(first=same, second=same), "dice")
     assert (pair.p, pair.effect) == (1, 0)
     (pair,) = paired_tests(table(first=[0.5, 0.6, float("nan")], second=[0.4, 0.5, 0.6]), "dice")
     assert (pair.patients, pair.effect) == (2, 1)

@@ -12,7 +12,10 @@ from nnunet_glims.cli import main
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation import results
 from nnunet_glims.evaluation.protocol import Protocol
-from nnunet_glims.nnunet.evaluation import cases_of_folders, evaluate_folders
+from nnunet_glims.evaluation.records import read_results
+from nnunet_glims.locks import lock
+from nnunet_glims.nnunet.cases import cases_of_folders
+from nnunet_glims.nnunet.evaluation import evaluate_folders
 
 DATASET = {
     "channel_names": {"0": "T2"},
@@ -52,8 +55,8 @@ def evaluate(*arguments):
     return main(["evaluate", *map(str, arguments), "--workers", "1"])
 
 
-def rows(folder):
-    with (folder / "evaluation/metrics.csv").open() as file:
+def rows(folder, out="evaluation"):
+    with (folder / out / "metrics.csv").open() as file:
         return {(row["case"], row["region"]): row for row in csv.DictReader(file)}
 
 
@@ -271,16 +274,14 @@ def test_a_line_that_is_no_case_is_computed_again(folders, monkeypatch, capsys, 
     record = predicted / "evaluation/cases.jsonl"
     lines = record.read_bytes().splitlines()
     record.write_bytes(b"\n".join([lines[0], line, *lines[2:]]) + b"\n")
-    with pytest.raises(
-        ProcessingError, match=r"has 3 complete lines.* counts 4 cases: run nnunet-glims evaluate again"
-    ):
-        results.read_results(predicted / "evaluation")
+    with pytest.raises(ProcessingError, match=r"cases\.jsonl:2: [^$]* run nnunet-glims evaluate again"):
+        read_results(predicted / "evaluation")
     counted = []
     monkeypatch.setattr(results, "measure_case", counting(results.measure_case, counted))
     assert evaluate(truth, predicted) == 0, capsys.readouterr().err
     assert len(counted) == 1
     assert record.read_bytes().splitlines() == lines
-    assert len(results.read_results(predicted / "evaluation").cases) == 4
+    assert len(read_results(predicted / "evaluation").cases) == 4
 
 
 def a_prediction(folders):
@@ -399,3 +400,92 @@ def test_label_maps_of_a_model_may_be_elsewhere(model, folders, monkeypatch, cap
     assert "--truth" in capsys.readouterr().err
     assert evaluate("--model", model, "--truth", folders[0]) == 0
     assert len(rows(model)) == 8
+
+
+def remake_splits(model, folds):
+    splits = [{"train": [], "val": cases} for cases in folds]
+    path = next((model.parents[2] / "preprocessed").glob("*/splits_final.json"))
+    path.write_text(json.dumps(splits))
+
+
+@pytest.mark.parametrize(
+    "folds",
+    [
+        [["case_0", "case_2"], ["case_1", "case_3"]],
+        [["case_3", "case_2"], ["case_1", "case_0"]],
+        [["case_0", "case_1", "case_2", "case_3"]],
+        [["case_0", "case_9"], ["case_2", "case_3"], ["case_1"]],
+    ],
+)
+def test_splits_made_after_the_training_change_no_number(model, folders, folds, capsys):
+    assert evaluate("--model", model, "-o", model / "before") == 0
+    expected = json.loads((model / "before/summary.json").read_text())
+    remake_splits(model, folds)
+    capsys.readouterr()
+    assert evaluate("--model", model) == 0
+    assert rows(model) == rows(model, "before")
+    found = summary(model)
+    assert (found["cases"], found["statistics"]) == (4, expected["statistics"])
+    assert found["missing_predictions"] == []
+    shown = capsys.readouterr().out
+    assert "4 cases" in shown and "the splits were made anew after the training" in shown
+    assert ("no fold predicted 1 case (case_9)" in shown) == (folds[0][-1] == "case_9")
+
+
+def test_a_case_that_two_folds_validated_counts_once(model, folders, capsys):
+    shutil.copy(folders[0] / "case_0.nii.gz", model / "fold_1/validation")
+    remake_splits(model, [["case_0", "case_1"], ["case_0", "case_2", "case_3"]])
+    assert evaluate("--model", model) == 0
+    found = summary(model)
+    assert (found["cases"], found["records"]) == (4, 5)
+    assert "several folds (0, 1) predicted 1 case (case_0): each counts once" in capsys.readouterr().out
+    values = {}
+    for line in read_results(model / "evaluation").cases:
+        values.setdefault(line["case"], []).append(line["regions"]["organ"]["dice"])
+    assert len(values["case_0"]) == 2 and values["case_0"][1] == 1
+    assert found["statistics"]["organ"]["dice"]["mean"] == pytest.approx(
+        np.mean([np.mean(of_case) for of_case in values.values()])
+    )
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "3", "null", '[{"val": ["case_0"]}]', '[{"train": [], "val": "case_0"}]', "["]
+)
+def test_splits_that_are_none_are_named(model, content, capsys):
+    next((model.parents[2] / "preprocessed").glob("*/splits_final.json")).write_text(content)
+    assert evaluate("--model", model) == 2
+    assert "splits_final.json:" in capsys.readouterr().err
+
+
+def test_one_process_at_a_time_evaluates_into_a_folder(folders, capsys):
+    with lock(folders[1] / "evaluation" / results.LOCK, "this test"):
+        assert evaluate(*folders) == 1
+    assert "evaluating into" in capsys.readouterr().err and not (folders[1] / "evaluation/summary.json").exists()
+    assert evaluate(*folders) == 0
+
+
+def nnunets_summary(model, fold, cases):
+    """Write the summary that nnU-Net writes when a validation is complete."""
+    measured = {"prediction_file": "x", "metrics": {"1": {"Dice": float("nan")}}}
+    listed = [{"reference_file": f"/gt/{case}.nii.gz", **measured} for case in cases]
+    (model / f"fold_{fold}/validation/summary.json").write_text(json.dumps({"metric_per_case": listed}))
+
+
+def test_cases_that_came_to_the_splits_later_are_not_missing(model, folders, capsys):
+    truths = next((model.parents[2] / "preprocessed").glob("*/gt_segmentations"))
+    for number in range(4, 6):
+        write(truths / f"case_{number}.nii.gz", labels())
+    remake_splits(model, [["case_0", "case_1", "case_4"], ["case_2", "case_3", "case_5"]])
+    nnunets_summary(model, 0, ["case_0", "case_1"])
+    assert evaluate("--model", model) == 0
+    assert summary(model)["missing_predictions"] == ["case_5"], "the validation of fold 1 was stopped"
+    assert "has fold 0 validate 1 case (case_4) more than it did" in capsys.readouterr().out
+    (model / "fold_0/validation/case_1.nii.gz").unlink()
+    assert evaluate("--model", model) == 0
+    assert summary(model)["missing_predictions"] == ["case_1", "case_5"]
+
+
+def test_a_damaged_summary_of_nnunet_is_named(model, capsys):
+    (model / "fold_0/validation/summary.json").write_text('{"metric_per_case": 3}')
+    assert evaluate("--model", model) == 1
+    assert "fold_0/validation/summary.json:1: metric_per_case" in capsys.readouterr().err

@@ -31,6 +31,7 @@ device: cpu
 STAND_IN = """
     import sys, time
     from pathlib import Path
+    SPLITS = '[{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]'
     started, seconds, code, *made = sys.argv[1:]
     with open(started, "a") as file:
         file.write(f"{Path(made[0]).parent if made else '-'}\\n")
@@ -38,12 +39,24 @@ STAND_IN = """
     time.sleep(float(seconds))
     for name in made:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text("{}")
+        Path(name).write_text(SPLITS if name.endswith("splits_final.json") else "{}")
     sys.exit(int(code))
 """
 PLANS = {
+    "dataset_name": "Dataset007_Toy",
     "plans_name": "nnUNetPlans",
-    "configurations": {"3d_fullres": {"data_identifier": "data", "patch_size": [8, 8, 8]}},
+    "image_reader_writer": "SimpleITKIO",
+    "configurations": {
+        "3d_fullres": {
+            "data_identifier": "data",
+            "patch_size": [8, 8, 8],
+            "batch_size": 2,
+            "spacing": [1.0, 1.0, 1.0],
+            "median_image_size_in_voxels": [8.0, 8.0, 8.0],
+            "normalization_schemes": ["ZScoreNormalization"],
+            "use_mask_for_norm": [False],
+        }
+    },
 }
 DATASET_JSON = {
     "channel_names": {"0": "MR"},
@@ -62,6 +75,7 @@ def folders(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     (tmp_path / "raw/Dataset007_Toy").mkdir()
+    (tmp_path / "raw/Dataset007_Toy/dataset.json").write_text(json.dumps(DATASET_JSON))
     return tmp_path
 
 

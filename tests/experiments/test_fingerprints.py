@@ -156,7 +156,7 @@ PLANS_OF_GLIMS = "nnUNetPlans_toy_GLIMS"
         (other_precision, "train_D007_GLIMS_fold0", 'precision: "auto" when it was made, "bf16" now'),
         (another_version(Train), "train_D007_GLIMS_fold0", "method version: 1 when it was made, 2 now"),
         (another_command(Train), "train_D007_GLIMS_fold0", r"command\.nnUNetv2_train\.--new: absent .*, \[\] now"),
-        (other_plans(PLANS_OF_GLIMS, batch_size=4), "train_D007_GLIMS_fold0", "batch_size: absent when it was made, 4 now"),
+        (other_plans(PLANS_OF_GLIMS, batch_size=4), "train_D007_GLIMS_fold0", "batch_size: 2 when it was made, 4 now"),
         (other_split, "train_D007_GLIMS_fold1", "split: "),
         (rewritten("preprocessed/Dataset007_Toy/dataset.json", json.dumps({**DATASET_JSON, "x": 1})), "train_D007_GLIMS_fold0",
          "dataset.json: "),

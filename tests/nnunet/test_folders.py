@@ -7,11 +7,13 @@ import pytest
 from nnunet_glims.errors import UsageError
 from nnunet_glims.nnunet.dataset_json import read_dataset_json
 from nnunet_glims.nnunet.folders import (
+    ENDINGS,
     PREPROCESSED,
     RAW,
     RESULTS,
     ignored_label,
     label_maps,
+    other_files,
     preprocessed_folder,
     regions_of,
 )
@@ -57,11 +59,44 @@ def test_label_maps(tmp_path):
         label_maps(tmp_path, ".nii.gz")
 
 
-def test_two_label_maps_of_one_case_are_refused(tmp_path):
-    (tmp_path / "CASE.nii").touch()
-    (tmp_path / "CASE.nii.gz").touch()
-    with pytest.raises(UsageError, match=r"case CASE has two label maps, CASE\.nii and CASE\.nii\.gz"):
+@pytest.mark.parametrize(
+    ("names", "ending"),
+    [
+        (("CASE.nii", "CASE.nii.gz"), None),
+        (("CASE.nii", "CASE.nii.gz"), ".nii.gz"),
+        (("CASE.NII.GZ", "CASE.nii.gz"), ".nii.gz"),
+        (("CASE.gipl", "CASE.tif"), None),
+        (("Cafe\u0301.nii.gz", "Caf\u00e9.nii.gz"), None),
+    ],
+)
+def test_two_label_maps_of_one_case_are_refused(tmp_path, names, ending):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"case Ca\S+ has two files, |case CASE has two files, ") as raised:
+        label_maps(tmp_path, ending)
+    assert all(name in str(raised.value) for name in names)
+
+
+@pytest.mark.parametrize("name", [b"a\x1b[31m.nii.gz", b"a\nb.nii.gz", b"a\xff.nii.gz"])
+def test_names_that_cannot_be_printed_are_refused(tmp_path, name):
+    open(bytes(tmp_path) + b"/" + name, "w").close()
+    with pytest.raises(UsageError, match="rename this file") as raised:
         label_maps(tmp_path)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tif", ".tiff", ".NII.GZ"])
+def test_every_ending_of_nnunet_is_known(tmp_path, ending):
+    (tmp_path / f"a.b{ending}").touch()
+    assert list(label_maps(tmp_path)) == list(label_maps(tmp_path, ending.lower())) == ["a.b"]
+
+
+def test_other_files_are_those_that_are_passed_over(tmp_path):
+    written = ("a.nii.gz", "a.npz", "a.pkl", "dataset.json", "plans.json", "predict_from_raw_data_args.json", ".hidden")
+    for name in (*written, "b.npz", "a.nii.gz.bak", "a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "evaluation").mkdir()
+    assert [file.name for file in other_files(tmp_path)] == ["a.nii.gz.bak", "a.png", "b.npz", "notes.txt"]
 
 
 @pytest.mark.parametrize(
@@ -98,3 +133,20 @@ def test_regions_and_the_label_to_ignore():
     assert regions_of({"labels": labels}) == {"whole_tumor": (1, 2), "core": (2,)}
     assert ignored_label({"labels": labels}) == 3
     assert ignored_label(DATASET) is None
+
+
+@pytest.mark.parametrize("background", [{"Background": 0}, {"BACKGROUND": 0}, {"nothing": 0}, {"nothing": [0]}])
+def test_the_background_is_no_region(background):
+    assert regions_of({"labels": {**background, "organ": 1}}) == {"organ": (1,)}
+
+
+def test_the_endings_are_those_of_nnunets_3d_readers():
+    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+
+    known = {
+        ending
+        for reader in LIST_OF_IO_CLASSES
+        if not reader.__name__.endswith("2DIO")
+        for ending in reader.supported_file_endings
+    }
+    assert known <= set(ENDINGS)

@@ -252,6 +252,10 @@ RULES = {
     "did you mean 'holes'": {"hole": []},
     "label 1 becomes itself": {"holes": [{"label": 1, "becomes": 1}]},
     "a number below 1": {"regions": [{"name": "a", "labels": [1], "paint": 1, "threshold": 1.5}]},
+    "there is no rule in this file": {},
+    "the file: a mapping of keys to values is wanted, not an empty list": [],
+    "components: a list is wanted, not null": {"components": None},
+    "holes.0.label: a whole number is wanted, not true": {"holes": [{"label": True, "becomes": 2}]},
     "each may be there once": {"regions": [{"name": "a", "labels": [1], "paint": 1}] * 2},
 }
 

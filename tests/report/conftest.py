@@ -38,7 +38,8 @@ def copy_without_first_cases(evaluated, folder, count):
     shutil.copytree(evaluated, folder)
     record, summary = folder / "evaluation/cases.jsonl", folder / "evaluation/summary.json"
     record.write_text("".join(record.read_text().splitlines(keepends=True)[count:]))
-    summary.write_text(json.dumps({**json.loads(summary.read_text()), "cases": CASES - count}))
+    fewer = dict.fromkeys(("cases", "records"), CASES - count)
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), **fewer}))
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_comparisons_have_every_pair(board):
 
 def test_markdown_is_sorted_and_marks_the_best(board):
     lines = (board / "leaderboard.md").read_text().splitlines()
-    assert lines[0] == "# Toys <& more>"
+    assert lines[0] == "# Toys &lt;&amp; more&gt;"
     table = [line for line in lines if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in table[2:5]] == ["| good", "| fair", "| poor"]
     assert all("**" in cell for cell in table[2].split(" | ")[1:5])
@@ -212,7 +212,7 @@ def test_an_evaluation_of_the_first_release_is_read(tmp_path):
         for row in csv.DictReader(file):
             described = summary["statistics"][row["region"]][row["metric"]]
             assert float(row["mean"]) == pytest.approx(described["mean"])
-            assert [float(row["ci95_low"]), float(row["ci95_high"])] == pytest.approx(described["ci95"])
+            assert row["ci95_low"] == row["ci95_high"] == "", "three cases are too few for an interval"
     assert main(["confusion", f"old={FIRST_RELEASE}", "-o", str(tmp_path / "matrices")]) == 0
 
 
@@ -267,7 +267,7 @@ def test_a_damaged_model_folder_does_not_end_the_leaderboard(evaluated, tmp_path
         )
         == 0
     )
-    assert "plans.json: this is not JSON" in (tmp_path / "out/leaderboard.html").read_text()
+    assert "plans.json:1: this is not JSON" in (tmp_path / "out/leaderboard.html").read_text()
 
 
 def stop():

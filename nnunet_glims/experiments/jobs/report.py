@@ -41,12 +41,19 @@ class Report(TableJob):
         """Return the command of `nnunet-glims leaderboard` for all evaluations."""
         return self.commands_of(self.evaluations)
 
-    def commands_of(self, evaluations: Sequence[Evaluate | Ensemble]) -> list[list[str]]:
-        """Return the command of `nnunet-glims leaderboard` for some evaluations, on their common cases if not all are given."""
+    def commands_of(self, evaluations: Sequence[Evaluate | Ensemble], notes: Sequence[str] = ()) -> list[list[str]]:
+        """Return the command of `nnunet-glims leaderboard` for some evaluations, on their common cases if not all are given.
+
+        Args:
+            evaluations: the jobs whose tables are compared.
+            notes: sentences that the page shows below its heading.
+        """
         asked = self.layout.comparison
         command = ["nnunet-glims", "leaderboard", *(f"{job.title}={job.evaluation}" for job in evaluations)]
         command += ["-o", str(self.layout.report(self.dataset))]
         command += ["--title", f"{asked.title}: {self.layout.dataset_names[self.dataset]}"]
+        for note in notes:
+            command += ["--note", note]
         if asked.published:
             command += ["--published", ",".join(asked.published)]
         return [command if len(evaluations) == len(self.evaluations) else [*command, "--intersection"]]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import UsageError
 from nnunet_glims.files import read_json_document
 from nnunet_glims.networks import Network, network_of_class
-from nnunet_glims.nnunet.plans.content import check_plans
+from nnunet_glims.nnunet.plans.content import check_plans, resolved
 from nnunet_glims.topology import stage_strides
 from nnunet_glims.validation import nearest
 
@@ -77,10 +78,8 @@ def complete_configuration(
 
 def check_is_3d(plans: Mapping[str, Any], configuration: str) -> None:
     """Raise `UsageError` for a 2D configuration; the message names the 3D configurations of these plans."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    manager = PlansManager(dict(plans))
-    sizes = {name: manager.get_configuration(name).configuration.get("patch_size") for name in plans["configurations"]}
+    found = plans["configurations"]
+    sizes = {name: resolved(found, name).get("patch_size") for name in found}
     if configuration not in sizes:
         raise UsageError(f"configuration {configuration!r} is not in the plans: {nearest(configuration, list(sizes))}")
     if len(sizes[configuration] or ()) != 3:
@@ -121,6 +120,7 @@ def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     check_is_3d(plans, configuration)
+    check_complete(plans, configuration)
     planned = deepcopy(PlansManager(deepcopy(dict(plans))).get_configuration(configuration).configuration)
     if planned.get("previous_stage"):
         raise UsageError(
@@ -128,14 +128,32 @@ def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[
         )
     for link in ("inherits_from", "next_stage"):
         planned.pop(link, None)
-    missing = [key for key in _NEEDED if planned.get(key) is None]
-    missing += [key for key in ("dataset_name", "image_reader_writer") if plans.get(key) is None]
+    return planned
+
+
+def check_complete(plans: Mapping[str, Any], configuration: str) -> None:
+    """Raise `UsageError` where a configuration of plans, or the plans, lack what every training needs."""
+    planned = resolved(plans["configurations"], configuration)
+    missing = [key for key in _NEEDED if key not in planned]
+    missing += [key for key in ("dataset_name", "image_reader_writer") if key not in plans]
     if missing:
-        name = plans.get("plans_name")
+        name = plans["plans_name"]
         raise UsageError(
             f"{name}: {configuration}: it has no {', no '.join(missing)}: plan again with nnUNetv2_plan_experiment"
         )
-    return planned
+
+
+def check_fits_strides(planned: Mapping[str, Any], where: str) -> None:
+    """Raise `UsageError` where the patch of a configuration does not fit the strides of the network in it."""
+    patch = planned["patch_size"]
+    strides = planned.get("architecture", {}).get("arch_kwargs", {}).get("strides")
+    if isinstance(strides, list) and all(isinstance(stride, list) and len(stride) == len(patch) for stride in strides):
+        divisors = [prod(stride[axis] for stride in strides) for axis in range(len(patch))]
+        if any(divisor == 0 or side % divisor for side, divisor in zip(patch, divisors, strict=True)):
+            raise UsageError(
+                f"{where}: patch_size: {'×'.join(map(str, patch))} does not fit the network of these plans, whose strides "
+                f"need multiples of {'×'.join(map(str, divisors))}"
+            )
 
 
 def without_left_open(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,18 @@ class Architecture(BaseModel):
 
     network_class_name: str
     arch_kwargs: dict[str, Any]
+    requires_import: list[str] = Field(_LEFT_OUT, alias="_kw_requires_import")
+
+
+class Resampling(BaseModel):
+    """Arguments of nnU-Net's functions that resample images and label maps."""
+
+    model_config = ConfigDict(extra="allow")
+
+    is_seg: bool = _LEFT_OUT
+    order: Annotated[int, Field(ge=0, le=5)] = _LEFT_OUT
+    order_z: Annotated[int, Field(ge=0, le=5)] = _LEFT_OUT
+    force_separate_z: bool | None = None
 
 
 class Configuration(BaseModel):
@@ -68,6 +80,14 @@ class Configuration(BaseModel):
 
     inherits_from: str = _LEFT_OUT
     data_identifier: FileName = _LEFT_OUT
+    preprocessor_name: str = _LEFT_OUT
+    batch_dice: bool = _LEFT_OUT
+    resampling_fn_data: str = _LEFT_OUT
+    resampling_fn_data_kwargs: Resampling = _LEFT_OUT
+    resampling_fn_seg: str = _LEFT_OUT
+    resampling_fn_seg_kwargs: Resampling = _LEFT_OUT
+    resampling_fn_probabilities: str = _LEFT_OUT
+    resampling_fn_probabilities_kwargs: Resampling = _LEFT_OUT
     batch_size: Annotated[int, Field(ge=1, le=MOST_VOXELS)] = _LEFT_OUT
     patch_size: Annotated[list[Side], Field(min_length=2, max_length=3)] = _LEFT_OUT
     spacing: Annotated[list[Millimetres], Field(min_length=2, max_length=3)] = _LEFT_OUT
@@ -90,6 +110,11 @@ class Plans(BaseModel):
     image_reader_writer: str = _LEFT_OUT
     transpose_forward: Axes = _LEFT_OUT
     transpose_backward: Axes = _LEFT_OUT
+    experiment_planner_used: str = _LEFT_OUT
+    label_manager: str = _LEFT_OUT
+    foreground_intensity_properties_per_channel: dict[str, dict[str, float]] = _LEFT_OUT
+    original_median_spacing_after_transp: Annotated[list[Millimetres], Field(min_length=3, max_length=3)] = _LEFT_OUT
+    original_median_shape_after_transp: Annotated[list[ImageSide], Field(min_length=3, max_length=3)] = _LEFT_OUT
     configurations: Annotated[dict[str, Configuration], Field(min_length=1)]
 
 

@@ -16,6 +16,7 @@ from nnunet_glims.networks import Network, network_named, network_of_class
 from nnunet_glims.nnunet.dataset_json import label_manager
 from nnunet_glims.nnunet.plans.configuration import (
     BASE_PLANS,
+    check_fits_strides,
     complete_configuration,
     planned_configuration,
     preprocess_command,
@@ -132,7 +133,8 @@ def load_override(name: str) -> tuple[str, Override]:
     else:
         recipe = Recipe()
     recipe.changed(override.training, f"{path}: training")
-    checked_name(path.stem)
+    _check_step(override.patch_size or (), override.batch_size or 1, str(path))
+    checked_name(path.stem, f"{path}: ")
     return path.stem, override
 
 
@@ -229,7 +231,7 @@ def _changed(
         changed["data_identifier"] = f"{plans_name}_{configuration}"
     network = _network_of(planned, override)
     if network is None:
-        _check_fits_strides(changed, where)
+        check_fits_strides(changed, where)
         return changed
     arguments = override.network_arguments
     if override.network is None:  # the base names the network
@@ -246,12 +248,8 @@ def _changed(
 
 def _check_trainable(changed: Mapping[str, Any], where: str) -> None:
     """Raise `UsageError` for a patch, spacing or batch with which nnU-Net's preprocessing or any training would fail."""
-    patch, image = changed["patch_size"], changed["median_image_size_in_voxels"]
-    if prod(patch) > MOST_PATCH_VOXELS or prod(patch) * changed["batch_size"] > MOST_VOXELS:
-        raise UsageError(
-            f"{where}: patch_size: {changed['batch_size']} patches of {times(patch)} voxels can be trained on no GPU: a patch "
-            f"may have {MOST_PATCH_VOXELS:,} voxels, and all of a step {MOST_VOXELS:,}"
-        )
+    _check_step(changed["patch_size"], changed["batch_size"], where)
+    image = changed["median_image_size_in_voxels"]
     if min(image) < 1 or prod(image) > MOST_IMAGE_VOXELS:
         raise UsageError(
             f"{where}: spacing: with {times(changed['spacing'])} mm the median image has {times(image)} voxels: no side may be "
@@ -259,17 +257,12 @@ def _check_trainable(changed: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _check_fits_strides(changed: Mapping[str, Any], where: str) -> None:
-    """Raise `UsageError` where the patch does not fit the strides of nnU-Net's own network."""
-    patch = changed["patch_size"]
-    strides = changed.get("architecture", {}).get("arch_kwargs", {}).get("strides")
-    if isinstance(strides, list) and all(isinstance(stride, list) and len(stride) == 3 for stride in strides):
-        divisors = [prod(stride[axis] for stride in strides) for axis in range(3)]
-        if any(side % divisor for side, divisor in zip(patch, divisors, strict=True)):
-            raise UsageError(
-                f"{where}: patch_size: {times(patch)} does not fit the network of these plans, whose strides need multiples "
-                f"of {times(divisors)}"
-            )
+def _check_step(patch: Sequence[int], batch: int, where: str) -> None:
+    if prod(patch) > MOST_PATCH_VOXELS or prod(patch) * batch > MOST_VOXELS:
+        raise UsageError(
+            f"{where}: patch_size: {batch} patches of {times(patch)} voxels can be trained on no GPU: a patch may have "
+            f"{MOST_PATCH_VOXELS:,} voxels, and all of a step {MOST_VOXELS:,}"
+        )
 
 
 def _network_of(planned: Mapping[str, Any], override: Override) -> Network | None:
