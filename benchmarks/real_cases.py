@@ -22,7 +22,7 @@ from pathlib import Path
 
 from nnunet_glims.datasets.archive import opened
 from nnunet_glims.errors import ProcessingError, UsageError, UserError
-from nnunet_glims.files import new_folder, write_json
+from nnunet_glims.files import make_folder, new_folder, write_json
 from nnunet_glims.images import read_image, read_label_map
 
 
@@ -102,7 +102,7 @@ def convert(source: Path, raw: Path) -> None:
         UsageError: there is no case, or a data set exists already.
         ProcessingError: a case is incomplete, or an archive or the disk has a problem.
     """
-    raw.mkdir(parents=True, exist_ok=True)
+    make_folder(raw)
     with opened(source, raw / ".cases.unpacked") as found:
         there = [(dataset, cases_of(dataset, found.files)) for dataset in DATASETS]
         if not any(cases for _, cases in there):

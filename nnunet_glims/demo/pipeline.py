@@ -22,7 +22,7 @@ from nnunet_glims import __version__
 from nnunet_glims.demo.phantom import write_raw_dataset
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation.regions import short
-from nnunet_glims.files import check_output_folder, read_json, write_json, write_text
+from nnunet_glims.files import check_output_folder, make_folder, read_json, write_json, write_text
 from nnunet_glims.locks import lock
 from nnunet_glims.networks import network_named
 from nnunet_glims.nnunet.dataset_json import read_dataset_json
@@ -202,7 +202,7 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
     folder = folder.resolve()
     check_output_folder(folder)
     given = None if data is None else _check_raw(data.resolve())
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with lock(folder / "logs/demo.lock", f"{folder}: demo"):
         raw = given or write_raw_dataset(folder / "nnUNet_raw")
         return _run_steps(Workspace(folder, raw, device), console or Console())
