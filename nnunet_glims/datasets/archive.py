@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_glims.datasets.cases import readable
 from nnunet_glims.datasets.unpacking import ARCHIVE_ENDINGS, ENDINGS, is_archive, is_other, unpack
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import working_folder
@@ -51,7 +52,7 @@ def opened(source: Path, unpacked: Path) -> Iterator[Source]:
         images, archives = _below(source)
         _check_any(source, images, archives)
         listing = [(file.relative_to(source).as_posix(), *_size_and_time(file)) for file in images]
-        yield Source(source, tuple(images), {"path": str(source.resolve()), "images": _digest(listing)})
+        yield Source(source, tuple(images), {"path": readable(str(source.resolve())), "images": _digest(listing)})
     elif not os.path.lexists(source):
         raise UsageError(f"{source}: there is no such folder or archive")
     elif not source.exists():
@@ -63,7 +64,11 @@ def opened(source: Path, unpacked: Path) -> Iterator[Source]:
     else:
         with working_folder(unpacked) as folder:
             about = source.stat()
-            fingerprint = {"path": str(source.resolve()), "bytes": about.st_size, "modified_ns": about.st_mtime_ns}
+            fingerprint = {
+                "path": readable(str(source.resolve())),
+                "bytes": about.st_size,
+                "modified_ns": about.st_mtime_ns,
+            }
             # Another folder, because the working folder has a lock in it.
             content = folder / "content"
             content.mkdir()

@@ -367,6 +367,23 @@ def test_a_folder_whose_name_is_not_utf_8_is_named(source, raw, tmp_path, capsys
     assert untouched(raw)
 
 
+def test_an_archive_whose_name_is_not_utf_8_is_converted(source, raw, tmp_path, monkeypatch):
+    archive = packed(tmp_path / "release.zip", source).rename(tmp_path / os.fsdecode(b"caf\xe9.zip"))
+    replace = os.replace
+
+    def interrupt(before, after):
+        if "_0001.nii" in str(after):
+            raise KeyboardInterrupt
+        replace(before, after)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(os, "replace", interrupt)
+        convert("brats", archive, code=130)
+    assert [path.name for path in raw.iterdir()] == [".Dataset137_BraTS.unfinished"]
+    convert("brats", archive)
+    assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
+
+
 def test_names_in_latin_1_in_a_tar_are_read(source, raw, tmp_path):
     with tarfile.open(tmp_path / "release.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as archive:
         archive.add(source, "café")
