@@ -151,7 +151,9 @@ def convert(
             "published_training_cases": release.training_cases,
             "training_cases": [case.name for case in training],
             "test_cases": [case.name for case in cases if case.label is None],
-            "skipped": [{"case": p.case, "file": p.file, "problem": p.message} for p in problems],
+            "skipped": [
+                {"case": readable(p.case), "file": readable(p.file), "problem": readable(p.message)} for p in problems
+            ],
             "unused_files": [readable(file.relative_to(source.folder).as_posix()) for file in release.unused],
             "label_in_release": {str(ours): theirs for theirs, ours in sorted(release.label_map.items(), reverse=True)},
             "patients": {case.name: case.patient for case in cases},

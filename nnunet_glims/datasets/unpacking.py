@@ -16,7 +16,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,8 @@ ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar
 _WANTED = (*ENDINGS, *ARCHIVE_ENDINGS)
 _OTHER_FOLDERS = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found")
 """Folders of operating systems and storage servers, in small letters: metadata and deleted files."""
+_LONGEST_LINK = 4096
+"""Bytes of the path that a link has."""
 _DEEPEST = 3
 """How often archives may lie in archives."""
 _DAMAGES = (
@@ -159,12 +161,7 @@ def _of_zip(archive: zipfile.ZipFile, shown: str) -> Iterator[_Member]:
         if not _is_wanted(name):
             _check_name(archive, member)
             continue
-        if stat.S_ISLNK(member.external_attr >> 16) and not member.flag_bits & _ENCRYPTED:
-            to = archive.read(member).decode("utf-8", "replace")
-            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), to))
-            if target not in members:
-                raise _leads_nowhere(shown, name, to)
-            member = members[target]
+        member = _followed(archive, member, name, members, shown)
         if member.flag_bits & _ENCRYPTED:
             raise ProcessingError(
                 f"{shown}: {name} is encrypted: unpack the archive with its password, for example with 7-Zip (7z x), and "
@@ -177,6 +174,23 @@ def _of_zip(archive: zipfile.ZipFile, shown: str) -> Iterator[_Member]:
                 "program, for example 7-Zip (7z x), and convert the folder"
             )
         yield _Member(name, member.file_size, member.CRC, partial(archive.open, member))
+
+
+def _followed(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, members: Mapping[str, zipfile.ZipInfo], shown: str
+) -> zipfile.ZipInfo:
+    """Return the file that a member links to, or the member itself if it is no link."""
+    at = name
+    for _ in members:
+        if not stat.S_ISLNK(member.external_attr >> 16) or member.flag_bits & _ENCRYPTED:
+            return member
+        with archive.open(member) as content:
+            to = content.read(_LONGEST_LINK).decode("utf-8", "replace")
+        at = posixpath.normpath(posixpath.join(posixpath.dirname(at), to))
+        if at not in members:
+            raise _leads_nowhere(shown, name, to)
+        member = members[at]
+    raise _leads_nowhere(shown, name, name)
 
 
 def _check_name(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:

@@ -116,6 +116,19 @@ def test_links_to_other_files_of_the_archive_become_copies_of_them(pack, kind, t
 
 
 @pytest.mark.parametrize("pack", [linked_zip, linked_tar])
+def test_links_to_links_are_followed_but_not_in_circles(pack, tmp_path, place):
+    links = {"view/y.nii": (tarfile.SYMTYPE, "../store/link.nii"), "store/link.nii": (tarfile.SYMTYPE, "x.nii")}
+    with opened(pack(tmp_path / "release", links, {"store/x.nii": b"voxels"}), place) as found:
+        assert [file.read_bytes() for file in found.files] == [b"voxels"] * 3
+    circle = {"a.nii": (tarfile.SYMTYPE, "b.nii"), "b.nii": (tarfile.SYMTYPE, "a.nii")}
+    with (
+        pytest.raises(ProcessingError, match=r"a.nii is a link to .* not in the archive"),
+        opened(pack(tmp_path / "circle", circle, {"x.nii": b""}), place),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("pack", [linked_zip, linked_tar])
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 @pytest.mark.parametrize("to", ["secret", "../../secret", "link.nii"])
 def test_links_out_of_the_archive_and_in_circles_are_refused(pack, kind, to, tmp_path, place):

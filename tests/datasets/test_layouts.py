@@ -339,6 +339,9 @@ def test_names_that_make_trouble_later_are_refused(name, message, raw, tmp_path,
     convert("brats", write_named(tmp_path / "release", name), "--release", "2021", code=1)
     assert message in capsys.readouterr().err
     assert untouched(raw)
+    write_case(tmp_path / "release", "good")
+    convert("brats", tmp_path / "release", "--release", "2021", "--skip-bad")
+    assert "\\udc" not in (raw / "Dataset137_BraTS/conversion_report.json").read_text()  # half a character
 
 
 def test_names_that_differ_in_capitals_only_are_refused(raw, tmp_path, capsys):
