@@ -24,7 +24,7 @@ def test_published_splits_of_btcv(options, raw, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].endswith("30 training cases, 1 test cases")
 
 
-@pytest.mark.parametrize(("options", "missing"), zip(SPLITS, (35, 9), strict=True))
+@pytest.mark.parametrize(("options", "missing"), list(zip(SPLITS, (35, 9), strict=True)))
 def test_published_splits_are_not_made_of_fewer_cases_unasked(options, missing, raw, tmp_path, capsys):
     source = releases.write_btcv(tmp_path / "release", PUBLISHED)
     (source / f"RawData/Training/label/label{missing:04d}.nii.gz").unlink()
