@@ -189,7 +189,8 @@ def processes(
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
 
         def apply(function: Callable[[Any], T], things: Sequence[Any]) -> Iterator[T]:
-            futures = [pool.submit(function, thing) for thing in things]
+            with _ctrl_c_held_back():
+                futures = [pool.submit(function, thing) for thing in things]
             for future in futures if ordered else as_completed(futures):
                 yield future.result()
 
@@ -203,6 +204,22 @@ def processes(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Receive Ctrl-C when the block has ended. Processes that are started in it never do.
+
+    Until a worker can ignore Ctrl-C itself, it imports for seconds, and would show a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow_parent() -> None:

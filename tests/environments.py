@@ -32,7 +32,7 @@ QUICK = (
     *("tests/architectures/test_latupnet.py", "tests/architectures/test_swin_unetr.py", "tests/evaluation"),
     *("tests/experiments/test_comparison.py", "tests/export/test_conversion.py", "tests/kernels/test_kernels.py"),
     *("tests/nnunet/test_override.py", "tests/report/test_leaderboard.py", "tests/report/test_page.py"),
-    *("tests/test_cli.py", "tests/test_doctor.py", "tests/test_interface.py", "tests/test_platforms.py"),
+    *("tests/test_cli.py", "tests/doctor", "tests/test_interface.py", "tests/test_platforms.py"),
     *("tests/trainers/test_recipe_trainer.py", "tests/training"),
 )
 

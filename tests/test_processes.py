@@ -137,6 +137,20 @@ def test_a_killed_worker_is_a_failure_not_wrong_use():
     assert raised.value.exit_code == 1
 
 
+def interrupt_and_answer(number):
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="POSIX")
+def test_workers_never_get_ctrl_c_not_even_while_they_start(monkeypatch):
+    """Without the function that a worker calls first, as in the seconds before it is called."""
+    monkeypatch.setattr(processes, "_follow_parent", print)
+    with processes.processes(2) as apply:
+        assert list(apply(interrupt_and_answer, [1, 2])) == [1, 2]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_workers_leave_ctrl_c_to_the_parent():
     """A terminal sends it to all of them, and a worker that waits for work would show a traceback."""
     with processes.processes(2) as apply:

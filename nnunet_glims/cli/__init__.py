@@ -7,12 +7,16 @@ return an exit code. Modules that take long to import are imported inside `run`,
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 from nnunet_glims import __version__
-from nnunet_glims.errors import UserError
+from nnunet_glims.cli.output import printed_streams
+from nnunet_glims.errors import ProcessingError, UserError
 
 COMMANDS = (
     "compare",
@@ -42,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         "nnUNetv2_train ... -tr nnUNetTrainerGLIMS, nnUNetv2_predict.",
     )
     parser.add_argument("--version", action="version", version=f"nnunet-glims {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f"nnunet_glims.cli.{name.replace('-', '_')}")
@@ -61,19 +65,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
     """
-    options = build_parser().parse_args(arguments)
+    with printed_streams():
+        try:
+            return _run(arguments)
+        finally:
+            _finish_output()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    name, debug = "nnunet-glims", False
     try:
+        options = build_parser().parse_args(arguments)
+        name, debug = f"{name} {options.command}", options.debug
         code = options.run(options) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
+        _complain(f"{name}: stopped by Ctrl-C")
         return 130
     except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
-        sys.stdout = None
         return 0
     except Exception as error:
-        if options.debug:
-            raise
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error} (--debug shows where)"
-        print(f"nnunet-glims {options.command}: {text}", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        _complain(f"{name}: {_described(error)}")
         return error.exit_code if isinstance(error, UserError) else 1
-    return code
+
+
+def _described(error: Exception) -> str:
+    """Return an error's message. An error of the system names its file; others are not meant for users."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        named = [name for name in (error.filename, error.filename2) if name is not None]
+        return f"{' → '.join(map(_path, named))}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: run it where there is more, or with fewer --workers (--debug shows where)"
+    return f"{type(error).__name__}: {error} (--debug shows where)"
+
+
+def _path(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, bytes) else str(name)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError, ProcessingError):  # nobody reads it
+        print(text, file=sys.stderr, flush=True)
+
+
+def _finish_output() -> None:
+    """Give up output that cannot be written, such as to a full disk: Python would try again when it ends, and complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (BrokenPipeError, ProcessingError):
+        sys.stdout = None  # type: ignore[assignment]

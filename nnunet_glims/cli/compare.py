@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "train and compare networks on data sets, folds and seeds, as a file says, on this machine or on SLURM"
 
 
@@ -54,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = new_console(soft_wrap=True)
     path = Path(options.file)
     if options.action == "init":
         from nnunet_glims.experiments.comparison import write_template

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "confusion matrices of evaluated models, row-normalised by case: mean and standard deviation over cases"
 
 
@@ -21,14 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
-
     from nnunet_glims.report.entries import board_file_of_arguments, read_entries
     from nnunet_glims.report.matrices import write_confusion
 
     entries = read_entries(board_file_of_arguments(options.entries))
     found, labels = write_confusion(entries, Path(options.out), options.only_with)
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     for name, matrix in found.items():
         kept = ", ".join(
             f"{label} {matrix.mean[row, row]:.3f} ({matrix.cases[row]} cases)"

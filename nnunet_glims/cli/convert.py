@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 _SHOWN = 5
 """Number of names that a line shows."""
 HELP = "convert a release of BraTS or BTCV to nnU-Net's raw layout, checked"
@@ -53,21 +55,18 @@ def run(options: argparse.Namespace) -> None:
     from functools import partial
     from pathlib import Path
 
-    from rich.console import Console
-
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.datasets import brats, btcv
-    from nnunet_glims.datasets.cases import readable
     from nnunet_glims.datasets.conversion import convert_source
     from nnunet_glims.datasets.destination import Destination
     from nnunet_glims.datasets.splits import OwnSplits
     from nnunet_glims.nnunet.folders import RAW
     from nnunet_glims.processes import workers_or_default
 
-    console = Console(markup=False)
+    console = new_console()
 
     def tell(text: str) -> None:
-        console.print(readable(text), soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     if options.kind == "brats":
         channels = [name.strip() for name in options.channels.split(",")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "train GLIMS and LATUP-Net for minutes on a small generated data set and write a report"
 
 
@@ -19,4 +21,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from nnunet_glims.demo.pipeline import run_demo
 
-    run_demo(options.out, options.device, options.data)
+    run_demo(options.out, options.device, options.data, new_console())

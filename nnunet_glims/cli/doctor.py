@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "look for what keeps a training from running well: versions, folders, plans, memory"
 WIDTH_OF_FILES = 10_000
 """Characters of a line where the output is no terminal: commands must not be broken, so that they can be copied."""
@@ -24,7 +26,6 @@ def run(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -42,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
         for finding in findings:
             way_out = f"\n→ {finding.way_out}" if finding.way_out else ""
             verdict = Text(finding.verdict, colours[finding.verdict])
-            table.add_row(verdict, Text(finding.topic), Text(f"{finding.state}{way_out}"))
-        console = Console()
+            table.add_row(verdict, finding.topic, f"{finding.state}{way_out}")
+        console = new_console()
         if not console.is_terminal:
             console.width = WIDTH_OF_FILES
         console.print(table)

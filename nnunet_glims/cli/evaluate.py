@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "metrics of predictions, or of a model's cross-validation: overlap, surface distances, lesion by lesion"
 
 
@@ -49,14 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
     from nnunet_glims.evaluation.records import SUMMARY, TABLE
     from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER, evaluate_folders, evaluate_model
 
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     tolerance, region_tolerances = _tolerances(options.tolerance)
     settings = {
         "regions": options.regions,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "Grad-CAM of whole cases, values of attention gates, and checks of whether to trust them"
 
 
@@ -32,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
     from nnunet_glims.cli.progress import progress_on
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         options.trust,
         options.device,
     )
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     model = Path(options.model)
     if options.layers:
         layers = Explainer(model, request).layers

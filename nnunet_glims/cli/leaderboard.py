@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "compare evaluated models or predictions: statistics, ranks, costs, pictures, on one HTML page"
 
 
@@ -41,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from nnunet_glims.evaluation.regions import short
     from nnunet_glims.report import tables
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.report.leaderboard import leaderboard
     from nnunet_glims.report.remarks import remarks
 
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     with console.status("Comparing and drawing"):
         made = leaderboard(
             board_file_of_arguments(options.entries),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "average predictions and post-process them: thresholds, small components, holes"
 
 
@@ -23,8 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
-
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.files import check_output_folder
     from nnunet_glims.postprocessing.folders import postprocess
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.processes import workers_or_default
 
     check_output_folder(Path(options.out))
-    console = Console(markup=False)
+    console = new_console()
     changed = postprocess(
         [Path(folder) for folder in options.predictions],
         load_rules(options.preset),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "choose thresholds and component sizes by cross-validation over a model's folds, for nnunet-glims postprocess"
 
 
@@ -17,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
     from nnunet_glims.cli.progress import progress_on
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     if out.suffix != ".json":
         raise UsageError(f"{out}: let the name of the rules' file end in .json")
     check_output_file(out)
-    console = Console(markup=False)
+    console = new_console()
     rules, effects = fit_rules(
         Path(options.model),
         Path(options.truth) if options.truth else None,

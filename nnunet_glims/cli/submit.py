@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_glims.cli.output import new_console
+
 HELP = "check predictions against the expected cases and pack them as BraTS and BTCV take them"
 
 
@@ -20,8 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
-
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.datasets.submission import challenge_named, expected_cases, write_submission
     from nnunet_glims.errors import UsageError
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     challenge = challenge_named(options.challenge)
     dataset, cases = (None if value is None else Path(value) for value in (options.dataset, options.cases))
     expected = expected_cases(challenge, dataset, cases)
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     foreground = write_submission(
         Path(options.predictions),
         Path(options.out),

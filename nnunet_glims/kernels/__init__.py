@@ -2,8 +2,8 @@
 
 `ops` has the operations as the networks call them and chooses the implementation:
 
-- on CPUs the C kernels (`cpu`), in float32 and, without gradients, in bfloat16. They are compiled on first use, where
-  there is a C compiler;
+- on CPUs the C kernels (`cpu`), in float32 and, without gradients, in bfloat16. They are compiled on first use
+  (`compiled`), where there is a C compiler;
 - on CUDA devices the Triton kernels (`gpu`) in float32, float16 and bfloat16, where Triton can be imported;
 - otherwise the formulas (`formulas`) in plain PyTorch.
 

@@ -1,31 +1,19 @@
-"""The C kernels (folder c), which are compiled for this processor on first use, cached, and called through ctypes."""
+"""The C kernels (folder c), called through ctypes."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
-import shlex
-import shutil
-import subprocess
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from math import prod
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_glims.errors import ProcessingError
-from nnunet_glims.files import new_file
+from nnunet_glims.kernels import compiled
 from nnunet_glims.processes import available_memory
-
-SOURCES = Path(__file__).with_name("c")
-PRECISIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
-"""Precision of the tensors -> further options of the compiler. Gradients exist in float32 only."""
-OPTIONS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-trapping-math", "-shared", "-fPIC")
 
 
 class _Shape(ctypes.Structure):
@@ -47,61 +35,6 @@ class _Attention(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("windows", "heads", "voxels", "width", "masks", "threads")),
         ("scale", ctypes.c_float),
     ]
-
-
-def compiler() -> list[str] | None:
-    """Return the command of the C compiler: the variable CC, else cc, gcc or clang; None where there is none."""
-    named = shlex.split(os.environ.get("CC", ""))
-    for command in (named, ["cc"], ["gcc"], ["clang"]):
-        if command and shutil.which(command[0]):
-            return command
-    return None
-
-
-def cache_folder() -> Path:
-    """Return the folder in which compiled kernels are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnunet_glims"
-
-
-def _processor() -> str:
-    """Describe the processor, which -march=native depends on: machines of several kinds may share a home folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-
-
-def _openmp() -> list[str]:
-    """Return linker options for the OpenMP library that torch includes. With another library, two sets of threads compete."""
-    brought = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
-    return ["-Wl,--as-needed", *map(str, brought)] if brought else []
-
-
-@cache
-def library(precision: torch.dtype = torch.float32) -> ctypes.CDLL | None:
-    """Return the compiled kernels for tensors of this precision; None where there are none.
-
-    There are none without a working C compiler or a cache folder that can be written, and for bfloat16 on processors
-    without instructions for it.
-    """
-    command = compiler()
-    if command is None or precision not in PRECISIONS:
-        return None
-    options, threads = [*OPTIONS, *PRECISIONS[precision]], _openmp()
-    texts = [file.read_text() for file in sorted(SOURCES.glob("*.[ch]"))]
-    key = hashlib.sha256("\n".join([*texts, *command, *options, *threads, _processor()]).encode()).hexdigest()[:20]
-    built = cache_folder() / f"kernels-{key}.so"
-    try:
-        if not built.exists():
-            built.parent.mkdir(parents=True, exist_ok=True)
-            with new_file(built) as unfinished:
-                files = [str(file) for file in sorted(SOURCES.glob("*.c"))]
-                build = [*command, *options, *files, "-o", str(unfinished), *threads, "-lm"]
-                subprocess.run(build, check=True, capture_output=True)
-        return ctypes.CDLL(str(built))
-    except (OSError, ProcessingError, subprocess.SubprocessError):
-        return None
 
 
 KEPT_BYTES_PER_VOXEL = 8192
@@ -143,7 +76,7 @@ def _run(name: str, precision: torch.dtype, shape: ctypes.Structure, *tensors: T
         MemoryError: the function could not allocate its buffers.
     """
     pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    if getattr(library(precision), name)(ctypes.byref(shape), *pointers):
+    if getattr(compiled.library(precision), name)(ctypes.byref(shape), *pointers):
         shapes = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
         raise MemoryError(f"not enough memory for {name} on tensors of {shapes}")
 
@@ -316,7 +249,7 @@ def nonoverlapping_convolution_backward(
 def _padded(x: Tensor) -> Tensor:
     """Return the volumes of x (N, C, D, H, W) in float32 with a margin of zeros, in the layout of padded.h."""
     shape = _shape(x.shape)
-    kernels = library(x.dtype)
+    kernels = compiled.library(x.dtype)
     assert kernels is not None
     kernels.padded_floats.restype = ctypes.c_int64
     floats = kernels.padded_floats(ctypes.byref(shape))

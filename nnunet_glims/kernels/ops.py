@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.kernels import cpu, formulas, gpu
+from nnunet_glims.kernels import compiled, cpu, formulas, gpu
 
 SETTINGS = ("auto", "eager", "triton")
 
@@ -72,7 +72,7 @@ def _kernels(device: str, precision: torch.dtype, gradients: bool) -> Literal["c
         if device == "cuda":
             wanted = gpu.usable(precision)
         elif device == "cpu" and (precision == torch.float32 or not gradients):
-            wanted = cpu.library(precision) is not None
+            wanted = compiled.library(precision) is not None
     if not wanted:
         return None
     return "triton" if device == "cuda" else "c"

@@ -10,11 +10,11 @@ from nnunet_glims.architectures import GLIMS
 from nnunet_glims.architectures.dilated import DilatedAggregator
 from nnunet_glims.architectures.layers import Recomputing
 from nnunet_glims.errors import UsageError
-from nnunet_glims.kernels import cpu, formulas, ops
+from nnunet_glims.kernels import compiled, cpu, formulas, ops
 
-needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(compiled.library() is None, reason="no C compiler")
 needs_bf16 = pytest.mark.skipif(
-    cpu.library(torch.bfloat16) is None, reason="no C compiler, or no processor with bfloat16"
+    compiled.library(torch.bfloat16) is None, reason="no C compiler, or no processor with bfloat16"
 )
 PRECISIONS = [
     pytest.param(torch.float32, 1e-5, marks=needs_compiler, id="fp32"),
@@ -76,7 +76,7 @@ def expect_norm_act(shape):
 def test_branches_compute_the_formula_and_its_gradients(shape):
     torch.manual_seed(0)
     x = torch.randn(shape) * 3 + 1
-    assert cpu.library() is not None
+    assert compiled.library() is not None
     expect_formula(ops.branches, formulas.branches, (x, *branch_parameters(shape[1])))
 
 
@@ -243,9 +243,10 @@ def test_with_gradients_nothing_is_joined(gradients, monkeypatch):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86 processor")
 def test_processors_without_avx512_compute_the_same(monkeypatch, tmp_path, any_size):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu, "OPTIONS", tuple(option.replace("native", "x86-64-v3") for option in cpu.OPTIONS))
-    monkeypatch.setattr(cpu, "library", cache(cpu.library.__wrapped__))
-    assert cpu.library() is not None and cpu.library(torch.bfloat16) is None
+    older = tuple(option.replace("native", "x86-64-v3") for option in compiled.OPTIONS)
+    monkeypatch.setattr(compiled, "OPTIONS", older)
+    monkeypatch.setattr(compiled, "_loaded", cache(compiled._loaded.__wrapped__))
+    assert compiled.library() is not None and compiled.library(torch.bfloat16) is None
     torch.manual_seed(0)
     x, slope, how = torch.randn(2, 5, 9, 7, 20), torch.rand(1), ((1, 1, 1), False)
     _, weight, bias = convolution_inputs(x.shape, 13, *how)
@@ -380,22 +381,6 @@ def test_eager_is_a_choice_and_other_words_are_refused(monkeypatch):
     monkeypatch.setenv("NNUNET_GLIMS_KERNELS", "fast")
     with pytest.raises(UsageError, match="'fast'.*auto, eager or triton"):
         ops.branches(x, *parameters)
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [{"CC": "false", "PATH": ""}, {"CC": "false"}, {"XDG_CACHE_HOME": "/dev/null/no"}],
-    ids=["no compiler", "a compiler that fails", "no place for the cache"],
-)
-def test_without_kernels_the_network_runs_all_the_same(environment, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cpu, "library", cache(cpu.library.__wrapped__))
-    x, slope = torch.randn(1, 2, 4, 4, 4), torch.rand(1)
-    assert torch.equal(ops.norm_act(x, slope), formulas.norm_act(x, None, None, slope))
-    assert cpu.library() is None
-    assert not list(tmp_path.rglob("*.so"))
 
 
 def activations_and_gradients(checkpointing):
