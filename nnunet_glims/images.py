@@ -232,6 +232,8 @@ def _read_checked(file: Path) -> tuple[Geometry, np.ndarray]:
 def _naming(file: Path) -> Iterator[None]:
     """Turn what readers raise into an error that names the file."""
     try:
+        if not _is_utf_8(file):  # which ends the whole process in SimpleITK
+            raise Damaged("its path is not UTF-8, and SimpleITK reads no such files: rename the file or its folder")
         if file.is_dir():
             raise Damaged("this is a folder, not an image")
         if not file.exists():
@@ -247,6 +249,14 @@ def _naming(file: Path) -> Iterator[None]:
         raise ProcessingError(f"{file}: cannot be read: there is too little memory for its voxels") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise ProcessingError(f"{file}: cannot be read: {_reason(error)}") from None
+
+
+def _is_utf_8(file: Path) -> bool:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _reason(error: BaseException) -> str:

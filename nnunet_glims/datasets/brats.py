@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_glims.datasets.cases import Problem, Release, SourceCase
+from nnunet_glims.datasets.cases import FilesOfCases, Problem, Release, SourceCase, plain_name
 from nnunet_glims.errors import UsageError
 from nnunet_glims.releases.brats import (
     CHANNELS,
@@ -22,17 +21,25 @@ from nnunet_glims.releases.brats import (
 )
 from nnunet_glims.validation import nearest
 
+SPLITS: tuple[str, ...] = ("nnunet",)
+"""Names of splits; other values of the option are files."""
 _FILE = re.compile(FILE_NAME, re.IGNORECASE)
 _STRAY = re.compile(STRAY_SEGMENTATION, re.IGNORECASE)
 
 
-def read(files: Sequence[Path], release: str = "auto", channels: Sequence[str] = tuple(CHANNELS)) -> Release:
+def read(
+    files: Sequence[Path],
+    release: str = "auto",
+    channels: Sequence[str] = tuple(CHANNELS),
+    where: str = "the release",
+) -> Release:
     """Sort a release's files into cases.
 
     Args:
         files: all files of the release, in any folders.
         release: a key of `RELEASES`, or "auto" to derive it from the names of the cases.
         channels: keys of `CHANNELS`, in the order of the converted channels.
+        where: how messages name the source of the files.
 
     Raises:
         UsageError: the release or a channel is unknown, there is no case among the files, or their names do not determine
@@ -45,10 +52,10 @@ def read(files: Sequence[Path], release: str = "auto", channels: Sequence[str] =
         raise UsageError(f"channels {', '.join(channels)}: each may be there once")
     if release != "auto" and release not in RELEASES:
         raise UsageError(f"release {release!r} is unknown: {nearest(release, list(RELEASES))}")
-    found, problems = _by_case(files)
+    found, problems, unused = _by_case(files)
     if not found:
         raise UsageError(
-            f"none of {len(files)} files is named like BraTS (CASE_flair.nii.gz, CASE-t2f.nii.gz, …): "
+            f"{where}: none of {len(files)} files is named like BraTS (CASE_flair.nii.gz, CASE-t2f.nii.gz, …): "
             "give the folder or archive that has the cases"
         )
     if release == "auto":
@@ -73,34 +80,34 @@ def read(files: Sequence[Path], release: str = "auto", channels: Sequence[str] =
         label_map=published.labels,
         reference=published.reference,
         licence=LICENCE,
+        training_cases=published.training_cases,
         problems=tuple(problems),
+        unused=tuple(unused),
     )
 
 
-def _by_case(files: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], list[Problem]]:
-    """Return case -> channel (or `SEGMENTATION`) -> file, and a problem for each file that exists twice."""
-    found: dict[str, dict[str, Path]] = defaultdict(dict)
-    problems = []
-    strays = []
+def _by_case(files: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], list[Problem], list[Path]]:
+    """Return case -> channel (or `SEGMENTATION`) -> file, the problems of files that cannot be sorted, and other files."""
+    found = FilesOfCases()
+    strays, others = [], []
     for file in sorted(files):
-        match = _FILE.fullmatch(file.name)
-        if match is None:
-            if _STRAY.fullmatch(file.name):
-                strays.append(file)
-            continue
-        kind = FILE_KINDS[match["kind"].lower()]
-        if kind in found[match["case"]]:
-            other = found[match["case"]][kind]
-            problems.append(Problem(match["case"], str(file), f"there is also {other}: a case may be there once"))
+        name = plain_name(file)
+        match = _FILE.fullmatch(name)
+        if match is not None:
+            found.add(match["case"], FILE_KINDS[match["kind"].lower()], file)
+        elif _STRAY.fullmatch(name):
+            strays.append(file)
         else:
-            found[match["case"]][kind] = file
+            others.append(file)
+    problems = []
     for stray in strays:
-        beside = [name for name, kinds in found.items() if SEGMENTATION not in kinds and _folder(kinds) == stray.parent]
-        if len(beside) == 1:
-            found[beside[0]][SEGMENTATION] = stray
+        beside = [name for name, kinds in found.by_case.items() if _folder(kinds) == stray.parent]
+        without = [name for name in beside if SEGMENTATION not in found.by_case[name]]
+        if len(without) == 1 or len(beside) == 1:
+            found.add((without or beside)[0], SEGMENTATION, stray)
         else:
             problems.append(Problem("", str(stray), "a segmentation that belongs to no case beside it"))
-    return dict(found), problems
+    return dict(found.by_case), [*found.problems, *problems], others
 
 
 def _folder(kinds: dict[str, Path]) -> Path:
@@ -109,7 +116,7 @@ def _folder(kinds: dict[str, Path]) -> Path:
 
 def _release_of(names: Sequence[str]) -> str:
     fitting = {
-        release: [name for name in names if re.match(published.case_start, name)]
+        release: [name for name in names if re.match(published.case_start, name, re.IGNORECASE)]
         for release, published in RELEASES.items()
     }
     possible = [release for release, of in fitting.items() if of]

@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import nibabel
-import numpy as np
+from typing import Any
 
 from nnunet_glims.datasets import splits
-from nnunet_glims.datasets.archive import Source
-from nnunet_glims.datasets.cases import Problem, Release, SourceCase
+from nnunet_glims.datasets.archive import Source, opened
+from nnunet_glims.datasets.cases import Problem, Release, SourceCase, problems_of_names, readable
 from nnunet_glims.datasets.checks import check_case
-from nnunet_glims.errors import UsageError
-from nnunet_glims.files import (
-    check_free_space,
-    move_folder,
-    new_file,
-    read_json,
-    sync,
-    working_folder,
-    write_bytes,
-    write_json,
-)
+from nnunet_glims.datasets.destination import Destination
+from nnunet_glims.datasets.unpacking import is_archive
+from nnunet_glims.datasets.writing import FileToWrite, Transfer, files_to_write
+from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.files import check_free_space, move_folder, read_json, working_folder, write_json
 from nnunet_glims.processes import Progress, processes, quietly
 
 REPORT = "conversion_report.json"
 _PLAN = "conversion_plan.json"
 _DATASET = "dataset"
-_VERSION = 1
+_VERSION = 2
 """Raised when the same release is converted to other files, so that a conversion by an older version is not resumed."""
 _SHOWN = 80
 """Characters of the longest value that an error message shows."""
-Transfer = Literal["copy", "symlink", "move"]
 
 
-class BadRelease(UsageError):
+class BadRelease(ProcessingError):
     """A release with problems, all of which the message lists."""
 
     def __init__(self, problems: Sequence[Problem]):
@@ -54,56 +43,57 @@ class BadRelease(UsageError):
         )
 
 
-@dataclass(frozen=True)
-class Destination:
-    """The folder and name of a converted data set.
+def convert_source(
+    path: Path,
+    read: Callable[[Sequence[Path]], Release],
+    destination: Destination,
+    *,
+    link: bool = False,
+    own_splits: splits.OwnSplits | None = None,
+    partial_split: bool = False,
+    workers: int = 1,
+    skip_bad: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+    progress: Progress = quietly,
+) -> dict[str, Any]:
+    """Open a folder or archive, sort its files into cases, and convert them while no other process converts to this number.
 
-    Attributes:
-        raw: nnU-Net's folder of raw data sets.
-        number: number of the data set, 1 to 999.
-        name: name of the data set, without DatasetNNN_.
+    Args:
+        path: a folder, or a zip or tar archive.
+        read: function of the data set's module that sorts files into cases.
+        destination: folder and name of the converted data set.
+        link: whether to link to files that need no change, where the file system has links, instead of copying them.
+        own_splits, partial_split, workers, skip_bad, progress: see `convert`.
+        tell: takes what was found, as a sentence.
+
+    Returns:
+        The content of conversion_report.json.
+
+    Raises:
+        UsageError: as for `convert`, `archive.opened` and `Destination.held`; or an archive is to be linked to.
+        ProcessingError: as for these.
     """
-
-    raw: Path
-    number: int
-    name: str
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set's folder, DatasetNNN_NAME."""
-        return f"Dataset{self.number:03d}_{self.name}"
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the complete data set."""
-        return self.raw / self.dataset
-
-    @property
-    def unfinished(self) -> Path:
-        """The folder for the data set until it is complete. nnU-Net does not see it, because its name begins with a dot.
-
-        The folder holds the plan of the conversion, and the data set in the folder `dataset`.
-        """
-        return self.raw / f".{self.dataset}.unfinished"
-
-    @property
-    def unpacked(self) -> Path:
-        """Path in whose parent folder the images of an archive are unpacked."""
-        return self.raw / f".{self.dataset}.unpacked"
-
-    def check(self) -> None:
-        """Raise `UsageError` if the number or name cannot be used or is taken."""
-        if not 1 <= self.number <= 999:
-            raise UsageError(f"data set number {self.number}: use one from 1 to 999")
-        if not self.name or not all(part.isalnum() for part in self.name.replace("-", "_").split("_") if part):
-            raise UsageError(f"data set name {self.name!r}: use letters, digits, - and _")
-        if not self.raw.is_dir():
-            raise UsageError(f"{self.raw}: there is no such folder; the environment variable nnUNet_raw names it")
-        taken = sorted(path.name for path in self.raw.glob(f"Dataset{self.number:03d}_*"))
-        if taken:
-            raise UsageError(
-                f"{self.raw}: number {self.number} is taken by {taken[0]}: choose another one, or delete it"
-            )
+    packed = is_archive(path)
+    if packed and link:
+        raise UsageError(f"{path}: there is nothing to link to in an archive: unpack it first, or leave out --link")
+    with destination.held(), opened(path, destination.unpacked) as source:
+        release = read(source.files)
+        labelled = sum(case.label is not None for case in release.cases)
+        tell(f"{release.name}: {len(release.cases)} cases, {labelled} of them with a segmentation, in {path}")
+        links = link and _links_work(destination)
+        if link and not links:
+            tell(f"{destination.raw}: this disk has no symbolic links: files are copied")
+        return convert(
+            release,
+            source,
+            destination,
+            transfer="move" if packed else "symlink" if links else "copy",
+            own_splits=own_splits,
+            partial_split=partial_split,
+            workers=workers,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
 
 
 def convert(
@@ -112,9 +102,9 @@ def convert(
     destination: Destination,
     *,
     transfer: Transfer = "copy",
-    split: Path | None = None,
+    own_splits: splits.OwnSplits | None = None,
+    partial_split: bool = False,
     workers: int = 1,
-    resume: bool = False,
     skip_bad: bool = False,
     progress: Progress = quietly,
 ) -> dict[str, Any]:
@@ -123,12 +113,13 @@ def convert(
     Args:
         release: the release, as the data set's module returned it.
         source: the files of the release. The report names files relative to its folder.
-        destination: folder and name of the converted data set.
+        destination: folder and name of the converted data set, which this process holds (`Destination.held`). What an
+            interrupted conversion of the same release left there is completed.
         transfer: how files that need no change are transferred; "move" is for files that were unpacked for this conversion.
-        split: file with the splits; None takes those of the release or, if a patient has several cases, folds by patient.
+        own_splits: the user's splits; None takes those of the release or, if a patient has several cases, folds by patient.
             Otherwise nnU-Net draws its own folds.
+        partial_split: whether cases of the release's published split may be missing.
         workers: number of processes.
-        resume: whether to continue an interrupted conversion of the same release.
         skip_bad: whether to leave cases with problems out instead of refusing the release.
         progress: shows how many files are done.
 
@@ -137,15 +128,16 @@ def convert(
 
     Raises:
         BadRelease: the release has problems, and `skip_bad` is not set.
-        UsageError: the destination exists, or there is an unfinished conversion that is not to be resumed or differs from
-            this one.
+        UsageError: the split does not fit the cases, or there is an unfinished conversion of something else.
         ProcessingError: the disk is full, or a process was killed.
     """
-    destination.check()
+    labelled = [case for case in release.cases if case.label is not None]
+    _splits(release, labelled, own_splits, partial_split)  # before the files are read, which may take hours
     with processes(workers) as parallel_map:
         check = partial(check_case, allowed_labels=tuple(release.label_map))
         found = progress(parallel_map(check, release.cases), "Checking", len(release.cases))
-        problems = [*release.problems, *(problem for of_case in found for problem in of_case)]
+        problems = [*release.problems, *problems_of_names([case.name for case in release.cases])]
+        problems = [_inside(source, problem) for problem in (*problems, *(one for of_case in found for one in of_case))]
         if problems and not skip_bad:
             raise BadRelease(problems)
         bad = {problem.case for problem in problems}
@@ -153,16 +145,21 @@ def convert(
         training = [case for case in cases if case.label is not None]
         if not training:
             raise UsageError("no case with a segmentation is left to train on")
-        folds = _splits(release, training, split)
+        folds = _splits(release, training, own_splits, partial_split)
         report = {
             "release": release.name,
+            "published_training_cases": release.training_cases,
             "training_cases": [case.name for case in training],
             "test_cases": [case.name for case in cases if case.label is None],
-            "skipped": [{"case": p.case, "file": p.file, "problem": p.message} for p in problems],
+            "skipped": [
+                {"case": readable(p.case), "file": readable(p.file), "problem": readable(p.message)} for p in problems
+            ],
+            "unused_files": [readable(file.relative_to(source.folder).as_posix()) for file in release.unused],
             "label_in_release": {str(ours): theirs for theirs, ours in sorted(release.label_map.items(), reverse=True)},
             "patients": {case.name: case.patient for case in cases},
             "source_files": {
-                case.name: [file.relative_to(source.folder).as_posix() for file in case.files] for case in cases
+                case.name: [readable(file.relative_to(source.folder).as_posix()) for file in case.files]
+                for case in cases
             },
         }
         _start_or_resume(
@@ -175,27 +172,36 @@ def convert(
                 "transfer": transfer,
                 "version": _VERSION,
             },
-            resume,
         )
         written = destination.unfinished / _DATASET
-        files = [file for case in cases for file in _written(case, release, written, transfer)]
+        files = [file for case in cases for file in files_to_write(case, release, written, transfer)]
         missing = [file for file in files if not file.target.exists() and not file.target.is_symlink()]
         check_free_space(sum(file.nbytes for file in missing), written, f"for {destination.dataset}")
-        for _ in progress(parallel_map(_WrittenFile.write, missing), "Writing", len(missing)):
+        for _ in progress(parallel_map(FileToWrite.write, missing), "Writing", len(missing)):
             pass
+        missing = [file for file in files if not file.target.exists()]
+        if missing:
+            raise ProcessingError(f"{missing[0].target}: this file is not there any more: another process removed it")
     _describe(written, destination.name, release, len(training), folds, report)
     move_folder(written, destination.folder)
     shutil.rmtree(destination.unfinished, ignore_errors=True)
     return report
 
 
-def _splits(release: Release, training: Sequence[SourceCase], split: Path | None) -> splits.Splits | None:
+def _inside(source: Source, problem: Problem) -> Problem:
+    """Return a problem with files named by their path inside the source, because an archive's folder is removed."""
+    folder = f"{source.folder}{os.sep}"
+    return replace(problem, file=problem.file.replace(folder, ""), message=problem.message.replace(folder, ""))
+
+
+def _splits(
+    release: Release, training: Sequence[SourceCase], own_splits: splits.OwnSplits | None, partial_split: bool
+) -> splits.Splits | None:
     names = [case.name for case in training]
-    if split is not None:
-        return splits.from_file(split, names)
+    if own_splits is not None:
+        return own_splits.of(names)
     if release.splits is not None:
-        there = set(names)
-        return [{part: [name for name in of if name in there] for part, of in fold.items()} for fold in release.splits]
+        return splits.published(release.splits, names, partial_split)
     patient_of = {case.name: case.patient for case in training}
     patients = set(patient_of.values())
     if len(patients) in (1, len(names)):
@@ -203,31 +209,36 @@ def _splits(release: Release, training: Sequence[SourceCase], split: Path | None
     return splits.by_patient(patient_of)
 
 
-def _start_or_resume(destination: Destination, plan: Mapping[str, Any], resume: bool) -> None:
+def _start_or_resume(destination: Destination, plan: Mapping[str, Any]) -> None:
     """Make the unfinished folder, or check that the existing one belongs to the same conversion."""
     folder = destination.unfinished
     subfolders = ("imagesTr", "labelsTr", *(("imagesTs",) if plan["test_cases"] else ()))
-    if folder.exists():
-        there = read_json(folder / _PLAN) if (folder / _PLAN).exists() else {}
-        left = (
-            f"{folder}: an interrupted conversion of {there.get('source', {}).get('path', 'another source')} left this"
+    if not folder.exists():
+        with working_folder(folder) as started:
+            (started / folder.name / _DATASET).mkdir(parents=True)
+            write_json(started / folder.name / _PLAN, plan)
+            move_folder(started / folder.name, folder)
+    before = _plan_in(folder)
+    differing = [_difference(key, plan[key], before.get(key)) for key in plan if plan[key] != before.get(key)]
+    if differing:
+        raise UsageError(
+            f"{folder}: an interrupted conversion of {before.get('source', {}).get('path', 'another source')} left this, and "
+            f"this is another conversion, from {plan['source']['path']}: {'; '.join(differing)}. Repeat the command of the "
+            "interrupted one to complete it, or delete the folder to start again"
         )
-        if not resume:
-            raise UsageError(f"{left}. Go on with --resume, or delete the folder to start again")
-        differing = [_difference(key, plan[key], there.get(key)) for key in plan if plan[key] != there.get(key)]
-        if differing:
-            raise UsageError(
-                f"{left}, and this is another conversion, from {plan['source']['path']}: {'; '.join(differing)}. "
-                "Delete the folder to start again"
-            )
-        for name in subfolders:
-            (folder / _DATASET / name).mkdir(parents=True, exist_ok=True)
-        return
-    with working_folder(folder) as started:
-        for name in subfolders:
-            (started / folder.name / _DATASET / name).mkdir(parents=True)
-        write_json(started / folder.name / _PLAN, plan)
-        move_folder(started / folder.name, folder)  # fails if another conversion has made it in the meantime
+    for name in subfolders:
+        (folder / _DATASET / name).mkdir(parents=True, exist_ok=True)
+        for left in (folder / _DATASET / name).glob(".*"):  # working folders of a killed process
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _plan_in(folder: Path) -> dict[str, Any]:
+    """Return the plan of an interrupted conversion; an empty one where the file is missing or damaged."""
+    try:
+        plan = read_json(folder / _PLAN)
+    except UsageError:
+        return {}
+    return plan if isinstance(plan, dict) and isinstance(plan.get("source"), dict) else {}
 
 
 def _difference(key: str, now: Any, before: Any) -> str:
@@ -235,61 +246,14 @@ def _difference(key: str, now: Any, before: Any) -> str:
     return f"{key} is {texts[0]}, and was {texts[1]}" if max(map(len, texts)) < _SHOWN else f"{key} is another one"
 
 
-@dataclass(frozen=True)
-class _WrittenFile:
-    """A file of the converted data set, and the file of the release that it is made from."""
-
-    source: Path
-    target: Path
-    transfer: Transfer
-    label_map: Mapping[int, int] | None  # None for files whose voxels are not changed
-
-    @property
-    def nbytes(self) -> int:
-        """The approximate number of bytes of the file on the disk."""
-        return self.source.stat().st_size if self.transfer == "copy" or self.label_map is not None else 0
-
-    def write(self) -> None:
-        """Write the file, which is complete or does not exist."""
-        packed = self.source.suffix == ".gz"
-        if self.label_map is not None or packed != (self.target.suffix == ".gz"):
-            content = self.source.read_bytes()
-            content = gzip.decompress(content) if packed else content
-            if self.label_map is not None:
-                content = relabelled(content, self.label_map)
-            # There is no time stamp, so that the same release gives the same bytes.
-            write_bytes(self.target, gzip.compress(content, 6, mtime=0) if self.target.suffix == ".gz" else content)
-        elif self.transfer == "symlink":
-            self.target.symlink_to(self.source.resolve())
-        elif self.transfer == "move":
-            sync(self.source)
-            os.replace(self.source, self.target)
-        else:
-            with new_file(self.target) as temporary:
-                shutil.copyfile(self.source, temporary)
-
-
-def relabelled(nifti: bytes, label_map: Mapping[int, int]) -> bytes:
-    """Return a NIfTI file with labels replaced, as uint8; header and geometry stay the same to the last bit."""
-    image = nibabel.Nifti1Image.from_bytes(nifti)
-    labels = np.asanyarray(image.dataobj)
-    changed = np.zeros(labels.shape, np.uint8)
-    for theirs, ours in label_map.items():
-        changed[labels == theirs] = ours
-    header = image.header.copy()
-    header.set_data_dtype(np.uint8)
-    return nibabel.Nifti1Image(changed, None, header).to_bytes()
-
-
-def _written(case: SourceCase, release: Release, folder: Path, transfer: Transfer) -> Iterator[_WrittenFile]:
-    split = "Ts" if case.label is None else "Tr"
-    for channel, image in enumerate(case.images):
-        name = f"{case.name}_{channel:04d}{release.file_ending}"
-        yield _WrittenFile(image, folder / f"images{split}" / name, transfer, None)
-    if case.label is not None:
-        unchanged = all(theirs == ours for theirs, ours in release.label_map.items())
-        label_map = None if unchanged else dict(release.label_map)
-        yield _WrittenFile(case.label, folder / f"labelsTr/{case.name}{release.file_ending}", transfer, label_map)
+def _links_work(destination: Destination) -> bool:
+    """Return whether the destination's file system has symbolic links, which exFAT and many network drives do not."""
+    with working_folder(destination.unfinished) as probe:
+        try:
+            (probe / "link").symlink_to(probe)
+        except OSError:
+            return False
+    return True
 
 
 def _describe(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import read_json
+from nnunet_glims.nnunet.splits import read_splits
 
 Splits = list[dict[str, list[str]]]
 FOLDS, SEED = 5, 12345
@@ -35,19 +38,75 @@ def by_patient(patient_of: Mapping[str, str]) -> Splits:
     return splits
 
 
-def from_file(path: Path, cases: Sequence[str]) -> Splits:
-    """Read splits from a file; raise `UsageError` if it has another form or names cases that do not exist."""
-    splits = read_json(path)
-    try:
-        named = {case for fold in splits for part in ("train", "val") for case in fold[part]}
-        overlapping = {case for fold in splits for case in set(fold["train"]) & set(fold["val"])}
-        if not all(isinstance(case, str) for case in named):
-            raise TypeError
-    except (TypeError, KeyError):
-        raise UsageError(f'{path}: this is no list of {{"train": [case, …], "val": [case, …]}}') from None
-    unknown = sorted(named - set(cases))
-    if unknown:
-        raise UsageError(f"{path}: names cases that the data set does not have: {', '.join(unknown[:8])}")
-    if overlapping:
-        raise UsageError(f"{path}: cases that train and validate in one fold: {', '.join(sorted(overlapping)[:8])}")
-    return splits
+@dataclass(frozen=True)
+class OwnSplits:
+    """Splits that a user wrote to a file.
+
+    Attributes:
+        path: the file.
+        folds: its content. The names of cases are in Unicode's composed form (NFC).
+    """
+
+    path: Path
+    folds: Splits
+
+    @classmethod
+    def read(cls, path: Path) -> OwnSplits:
+        """Read a JSON file like nnU-Net's splits_final.json: a list with {"train": [case, …], "val": [case, …]} for each fold.
+
+        Raises:
+            UsageError: the file has another form, there are no cases in a part of a fold, or a case is twice in a fold.
+        """
+        folds = [
+            {part: [unicodedata.normalize("NFC", case) for case in names] for part, names in fold.model_dump().items()}
+            for fold in read_splits(path)
+        ]
+        for number, fold in enumerate(folds):
+            empty = next((part for part, names in fold.items() if not names), None)
+            if empty is not None:
+                raise UsageError(
+                    f"{path}: fold {number} has no cases in {empty!r}: each fold trains and validates on some"
+                )
+            count = Counter([*fold["train"], *fold["val"]])
+            twice = sorted(case for case in count if count[case] > 1)
+            if twice:
+                raise UsageError(f"{path}: fold {number} has {_shown(twice)} twice: a case trains or validates, once")
+        return cls(path, folds)
+
+    def of(self, cases: Sequence[str]) -> Splits:
+        """Return the splits; raise `UsageError` if they name a case that is not among these."""
+        unknown = sorted({case for fold in self.folds for names in fold.values() for case in names} - set(cases))
+        if unknown:
+            raise UsageError(f"{self.path}: names {_shown(unknown)}: the data set has no such training cases")
+        return self.folds
+
+
+def published(folds: Splits, cases: Sequence[str], partial: bool) -> Splits:
+    """Return a published split for the cases that are there.
+
+    Args:
+        folds: the complete split.
+        cases: the training cases of the data set.
+        partial: whether cases of the split may be missing.
+
+    Raises:
+        UsageError: cases are missing and `partial` is not set, or no case is left to train or to validate on.
+    """
+    there = set(cases)
+    missing = sorted({case for fold in folds for names in fold.values() for case in names} - there)
+    if missing and not partial:
+        raise UsageError(
+            f"the published split needs {len(missing)} cases with a segmentation that are not there: {_shown(missing)}. "
+            "Results on the others cannot be compared with published ones: complete the data, or leave these cases out of "
+            "the split with --partial"
+        )
+    kept = [{part: [name for name in names if name in there] for part, names in fold.items()} for fold in folds]
+    empty = next((part for fold in kept for part, names in fold.items() if not names), None)
+    if empty is not None:
+        what = "train" if empty == "train" else "validate"
+        raise UsageError(f"no case of the published split to {what} on is there: choose another split or protocol")
+    return kept
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -7,7 +7,6 @@ Arrays here are (x, y, z): x increases to the right, y to the front and z to the
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from nnunet_glims.errors import UsageError
-from nnunet_glims.files import new_folder
+from nnunet_glims.files import new_folder, read_json
 from nnunet_glims.releases import brats
 
 CHANNELS = tuple(brats.CHANNELS[name] for name in ("flair", "t1ce", "t1", "t2"))
@@ -301,9 +300,10 @@ def _write_dataset_json(folder: Path, dataset_name: str, cases: int, parameters:
 def _check_same_dataset(folder: Path, parameters: dict) -> None:
     way_out = "delete it or choose another dataset name"
     try:
-        found = json.loads((folder / "dataset.json").read_text()).get("glims_phantom")
-    except (OSError, json.JSONDecodeError):
-        found = None
+        content = read_json(folder / "dataset.json")
+    except UsageError:
+        content = None
+    found = content.get("glims_phantom") if isinstance(content, dict) else None
     if found is None:
         raise UsageError(f"{folder} exists and was not written by this phantom generator: {way_out}")
     if found != parameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -21,11 +22,15 @@ from nnunet_glims import __version__
 from nnunet_glims.demo.phantom import write_raw_dataset
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation.regions import short
-from nnunet_glims.files import check_output_folder, read_json, write_json, write_text
+from nnunet_glims.files import check_output_folder, make_folder, read_json, write_json, write_text
+from nnunet_glims.locks import lock
 from nnunet_glims.networks import network_named
+from nnunet_glims.nnunet.dataset_json import read_dataset_json
 from nnunet_glims.nnunet.evaluation import evaluate_folders
+from nnunet_glims.nnunet.folders import label_maps
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.nnunet.plans.override import apply_override
+from nnunet_glims.nnunet.splits import read_splits
 from nnunet_glims.processes import available_cores, find_program
 from nnunet_glims.report.board import make_board
 from nnunet_glims.report.cases import choose_cases
@@ -132,9 +137,9 @@ class Steps:
         """
         made_from = json.loads(json.dumps({"version": __version__, "command": list(command), **inputs}))
         path = self.logs / f"{name}.json"
-        last = read_json(path) if path.exists() else {}
+        last = _last_run(path)
         unchanged = last.get("made_from") == made_from
-        if not (unchanged and last["finished"] and all(result.exists() for result in results)):
+        if not (unchanged and last.get("finished") and all(result.exists() for result in results)):
             if not unchanged and folder.exists():
                 shutil.rmtree(folder)
             write_json(path, {"finished": False, "made_from": made_from})
@@ -164,6 +169,15 @@ class Steps:
         self.console.print(f"{title}: {seconds:.0f} s")
 
 
+def _last_run(path: Path) -> Mapping[str, Any]:
+    """Return what the last run of a step wrote; nothing where there was none or its file is damaged."""
+    try:
+        content = read_json(path)
+    except UsageError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, console: Console | None = None) -> Path:
     """Plan, preprocess, train GLIMS and LATUP-Net, predict unseen cases, evaluate, and write a report.
 
@@ -181,15 +195,21 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
         The path of the report.
 
     Raises:
-        UsageError: `data` is no raw data set.
-        ProcessingError: one of nnU-Net's commands failed; the message has the end of its output.
+        UsageError: `data` is no raw data set; nothing was written.
+        ProcessingError: another process runs a demo in this folder, or one of nnU-Net's commands failed; the message has
+            the end of its output.
     """
     folder = folder.resolve()
     check_output_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    console = console or Console()
-    raw = write_raw_dataset(folder / "nnUNet_raw") if data is None else _check_raw(data.resolve())
-    workspace = Workspace(folder, raw, device)
+    given = None if data is None else _check_raw(data.resolve())
+    make_folder(folder)
+    with lock(folder / "logs/demo.lock", f"{folder}: demo"):
+        raw = given or write_raw_dataset(folder / "nnUNet_raw")
+        return _run_steps(Workspace(folder, raw, device), console or Console())
+
+
+def _run_steps(workspace: Workspace, console: Console) -> Path:
+    folder, raw, device = workspace.folder, workspace.raw, workspace.device
     steps = Steps(workspace, console)
     console.print(
         f"Data: {raw}\nEverything is written to {folder}, logs of nnU-Net's commands to {steps.logs}", soft_wrap=True
@@ -250,12 +270,17 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
 
 
 def _check_raw(data: Path) -> Path:
+    if not data.is_dir():
+        raise UsageError(f"{data}: this is no raw data set of nnU-Net: there is no such folder")
     missing = [name for name in ("dataset.json", "imagesTr", "labelsTr") if not (data / name).exists()]
     if missing or not re.fullmatch(r"Dataset\d{3}_.+", data.name):
         raise UsageError(
             f"{data}: this is no raw data set of nnU-Net. It must be a folder DatasetXXX_NAME with dataset.json, imagesTr and "
             "labelsTr"
         )
+    ending = read_dataset_json(data / "dataset.json")["file_ending"]
+    if not label_maps(data / "labelsTr", ending):
+        raise UsageError(f"{data / 'labelsTr'}: there are no label maps (*{ending})")
     return data
 
 
@@ -273,20 +298,28 @@ def _unseen_cases(workspace: Workspace) -> tuple[Path, Path]:
     if any((workspace.raw / "labelsTs").glob("*")):
         return workspace.raw / "imagesTs", workspace.raw / "labelsTs"
     images, labels = workspace.folder / "unseen/images", workspace.folder / "unseen/labels"
-    splits = read_json(workspace.preprocessed / "splits_final.json")
-    ending = read_json(workspace.raw / "dataset.json")["file_ending"]
+    fold = read_splits(workspace.preprocessed / "splits_final.json")[0]
+    ending = read_dataset_json(workspace.raw / "dataset.json")["file_ending"]
     shutil.rmtree(images.parent, ignore_errors=True)
     images.mkdir(parents=True)
     labels.mkdir()
-    for case in splits[0]["val"]:
-        for image in (workspace.raw / "imagesTr").glob(f"{case}_????{ending}"):
-            (images / image.name).symlink_to(image)
-        (labels / f"{case}{ending}").symlink_to(workspace.raw / "labelsTr" / f"{case}{ending}")
+    for case in fold.val:
+        for image in (workspace.raw / "imagesTr").glob(f"{glob.escape(case)}_????{ending}"):
+            _link(images / image.name, image)
+        _link(labels / f"{case}{ending}", workspace.raw / "labelsTr" / f"{case}{ending}")
     return images, labels
 
 
+def _link(path: Path, to: Path) -> None:
+    """Link to a file, or copy it where the file system has no links."""
+    try:
+        path.symlink_to(to)
+    except OSError:
+        shutil.copyfile(to, path)
+
+
 def _page(workspace: Workspace, entries: list[LeaderboardEntry], images: Path) -> str:
-    dataset = read_json(workspace.raw / "dataset.json")
+    dataset = read_dataset_json(workspace.raw / "dataset.json")
     generated = "glims_phantom" in dataset
     data = "synthetic heads with tumours, generated for this demo" if generated else f"the data set {workspace.dataset}"
     command = f"nnunet-glims demo --out {workspace.folder.name} --device {workspace.device}"

@@ -67,7 +67,7 @@ class BratsRelease:
     """Facts about a release.
 
     Attributes:
-        case_start: pattern with which the names of its cases begin; it differs between releases.
+        case_start: pattern with which the names of its cases begin, in capitals or not; it differs between releases.
         labels: label in the release -> label that `nnunet-glims convert` writes.
         training_cases: number of published cases with a segmentation.
         reference: where to get the release, and what to cite.
@@ -88,11 +88,23 @@ class BratsRelease:
 
 
 RELEASES: Mapping[str, BratsRelease] = {
+    "2017": BratsRelease(
+        r"Brats17_",
+        _OLD_LABELS,
+        285,
+        "https://www.med.upenn.edu/sbia/brats2017.html; doi:10.1109/TMI.2014.2377694",
+    ),
     "2018": BratsRelease(
-        r"Brats1[789]_",
+        r"Brats18_",
         _OLD_LABELS,
         285,
         "https://www.med.upenn.edu/sbia/brats2018.html; doi:10.1109/TMI.2014.2377694",
+    ),
+    "2019": BratsRelease(
+        r"BraTS19_",
+        _OLD_LABELS,
+        335,
+        "https://www.med.upenn.edu/cbica/brats2019; doi:10.1109/TMI.2014.2377694",
     ),
     "2020": BratsRelease(
         r"BraTS20_", _OLD_LABELS, 369, "https://www.med.upenn.edu/cbica/brats2020; doi:10.1109/TMI.2014.2377694"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -13,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnunet_glims.datasets import archive, conversion
-from nnunet_glims.datasets.archive import inside_name, is_archive, opened
+from nnunet_glims.datasets.archive import opened
+from nnunet_glims.datasets.unpacking import inside_name, is_archive
 from nnunet_glims.errors import ProcessingError
 from tests.datasets import releases
 from tests.datasets.test_conversion import convert, untouched, voxels
@@ -77,20 +79,63 @@ def test_names_that_lead_outside_are_refused(pack, name, tmp_path, place):
     assert sorted(tmp_path.iterdir()) == sorted([*before, packed])
 
 
-def test_links_are_left_out(tmp_path, place):
-    (tmp_path / "secret").write_text("secret")
-    with tarfile.open(tmp_path / "release.tar", "w") as packed:
-        for kind, name in ((tarfile.SYMTYPE, "soft.nii"), (tarfile.LNKTYPE, "hard.nii")):
+def linked_tar(path, links, members):
+    with tarfile.open(path, "w") as packed:
+        for name, content in members.items():
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, str(tmp_path / "secret")
+            info.size = len(content)
+            packed.addfile(info, io.BytesIO(content))
+        for name, (kind, to) in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, to
             packed.addfile(info)
-    link = zipfile.ZipInfo("soft.nii")
-    link.external_attr = 0o120777 << 16
-    with zipfile.ZipFile(tmp_path / "release.zip", "w") as packed:
-        packed.writestr(link, str(tmp_path / "secret"))
-    for name in ("release.tar", "release.zip"):
-        with opened(tmp_path / name, place) as found:
-            assert found.files == ()
+    return path
+
+
+def linked_zip(path, links, members):
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+        for name, (_, to) in links.items():
+            link = zipfile.ZipInfo(name)
+            link.external_attr = 0o120777 << 16
+            packed.writestr(link, to)
+    return path
+
+
+@pytest.mark.parametrize("pack", [linked_zip, linked_tar])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_to_other_files_of_the_archive_become_copies_of_them(pack, kind, tmp_path, place):
+    to = "store/x.nii" if kind == tarfile.LNKTYPE and pack is linked_tar else "../store/x.nii"
+    packed = pack(tmp_path / "release", {"view/y.nii": (kind, to)}, {"store/x.nii": b"voxels"})
+    with opened(packed, place) as found:
+        assert names_in(found) == ["store/x.nii", "view/y.nii"]
+        assert [(file.read_bytes(), file.is_symlink(), file.stat().st_nlink) for file in found.files] == [
+            (b"voxels", False, 1)
+        ] * 2
+
+
+@pytest.mark.parametrize("pack", [linked_zip, linked_tar])
+def test_links_to_links_are_followed_but_not_in_circles(pack, tmp_path, place):
+    links = {"view/y.nii": (tarfile.SYMTYPE, "../store/link.nii"), "store/link.nii": (tarfile.SYMTYPE, "x.nii")}
+    with opened(pack(tmp_path / "release", links, {"store/x.nii": b"voxels"}), place) as found:
+        assert [file.read_bytes() for file in found.files] == [b"voxels"] * 3
+    circle = {"a.nii": (tarfile.SYMTYPE, "b.nii"), "b.nii": (tarfile.SYMTYPE, "a.nii")}
+    with (
+        pytest.raises(ProcessingError, match=r"a.nii is a link to .* not in the archive"),
+        opened(pack(tmp_path / "circle", circle, {"x.nii": b""}), place),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("pack", [linked_zip, linked_tar])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("to", ["secret", "../../secret", "link.nii"])
+def test_links_out_of_the_archive_and_in_circles_are_refused(pack, kind, to, tmp_path, place):
+    (tmp_path / "secret").write_text("secret")
+    packed = pack(tmp_path / "release", {"link.nii": (kind, str(tmp_path / to))}, {"a.nii": b""})
+    with pytest.raises(ProcessingError, match="link.nii is a link to .* not in the archive"), opened(packed, place):
+        pass
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -175,8 +220,8 @@ def test_after_ctrl_c_another_archive_gives_its_own_cases(moment, raw, tmp_path,
 
     with monkeypatch.context() as interrupted:
         place = {
-            "unpacking": (zipfile.ZipFile, "extract"),
-            "reading": (archive, "_images"),
+            "unpacking": (zipfile.ZipFile, "open"),
+            "reading": (archive, "_below"),
             "checking": (conversion, "check_case"),
             "writing": (conversion.os, "replace"),
         }[moment]
@@ -192,7 +237,7 @@ def test_after_ctrl_c_another_archive_gives_its_own_cases(moment, raw, tmp_path,
         for options in ((), ("--resume",)):
             convert("brats", second, *options, code=2)
             message = " ".join(capsys.readouterr().err.split())
-            assert str(first) in message and (str(second) in message) == bool(options)
+            assert str(first) in message and str(second) in message
         shutil.rmtree(raw / left[0])
     convert("brats", second)
     assert np.array_equal(voxels(raw / "Dataset137_BraTS/imagesTr/BraTS2021_00000_0000.nii.gz"), releases.image(1000))
@@ -223,18 +268,21 @@ def test_an_interrupted_conversion_of_an_archive_resumes(raw, tmp_path, monkeypa
 
 
 def test_two_conversions_at_once_do_not_mix(raw, tmp_path, monkeypatch, capsys):
-    """The second one begins while the first one writes."""
+    """Others begin while the first one writes: of another archive, and of the same one under another name."""
     first, second = two_archives(tmp_path)
     start, codes = conversion._start_or_resume, []
 
-    def meanwhile(destination, plan, resume):
-        start(destination, plan, resume)
+    def meanwhile(destination, plan):
+        start(destination, plan)
         if not codes:
             codes.append(None)
-            convert("brats", second, code=2)
+            convert("brats", second, code=1)
+            convert("brats", first, "--name", "Other", code=1)
 
     monkeypatch.setattr(conversion, "_start_or_resume", meanwhile)
     convert("brats", first)
-    assert codes and str(first) in " ".join(capsys.readouterr().err.split())
+    message = " ".join(capsys.readouterr().err.split())
+    assert codes and message.count(f"process {os.getpid()} on ") == 2 and "since 2" in message
+    assert "choose another number" in message
     assert np.array_equal(voxels(raw / "Dataset137_BraTS/imagesTr/BraTS2021_00000_0000.nii.gz"), releases.image(0))
     assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]

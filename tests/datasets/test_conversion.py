@@ -163,7 +163,7 @@ DAMAGES = {
     "shape": (lambda p: releases.write(p, np.zeros((9, 8, 6), np.int16)), "flair", "has 9×8×6 voxels, not 9×8×7"),
     "origin": (lambda p: releases.write(p, releases.image(0), shifted()), "t2", "has origin"),
     "spacing": (lambda p: releases.write(p, releases.image(0), stretched()), "t2", "has spacing"),
-    "NaN": (lambda p: releases.write(p, with_nan()), "flair", "1 voxels are not finite"),
+    "NaN": (lambda p: releases.write(p, with_nan()), "flair", "1 NaN of 504 values"),
     "label": (lambda p: releases.write(p, releases.labels((0, 1, 2, 3, 7))), "seg", "has labels 3, 7; only 0, 1, 2, 4"),
     "missing": (lambda p: p.unlink(), "t1ce", "no file for t1ce"),
 }  # fmt: skip
@@ -200,11 +200,12 @@ def damaged(tmp_path):
         releases.write(source / good / f"{good}_{kind}.nii.gz", releases.image(1))
     releases.write(source / good / f"{good}_seg.nii.gz", releases.labels((0, 1, 2, 4)))
     shutil.copytree(source / good, source / "again" / good)
+    releases.write(source / "again" / good / f"{good}_t2.nii.gz", releases.image(2))
     return source
 
 
 def test_all_problems_are_told_at_once_and_nothing_is_written(damaged, raw, capsys):
-    convert("brats", damaged, code=2)
+    convert("brats", damaged, code=1)
     told = capsys.readouterr().err
     for index, (_, kind, message) in enumerate(DAMAGES.values()):
         line = next(line for line in told.splitlines() if f"BraTS2021_{index:05d}:" in line)
@@ -237,7 +238,8 @@ def interrupt_after(files, monkeypatch):
     monkeypatch.setattr(conversion.shutil, "copyfile", copy_some)
 
 
-def test_an_interrupted_conversion_resumes_to_the_same_folder(raw, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("options", [(), ("--resume",)])
+def test_an_interrupted_conversion_resumes_to_the_same_folder(options, raw, tmp_path, monkeypatch, capsys):
     source = releases.write_brats(tmp_path / "release", "2021")
     convert("brats", source)
     whole = contents(raw / "Dataset137_BraTS")
@@ -246,11 +248,9 @@ def test_an_interrupted_conversion_resumes_to_the_same_folder(raw, tmp_path, mon
         interrupt_after(7, interrupted)
         convert("brats", source, code=130)
     assert not (raw / "Dataset137_BraTS").exists()
-    convert("brats", source, code=2)
-    assert "--resume" in capsys.readouterr().err
-    convert("brats", source, "--resume", "--channels", "t1", code=2)
+    convert("brats", source, *options, "--channels", "t1", code=2)
     assert "this is another conversion" in capsys.readouterr().err
-    convert("brats", source, "--resume")
+    convert("brats", source, *options)
     assert contents(raw / "Dataset137_BraTS") == whole
     assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
 
@@ -298,6 +298,29 @@ def test_a_disk_that_fills_up_ends_with_1_and_the_conversion_goes_on_later(raw, 
     convert("brats", source, "--resume")
     assert (raw / "Dataset137_BraTS/imagesTr/BraTS2021_00003_0003.nii.gz").read_bytes() == large.read_bytes()
     assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
+
+
+def test_a_source_that_disappears_is_named_and_the_conversion_goes_on_later(raw, tmp_path, monkeypatch, capsys):
+    """A network drive, for example."""
+    source = releases.write_brats(tmp_path / "release", "2021")
+    start = conversion._start_or_resume
+
+    def meanwhile(destination, plan):
+        start(destination, plan)
+        (source / "BraTS2021_00003").rename(tmp_path / "away")
+
+    with monkeypatch.context() as disappearing:
+        disappearing.setattr(conversion, "_start_or_resume", meanwhile)
+        convert("brats", source, code=1)
+    message = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"{source / 'BraTS2021_00003'}" in message
+        and "No such file or directory" in message
+        and "Error:" not in message
+    )
+    (tmp_path / "away").rename(source / "BraTS2021_00003")
+    convert("brats", source)
+    assert len(list((raw / "Dataset137_BraTS/labelsTr").iterdir())) == 6
 
 
 @pytest.mark.slow
@@ -376,10 +399,14 @@ def test_btcv_has_thirteen_organs(layout, raw, tmp_path):
     assert (folder / "labelsTr/img0003.nii.gz").read_bytes() == source.read_bytes()
 
 
-def test_synapse8_has_its_own_split(raw, tmp_path, capsys):
-    source = releases.write_btcv(tmp_path / "release", (5, 35))
-    convert("btcv", source, "--protocol", "synapse8", "--split", "24-6", code=2)
+@pytest.mark.parametrize("split", ["24-6", "nnunet", "own.json"])
+def test_synapse8_has_its_own_split(split, raw, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.json").write_text('[{"train": ["img0001"], "val": ["img0002"]}]')
+    source = releases.write_btcv(tmp_path / "release", range(1, 4))
+    convert("btcv", source, "--protocol", "synapse8", "--split", split, code=2)
     assert "the protocol synapse8 has a published split of its own" in capsys.readouterr().err
+    assert untouched(raw)
 
 
 def test_synapse8_keeps_eight_organs_and_the_published_split(raw, tmp_path):
@@ -398,25 +425,6 @@ def test_synapse8_keeps_eight_organs_and_the_published_split(raw, tmp_path):
     assert sorted(fold["train"] + fold["val"]) == [f"img{number:04d}" for number in numbers]
 
 
-def test_btcv_split_of_24_and_6(raw, tmp_path):
-    numbers = (*range(1, 11), *range(21, 41))
-    convert("btcv", releases.write_btcv(tmp_path / "release", numbers), "--split", "24-6")
-    (fold,) = json.loads((raw / "Dataset137_BTCV/splits_final.json").read_text())
-    assert fold["val"] == [f"img{number:04d}" for number in range(35, 41)]
-    assert len(fold["train"]) == 24
-
-
-def test_a_split_of_ones_own(raw, tmp_path, capsys):
-    source = releases.write_btcv(tmp_path / "release")
-    own = tmp_path / "own.json"
-    own.write_text('[{"train": ["img0001", "img0099"], "val": ["img0002"]}]')
-    convert("btcv", source, "--split", str(own), code=2)
-    assert "img0099" in capsys.readouterr().err and untouched(raw)
-    own.write_text('[{"train": ["img0001"], "val": ["img0002"]}]')
-    convert("btcv", source, "--split", str(own))
-    assert json.loads((raw / "Dataset137_BTCV/splits_final.json").read_text()) == json.loads(own.read_text())
-
-
 WRONG = [
     (("brats", "nowhere"), "there is no such folder or archive"),
     (("brats", "release/survival_info.csv"), "neither a folder nor a zip or tar"),
@@ -429,6 +437,9 @@ WRONG = [
     (("btcv", "release", "--protocol", "btcv"), "did you mean 'btcv13'"),
     (("brats", "release", "--workers", "0"), "--workers 0: at least one"),
     (("brats", "packed.zip", "--link"), "nothing to link to"),
+    (("brats", "release", "--split", "release"), "this is a folder, not a file"),
+    (("brats", "release", "--name", "a" * 300), "use at most 100 characters"),
+    (("btcv", "release", "--partial"), "--partial: this is for a published split"),
 ]
 
 
@@ -442,10 +453,48 @@ def test_wrong_use_is_refused_before_anything_is_written(words, message, raw, tm
     assert untouched(raw)
 
 
-def test_a_number_is_used_once(raw, tmp_path, capsys):
-    (raw / "Dataset137_Other").mkdir()
+@pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"])
+@pytest.mark.parametrize("name", ["Dataset137_Other", "Dataset137_BraTS", "Dataset137"])
+def test_a_number_is_used_once(name, variable, raw, tmp_path, monkeypatch, capsys):
+    """nnU-Net looks for it in its three folders."""
+    if variable != "nnUNet_raw":
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    (tmp_path / variable / name).mkdir(parents=True)
+    before = list(raw.iterdir())
     convert("brats", releases.write_brats(tmp_path / "release", "2021"), code=2)
-    assert "taken by Dataset137_Other" in capsys.readouterr().err
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path / variable}: number 137 is taken by {name}" in message
+    assert list(raw.iterdir()) == before
+
+
+def test_files_with_the_number_in_their_names_do_not_take_it(raw, tmp_path):
+    (raw / "Dataset137.zip").touch()
+    convert("brats", releases.write_brats(tmp_path / "release", "2021"))
+    assert (raw / "Dataset137_BraTS/dataset.json").exists()
+
+
+@pytest.mark.parametrize("ending", ["new", "tmp"])
+def test_working_folders_of_a_killed_conversion_are_removed(ending, raw, tmp_path, monkeypatch):
+    source = releases.write_brats(tmp_path / "release", "2021")
+    with monkeypatch.context() as interrupted:
+        interrupt_after(7, interrupted)
+        convert("brats", source, code=130)
+    written = next((raw / ".Dataset137_BraTS.unfinished/dataset/imagesTr").iterdir())
+    for left in (written, raw / ".Dataset137_BraTS.unpacked", raw / ".Dataset137_BraTS.unfinished"):
+        (left.parent / f".{left.name}.abc12345.{ending}").mkdir()
+    convert("brats", source)
+    assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
+    assert not list((raw / "Dataset137_BraTS").rglob(".*"))
+
+
+def test_what_a_killed_conversion_left_after_its_last_step_is_removed(raw, tmp_path, capsys):
+    source = releases.write_brats(tmp_path / "release", "2021")
+    convert("brats", source)
+    (raw / ".Dataset137_BraTS.unfinished").mkdir()
+    (raw / ".Dataset137.lock").touch()
+    convert("brats", source, code=2)
+    assert "taken by Dataset137_BraTS" in capsys.readouterr().err
+    assert [path.name for path in raw.iterdir()] == ["Dataset137_BraTS"]
 
 
 def test_a_full_disk_is_noticed_before(raw, tmp_path, monkeypatch, capsys):

@@ -5,9 +5,11 @@ import sys
 import pytest
 from rich.console import Console
 
+from nnunet_glims.cli import main
 from nnunet_glims.demo import pipeline
 from nnunet_glims.demo.pipeline import Steps, Workspace
 from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.locks import lock
 
 PROGRAM = """
 from pathlib import Path
@@ -80,3 +82,42 @@ def test_results_without_a_record_are_made_again(step, tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "made/result").write_text("of an older demo")
     assert step() == ("x", 1)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"finished": true}'])
+def test_a_damaged_record_has_the_step_made_again(content, step, tmp_path):
+    step()
+    (tmp_path / "logs/step.json").write_text(content)
+    assert step() == ("x", 2)
+
+
+def other_raw(tmp_path, content="{}"):
+    folder = tmp_path / "Dataset123_Mine"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    (folder / "dataset.json").write_text(content)
+    return folder
+
+
+NO_DATA = {
+    "there is no such folder": lambda tmp_path: tmp_path / "nowhere",
+    "this is no raw data set of nnU-Net": lambda tmp_path: tmp_path,
+    "dataset.json": lambda tmp_path: other_raw(tmp_path),
+    "there are no label maps": lambda tmp_path: other_raw(
+        tmp_path, '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}'
+    ),
+}
+
+
+@pytest.mark.parametrize("message", NO_DATA)
+def test_wrong_data_leave_no_folder(message, tmp_path, capsys):
+    data = NO_DATA[message](tmp_path)
+    assert main(["demo", "--data", str(data), "--out", str(tmp_path / "out/demo")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_demos_do_not_work_in_one_folder(tmp_path, capsys):
+    with lock(tmp_path / "out/logs/demo.lock", "another demo"):
+        assert main(["demo", "--out", str(tmp_path / "out")]) == 1
+    assert "another process does this already" in capsys.readouterr().err
