@@ -240,6 +240,9 @@ def _naming(file: Path) -> Iterator[None]:
             raise Damaged("there is no such file")
         if not file.is_file():
             raise Damaged("this is no regular file")  # a pipe may never answer
+        ending = next((file.name[-len(known) :] for known in NIFTI if file.name.lower().endswith(known)), "")
+        if ending not in (ending.lower(), ending.upper()):
+            raise Damaged("SimpleITK reads no endings with small and capital letters: rename the file")
         if not file.stat().st_size:
             raise Damaged("the file is empty: copy it again")
         yield

@@ -132,6 +132,20 @@ def test_postprocess_probabilities(kind, tmp_path, capsys):
     assert not (tmp_path / "model_out").exists()
 
 
+def test_models_whose_predictions_lie_on_other_grids_are_not_averaged(tmp_path, capsys):
+    for folder in ("first", "second"):
+        write_prediction(tmp_path / folder, "one", smooth(0))
+    path = tmp_path / "second/one.nii.gz"
+    image = sitk.ReadImage(str(path))
+    image.SetSpacing((1.0, 1.0, 5.0))
+    sitk.WriteImage(image, str(path))
+    folders = [str(tmp_path / folder) for folder in ("first", "second")]
+    assert main(["postprocess", *folders, "-o", str(tmp_path / "out"), "--preset", "none", "--workers", "1"]) == 2
+    err = capsys.readouterr().err
+    assert f"{path}: has spacing [1.0, 1.0, 5.0]" in err and str(tmp_path / "first/one.nii.gz") in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_any_byte_of_probabilities(tmp_path, capsys):
     write_prediction(tmp_path / "model", "one", smooth(0, shape=(6, 8, 7)))
     path = tmp_path / "model/one.npz"

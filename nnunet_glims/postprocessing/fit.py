@@ -242,7 +242,10 @@ def _load_case(case: _ValidationCase, heads: Heads, rules: Rules) -> _LoadedCase
         inside = everything[part]
         probabilities = {region.name: heads.probability(inside, region.labels) for region in rules.regions}
     seen = truth[box]
-    missed = np.bincount(truth.ravel(), minlength=256) - np.bincount(seen.ravel(), minlength=256)
+    counts = np.bincount(truth.ravel(), minlength=256)
+    if unknown := sorted({*np.flatnonzero(counts).tolist()} - {0, *(label for of in heads.labels for label in of)}):
+        raise UsageError(f"{case.files.truth}: has labels {', '.join(map(str, unknown))}, which belong to no region")
+    missed = counts - np.bincount(seen.ravel(), minlength=256)
     return _LoadedCase(seen, predicted, probabilities, missed)
 
 

@@ -31,11 +31,13 @@ class PredictedCase:
         name: name of the case.
         label_map: nnU-Net's label map. The post-processed label map gets its geometry.
         probabilities: one file per model; empty where the rules need label maps only.
+        others: the label maps of the other models, as far as they are there.
     """
 
     name: str
     label_map: Path
     probabilities: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
 
 
 def _places(folder: Path) -> list[Path]:
@@ -114,7 +116,16 @@ def _with_probabilities(folders: Sequence[Path]) -> list[PredictedCase]:
             problems.append(f"{folders[0]}: no label map of case {name} beside its probabilities")
     if problems:
         raise UsageError(_listed(problems))
-    return [PredictedCase(name, maps[name], tuple(of[name] for of in found)) for name in sorted(found[0])]
+    others = [label_maps(folder) for folder in folders[1:]]
+    return [
+        PredictedCase(
+            name,
+            maps[name],
+            tuple(of[name] for of in found),
+            tuple(of[name] for of in others if name in of),
+        )
+        for name in sorted(found[0])
+    ]
 
 
 def _listed(problems: Sequence[str]) -> str:
@@ -127,10 +138,17 @@ def _listed(problems: Sequence[str]) -> str:
 def _problems(case: PredictedCase, heads: Heads) -> list[UserError]:
     """Return what is wrong with the files of a case, from their headers."""
     try:
-        size = read_geometry(case.label_map).size
+        geometry = read_geometry(case.label_map)
+        others = {other: read_geometry(other) for other in case.others}
     except ProcessingError as error:
         return [error]
-    problems: list[UserError] = []
+    size = geometry.size
+    problems: list[UserError] = [
+        UsageError(f"{other}: {difference} as {case.label_map}")
+        for other, its in others.items()
+        if its.size == size
+        and (difference := its.difference(geometry))  # another size is a problem of the probabilities
+    ]
     for file in case.probabilities:
         try:
             channels, *shape = shape_of(file)

@@ -154,6 +154,12 @@ def test_sizes_beyond_all_memory_are_refused(tmp_path):
     assert "cannot be read: " in refusal(tmp_path / "case.tif")
 
 
+def test_an_ending_with_small_and_capital_letters_is_named(tmp_path):
+    path = written(tmp_path, "gzipped NIfTI")
+    assert refusal(path.rename(tmp_path / "image.NII.GZ")) is None
+    assert "rename the file" in refusal((tmp_path / "image.NII.GZ").rename(tmp_path / "image.nii.GZ"))
+
+
 def test_other_endings_are_refused_with_those_that_are_read(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(numbers()), str(tmp_path / "case.vtk"))
     assert ".nii.gz" in refusal(tmp_path / "case.vtk")

@@ -163,6 +163,11 @@ def test_damaged_files_and_other_grids_are_named(tmp_path, capsys):
     sitk.WriteImage(image, str(path))
     fit(model, tmp_path / "rules.json", code=2)
     assert "has spacing [0.9, 1.1, 2.0], not [0.9, 1.1, 2.5]" in capsys.readouterr().err
+    strange = read_labels(path)
+    strange[0, 0, 0] = 77
+    write_labels(path, strange)
+    fit(model, tmp_path / "rules.json", code=2)
+    assert f"{path}: has labels 77, which belong to no region" in capsys.readouterr().err
     path.write_bytes(content[:-30])
     fit(model, tmp_path / "rules.json", code=1)
     assert f"{path}: cannot be read: " in capsys.readouterr().err
