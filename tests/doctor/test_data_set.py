@@ -111,6 +111,8 @@ def test_an_order_of_regions_that_does_not_fit_fails(dataset, order):
         ({}, "no labels | "),
         ({**dataset_json(), "channel_names": ["a", "b"]}, "channel_names is a list"),
         ({**dataset_json(), "channel_names": {"1": "a", "2": "b"}}, "numbered 1, 2, not 0 to 1"),
+        ({**dataset_json(), "channel_names": {"0": {"a": 1}, "1": None}}, "channel_names: 0: \"{'a': 1}\" is no name"),
+        ({**dataset_json(), "channel_names": {"0": "", "1": "b"}}, "channel_names: 0: '' is no name"),
         ({**dataset_json(), "file_ending": None}, "file_ending"),
         ({**dataset_json(), "file_ending": ["nii"]}, "file_ending"),
         ({"modality": {"0": "a"}, "labels": {"background": 0}, "file_ending": ".nii"}, "'modality', as in version 1"),
