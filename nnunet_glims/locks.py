@@ -88,7 +88,7 @@ class Holder:
     @classmethod
     def here(cls) -> Holder:
         """Return this process as the holder of a lock that it takes now."""
-        return cls(Process.of(os.getpid()), time.time(), os.environ.get("SLURM_JOB_ID", ""), _user())
+        return cls(Process.of(os.getpid()), time.time(), os.environ.get("SLURM_JOB_ID", ""), user_name())
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since).strftime("%Y-%m-%d %H:%M:%S")
@@ -205,7 +205,7 @@ def _described(path: Path) -> Holder | None:
     return None
 
 
-def _user() -> str:
+def user_name() -> str:
     """Return the name of the user, or the number where the system has no name for it, as in containers."""
     try:
         return getpass.getuser()
@@ -216,7 +216,7 @@ def _user() -> str:
 def _started(pid: int) -> str:
     """Return when a process was started; an empty text if it does not exist or is a zombie."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     except (FileNotFoundError, ProcessLookupError):
         if Path("/proc/self/stat").exists():

@@ -10,20 +10,13 @@ from collections.abc import Mapping
 from math import cos, pi
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nnunet_glims.validation import validate
 
-
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"a number is wanted here, not {str(value).lower()}")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
-Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1, le=100_000)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISION_VARIABLE = "NNUNET_GLIMS_PRECISION"
 """Environment variable with a precision setting that overrides the one in the plans."""
@@ -82,7 +75,7 @@ class Recipe(BaseModel):
     weight_decay_on: Literal["all", "selected"] = "all"
     momentum: Annotated[Number, Field(ge=0, le=0.9999)] = 0.99
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    warmup_epochs: Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0, le=100_000)] = 0
+    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 0
     deep_supervision: bool = True
     deep_supervision_weights: list[Annotated[Number, Field(ge=0, le=1000)]] | None = None
     loss: Literal["nnunet", "glims", "latupnet"] = "nnunet"
@@ -91,7 +84,7 @@ class Recipe(BaseModel):
     precision: PrecisionSetting = "auto"
     gradient_clip: Annotated[Number, Field(ge=1e-6, le=1e6)] | None = 12.0
     checkpoint_interval: Count = 50
-    seed: Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0, lt=2**31)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -368,7 +368,9 @@ def test_one_fold_is_not_trained_by_two_comparisons_at_once(done):
     job = Experiment(done.path).jobs["train_D007_GLIMS_fold0"]
     with (
         lock(job.fold_folder / ".nnunet_glims.lock", "training"),
-        pytest.raises(ProcessingError, match=r"another process does this already \(process \d+ on .*, since 20"),
+        pytest.raises(
+            ProcessingError, match=r"another process does this already \(user \S+, process \d+ on .*, since 20"
+        ),
         job.work(job.commands()),
     ):
         pytest.fail("it must not be reached")

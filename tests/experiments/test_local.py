@@ -296,7 +296,7 @@ def test_one_job_never_runs_in_two_processes(experiment, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code])
     wait_until(lambda: job.folder.last_line() == "in")
     with pytest.raises(
-        LockHeld, match=f"job report_D007: another process does this already .process {process.pid} on "
+        LockHeld, match=rf"job report_D007: another process does this already .user \S+, process {process.pid} on "
     ):
         first()
     assert process.wait(30) == 0

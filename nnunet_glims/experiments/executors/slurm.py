@@ -5,7 +5,6 @@ A training that reaches its time limit gets SIGUSR1, saves, and is put back into
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from nnunet_glims.experiments.executors.step import Step
 from nnunet_glims.experiments.experiment import KINDS
 from nnunet_glims.experiments.jobs.base import Job
 from nnunet_glims.files import write_text
+from nnunet_glims.locks import user_name
 
 os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # submitit reads it when it is imported
 import submitit
@@ -87,7 +87,7 @@ class Slurm(Executor):
     def _queue(self) -> dict[str, str]:
         """Return SLURM's number -> state for the jobs of this comparison."""
         command = [
-            "squeue", "--noheader", "--array", "--user", getpass.getuser(), "--name", self.job_name, "--format", "%i %T",
+            "squeue", "--noheader", "--array", "--user", user_name(), "--name", self.job_name, "--format", "%i %T",
         ]  # fmt: skip
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
