@@ -3,6 +3,7 @@
 import ast
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,33 @@ def test_ctrl_c_is_one_line_and_130(terminal, monkeypatch):
     command(monkeypatch, interrupt)
     assert main(["env"]) == 130
     assert errors.bytes == b"nnunet-glims env: stopped by Ctrl-C\n" and out.bytes == b""
+
+
+STOPPED = """
+import os, sys, time
+from nnunet_glims import cli
+from nnunet_glims.files import new_folder
+def run(_):
+    with new_folder(__import__('pathlib').Path(sys.argv[1], 'out')):
+        os.kill(os.getpid(), int(sys.argv[2]))
+        time.sleep(60)
+cli.import_module('nnunet_glims.cli.env').run = run
+sys.exit(cli.main(['env']))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_command_that_is_asked_to_end_cleans_up_and_ends_by_the_signal(tmp_path, name):
+    number = getattr(signal, name)
+    result = subprocess.run(
+        [sys.executable, "-c", STOPPED, tmp_path, str(int(number))],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
+    assert (result.returncode, result.stderr) == (-number, f"nnunet-glims env: stopped by {name}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_streams_are_given_back(terminal):

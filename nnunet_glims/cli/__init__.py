@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from nnunet_glims import __version__
@@ -65,11 +67,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
     """
-    with printed_streams():
-        try:
-            return _run(arguments)
-        finally:
-            _finish_output()
+    try:
+        with printed_streams(), _stopped_by_signals():
+            try:
+                return _run(arguments)
+            finally:
+                _finish_output()
+    except Stopped as stopped:
+        os.kill(os.getpid(), stopped.number)  # who sent the signal sees that the process ended by it
+        return 128 + stopped.number
+
+
+class Stopped(KeyboardInterrupt):
+    """The system asks this process to end; what a command has begun is cleaned up, as after Ctrl-C.
+
+    Attributes:
+        number: number of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Raise `Stopped` at SIGTERM and SIGHUP where nobody else handles or ignores them."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():  # others must not set handlers
+        known = []
+    handled = [number for number in known if signal.getsignal(number) == signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -81,6 +119,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
+    except Stopped as stopped:
+        _complain(f"{name}: stopped by {signal.Signals(stopped.number).name}")
+        raise
     except KeyboardInterrupt:
         _complain(f"{name}: stopped by Ctrl-C")
         return 130

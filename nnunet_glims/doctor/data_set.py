@@ -26,7 +26,7 @@ def check(dataset: str, trainer: str, plans_name: str, configuration: str) -> Fi
         data = yield from isolated("preprocessed data", preprocessed.check, folder, plans, configuration, described)
         yield from isolated("splits", splits.check, folder, data)
         yield from isolated(
-            "network", network.check, folder.name, plans, described, trainer, configuration, way_out="see docs/plans.md"
+            "network", network.check, folder, plans, described, trainer, configuration, way_out="see docs/plans.md"
         )
     else:
         yield from isolated("splits", splits.check, folder, None)

@@ -23,7 +23,7 @@ def check(folder: Path) -> Findings[Mapping[str, Any] | None]:
     content = yield from isolated(TOPIC, _mapping, path, way_out=way_out)
     if content is None:
         return None
-    problems = [*_labels(content), *_channels(content), *_ending(content)] or _refusal(content)
+    problems = [*_labels(content), *_channels(content), *_ending(content)] or _refusal(path, content)
     for problem in problems:
         yield Finding(TOPIC, "fail", f"{path}: {problem}", again)
     if problems:
@@ -90,7 +90,8 @@ def _channels(content: Mapping[str, Any]) -> list[str]:
         return [f"{what}: nnU-Net needs a mapping such as {{'0': 'T1'}}"]
     if set(channels) != set(map(str, range(len(channels)))):
         return [f"channel_names are numbered {', '.join(channels)}, not 0 to {len(channels) - 1}"]
-    return []
+    wrong = [number for number, name in channels.items() if not isinstance(name, str) or not name]
+    return [f"channel_names: {number}: {str(channels[number])[:80]!r} is no name of a channel" for number in wrong]
 
 
 def _ending(content: Mapping[str, Any]) -> list[str]:
@@ -100,13 +101,18 @@ def _ending(content: Mapping[str, Any]) -> list[str]:
     return ["there is no file_ending" if ending is None else f"file_ending is {ending!r}, not such as '.nii.gz'"]
 
 
-def _refusal(content: Mapping[str, Any]) -> list[str]:
-    """Return what nnU-Net itself says about the labels, if it refuses them."""
+def _refusal(path: Path, content: Mapping[str, Any]) -> list[str]:
+    """Return what nnU-Net itself says about the labels, and this package's commands about the file, if they refuse them."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    from nnunet_glims.nnunet.dataset_json import read_dataset_json
 
     try:
         LabelManager(dict(content["labels"]), content.get("regions_class_order"))
-    except Exception as error:  # its assertions and errors
+        read_dataset_json(path)
+    except UsageError as error:
+        return [str(error).removeprefix(f"{path}: ")]
+    except Exception as error:  # nnU-Net's assertions and errors
         return [f"nnU-Net refuses the labels: {error}"]
     return []
 

@@ -20,9 +20,21 @@ def check(dataset: str, trainer: str, plans_name: str, configuration: str) -> Fi
 
 
 def _check_checkpoint(name: str, checkpoint: Path) -> Findings[None]:
-    from nnunet_glims.trainers.checkpoint_files import is_intact
+    from nnunet_glims.errors import UsageError
+    from nnunet_glims.nnunet.checkpoints import is_intact, load_checkpoint, not_finite
 
-    if is_intact(checkpoint):
-        yield Finding(name, "ok", "readable")
+    way_out = "delete it: --c goes on from the one before"
+    if not is_intact(checkpoint):
+        yield Finding(name, "fail", f"{checkpoint} is damaged", way_out)
+        return
+    try:
+        bad = not_finite(load_checkpoint(checkpoint)["network_weights"])
+    except UsageError as error:
+        yield Finding(
+            name, "warn", f"its weights were not looked at: {error}", "see whether it is one of nnU-Net's own"
+        )
+        return
+    if bad:
+        yield Finding(name, "fail", f"{checkpoint} holds weights that are not finite ({bad})", way_out)
     else:
-        yield Finding(name, "fail", f"{checkpoint} is damaged", "delete it: --c goes on from the one before")
+        yield Finding(name, "ok", "readable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nnunet_glims.doctor.device import first_memory
@@ -10,16 +11,15 @@ from nnunet_glims.doctor.findings import Finding, Findings, isolated
 
 
 def check(
-    dataset: str, plans: Mapping[str, Any], described: Mapping[str, Any] | None, trainer: str, configuration: str
+    folder: Path, plans: Mapping[str, Any], described: Mapping[str, Any] | None, trainer: str, configuration: str
 ) -> Findings[None]:
     """Yield findings about the network; without a dataset.json it is not known."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     from nnunet_glims.architectures.complexity import count_gmac, count_parameters
     from nnunet_glims.networks import network_of_trainer
+    from nnunet_glims.nnunet.dataset_json import label_manager
     from nnunet_glims.nnunet.plans.building import build_without_content, check_network
     from nnunet_glims.nnunet.plans.configuration import complete_configuration
-    from nnunet_glims.nnunet.trust import check_label_manager
+    from nnunet_glims.nnunet.plans.content import resolved
     from nnunet_glims.training.recipes import Recipe
 
     ours = network_of_trainer(trainer)
@@ -29,11 +29,9 @@ def check(
     if described is None:
         yield Finding("network", "fail", "not looked at", "correct dataset.json first")
         return
-    manager = PlansManager(dict(plans))
-    planned = manager.get_configuration(configuration).configuration
+    planned = resolved(plans["configurations"], configuration)
     completed = complete_configuration(planned, ours, ours.trainers[trainer], plans["plans_name"])
-    check_label_manager(plans)
-    labels = manager.get_label_manager(dict(described))
+    labels = label_manager(plans, folder / "dataset.json")
     channels, patch, batch = len(described["channel_names"]), completed["patch_size"], completed["batch_size"]
     heads, arguments = labels.num_segmentation_heads, completed["architecture"]["arch_kwargs"]
     check_network(ours, completed, channels, heads, f"{plans['plans_name']}: {configuration}")
@@ -42,7 +40,7 @@ def check(
     strides = " ".join("×".join(map(str, step)) for step in network.strides[1:])
     yield Finding("patch and batch", "ok", f"{'×'.join(map(str, patch))}, batch {batch}; strides {strides}")
     step = (network, patch, batch, recipe, labels.has_regions)
-    smaller = f"nnunet-glims plans auto -d {dataset} --network {ours.name.lower()} --vram GB"
+    smaller = f"nnunet-glims plans auto -d {folder.name} --network {ours.name.lower()} --vram GB"
     yield from isolated("training memory", _check_memory, step, smaller)
     size, gmac = count_parameters(network) / 1e6, count_gmac(network, channels, patch)
     yield Finding("network", "ok", f"{ours.name}: {size:.1f} M parameters, {gmac:.0f} GMAC a patch")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,6 +112,8 @@ def test_an_order_of_regions_that_does_not_fit_fails(dataset, order):
         ({}, "no labels | "),
         ({**dataset_json(), "channel_names": ["a", "b"]}, "channel_names is a list"),
         ({**dataset_json(), "channel_names": {"1": "a", "2": "b"}}, "numbered 1, 2, not 0 to 1"),
+        ({**dataset_json(), "channel_names": {"0": {"a": 1}, "1": None}}, "channel_names: 0: \"{'a': 1}\" is no name"),
+        ({**dataset_json(), "channel_names": {"0": "", "1": "b"}}, "channel_names: 0: '' is no name"),
         ({**dataset_json(), "file_ending": None}, "file_ending"),
         ({**dataset_json(), "file_ending": ["nii"]}, "file_ending"),
         ({"modality": {"0": "a"}, "labels": {"background": 0}, "file_ending": ".nii"}, "'modality', as in version 1"),
@@ -297,11 +300,21 @@ def test_missing_and_empty_preprocessed_data_fail(dataset):
 def test_damaged_checkpoints_are_named(folders):
     fold = folders / f"nnUNet_results/{DATASET}/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0"
     fold.mkdir(parents=True)
-    torch.save({"a": 1}, fold / "checkpoint_best.pth")
+    content = {"network_weights": {"a": torch.ones(3)}, "trainer_name": "nnUNetTrainer", "current_epoch": 1}
+    torch.save(content, fold / "checkpoint_best.pth")
     (fold / "checkpoint_latest.pth").write_bytes((fold / "checkpoint_best.pth").read_bytes()[:-50])
+    torch.save({**content, "network_weights": {"a": torch.full([3], torch.nan)}}, fold / "checkpoint_final.pth")
+    torch.save({"a": 1}, fold / "checkpoint_mine.pth")
+    torch.save({**content, "path": Path("x")}, fold / "checkpoint_other.pth")
     found = examine()
     assert found["fold_0/checkpoint_best.pth"].verdict == "ok"
-    assert found["fold_0/checkpoint_latest.pth"].verdict == "fail"
+    assert "is damaged" in found["fold_0/checkpoint_latest.pth"].state
+    assert (
+        found["fold_0/checkpoint_final.pth"].verdict == "fail"
+        and "not finite" in found["fold_0/checkpoint_final.pth"].state
+    )
+    assert found["fold_0/checkpoint_mine.pth"].verdict == "fail"
+    assert found["fold_0/checkpoint_other.pth"].verdict == "warn"
 
 
 @pytest.mark.parametrize(
