@@ -26,9 +26,13 @@ NAMES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES], metavar="NAME", help=f"which (all): {', '.join(NAMES)}")
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *NAMES], metavar="NAME", help=f"which (all): {', '.join(NAMES)}"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="only cases whose group and name contain this; no results are written")
+    parser.add_argument(
+        "--only", default="", help="only cases whose group and name contain this; no results are written"
+    )
     parser.add_argument("--every", type=int, default=1, help="only each so many-th case; no results are written")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for NAME.json")

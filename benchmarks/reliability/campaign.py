@@ -109,7 +109,10 @@ def leftovers(folder: Path) -> list[str]:
 
 def _copy(source: str, target: str) -> None:
     """Copy a file; large ones are linked, because no command writes to a large file that it reads."""
-    (os.link if os.path.getsize(source) > LARGE else shutil.copyfile)(source, target)
+    if os.path.getsize(source) > LARGE and os.stat(source).st_dev == os.stat(os.path.dirname(target)).st_dev:
+        os.link(source, target)
+    else:
+        shutil.copyfile(source, target)
 
 
 def _shown(trial: Trial) -> Trial:

@@ -19,7 +19,19 @@ PREPROCESSED = f"preprocessed/{DATASET}"
 RAW = f"raw/{DATASET}"
 CONVERTED = "raw/Dataset137_BraTS"
 VOLATILE = {
-    *("created", "date", "seconds", "versions", "version", "written", "machine", "command", "mtime_ns", "mtime", "time"),
+    *(
+        "created",
+        "date",
+        "seconds",
+        "versions",
+        "version",
+        "written",
+        "machine",
+        "command",
+        "mtime_ns",
+        "mtime",
+        "time",
+    ),
     *("started", "ended", "hostname", "host", "pid", "paths", "source", "fingerprint", "sha256", "size"),
 }
 """Keys of JSON files whose values differ from run to run, or repeat which files were read."""
@@ -56,7 +68,9 @@ class Command:
 def _labelled(ending: str) -> Command:
     """`evaluate` of label maps with this ending."""
     kept = ("truth/case_a", "predicted/case_b")
-    reads = tuple(f"{ending}/{name}.{suffix}" for name in kept for suffix in ([ending, "raw"] if ending == "mhd" else [ending]))
+    reads = tuple(
+        f"{ending}/{name}.{suffix}" for name in kept for suffix in ([ending, "raw"] if ending == "mhd" else [ending])
+    )
     line = f"evaluate {ending}/truth {ending}/predicted --regions regions.json -o out --workers 1"
     return Command(f"evaluate .{ending}", "predictions", line, reads, ("out/metrics.csv",), "out")
 
@@ -153,7 +167,11 @@ COMMANDS = (
         "convert a folder",
         "releases",
         "convert brats brats -d 137 --workers 1 --split split.json",
-        ("brats/BraTS2021_00000/BraTS2021_00000_t1.nii.gz", "brats/BraTS2021_00001/BraTS2021_00001_seg.nii.gz", "split.json"),
+        (
+            "brats/BraTS2021_00000/BraTS2021_00000_t1.nii.gz",
+            "brats/BraTS2021_00001/BraTS2021_00001_seg.nii.gz",
+            "split.json",
+        ),
         (f"{CONVERTED}/**/*",),
         CONVERTED,
     ),
@@ -286,4 +304,6 @@ def _epochs_of(checkpoint: Path) -> str:
     content = torch.load(checkpoint, map_location="cpu", weights_only=False)
     finite = all(bool(torch.isfinite(value).all()) for value in content["network_weights"].values())
     losses = np.asarray(content["logging"]["train_losses"] if content["logging"] else [], float)
-    return f"epoch {content['current_epoch']}, {len(losses)} losses, finite: {finite and bool(np.isfinite(losses).all())}"
+    return (
+        f"epoch {content['current_epoch']}, {len(losses)} losses, finite: {finite and bool(np.isfinite(losses).all())}"
+    )

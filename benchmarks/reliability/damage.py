@@ -94,7 +94,9 @@ def _replaced(file: str, content: bytes, rng: np.random.Generator, kind: str) ->
 
 def _holders(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every list or mapping in a document, with each of its indices or keys."""
-    for key, child in list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()):
+    for key, child in list(
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         yield value, key
         yield from _holders(child)
 
@@ -158,7 +160,11 @@ def verdict(command: Command, file: str, before: bytes, after: bytes, outcome: O
     if outcome.is_unexplained:
         return f"unclear: {outcome.last_line[:300]}"
     named = [file, Path(file).name, Path(file).parent.name, re.split(r"(_\d{4})?\.", Path(file).name)[0]]
-    return "" if any(name in outcome.text for name in named) else f"unclear, does not name the file: {outcome.last_line[:300]}"
+    return (
+        ""
+        if any(name in outcome.text for name in named)
+        else f"unclear, does not name the file: {outcome.last_line[:300]}"
+    )
 
 
 def compare(command: Command, folder: Path, reference: dict[str, str], outcome: Outcome) -> bool:

@@ -23,7 +23,7 @@ from benchmarks.reliability.scenes import environment
 TITLE = "Kills of tools"
 CALLS = "write,fsync,rename,link,open"
 WITH_WORKERS = ("evaluate", "postprocess", "postprocess-fit", "convert .tar")
-THERE = ("already", "exists", "is there")
+THERE = ("already", "exists", "is there", "is taken")
 """What a command may say about a result that is complete."""
 
 
@@ -73,7 +73,9 @@ def _after(command: Command, arguments: list[str], expected: dict[str, str], end
     same = result_of(command, work, again.text) == expected
     how = f"first run {ended.code}, second run {again.code}"
     if again.code == 0 and not same:
-        return f"{how}: another result"
+        found = result_of(command, work, again.text)
+        differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+        return f"{how}: another result in {', '.join(sorted(differing)[:5])}"
     if again.code != 0 and not (same and any(word in again.text for word in THERE)):
         return f"{how}: {again.last_line[:300]}"
     if left := leftovers(work):

@@ -33,7 +33,9 @@ def killed_at_any_time(seed: int, folder: Path) -> str:
     """Kill a training at random moments of the seconds that it takes."""
     rng = np.random.default_rng(seed)
     work, kills = scene("planned", folder), 0
-    usual = runner.run(COMMAND.arguments[:-1], scene("planned", folder / "usual"), **environment(folder / "usual/scene"))
+    usual = runner.run(
+        COMMAND.arguments[:-1], scene("planned", folder / "usual"), **environment(folder / "usual/scene")
+    )
     for attempt in range(4 * KILLS):
         if kills == KILLS or (work / FOLD / "checkpoint_final.pth").exists():
             break
