@@ -55,7 +55,6 @@ FILES: tuple[tuple[str, str], ...] = (
     ("postprocess", "first/dataset.json"),
     ("postprocess", "first/case_a.npz"),
     ("submit", "cases.txt"),
-    ("submit", f"raw/{DATASET}/dataset.json"),
     ("convert a folder", "split.json"),
     ("convert .zip", "brats.zip"),
     ("convert .tar", "brats.tar"),
@@ -73,9 +72,25 @@ FILES: tuple[tuple[str, str], ...] = (
 ALLOWED = {("cases.txt", "UTF-16"), ("patients.csv", "UTF-16")}
 """What a command may understand after all: a byte order mark says which encoding a text has."""
 
+OPTIONAL = (
+    "truth/case_a.nii.gz",
+    "first/dataset.json",
+    f"preprocessed/{DATASET}/splits_final.json",
+    f"preprocessed/{DATASET}/dataset.json",
+)
+"""Files whose absence is an input of its own: a prediction without truth is listed, for example."""
+
 
 def _nifti(voxels: np.ndarray, affine: np.ndarray | None = None) -> nibabel.Nifti1Image:
     return nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 2.0, 1.0]) if affine is None else affine)
+
+
+def _with_rows(voxels: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1Image:
+    """An image whose header has rows of an affine that nibabel itself would not write."""
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(voxels.dtype)
+    header.set_sform(affine, 1)
+    return nibabel.Nifti1Image(voxels, None, header)
 
 
 def _with(voxels: np.ndarray, value: float) -> np.ndarray:
@@ -103,7 +118,7 @@ IMAGES: dict[str, Callable[[np.ndarray], nibabel.Nifti1Image]] = {
         voxels, np.array([[-1, 0, 0, 50], [0, -1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
     ),
     "another spacing": lambda voxels: _nifti(voxels, np.diag([-3.0, -1.0, 2.0, 1.0])),
-    "no axis": lambda voxels: _nifti(voxels, np.diag([0.0, -1.0, 2.0, 1.0])),
+    "no axis": lambda voxels: _with_rows(voxels, np.diag([0.0, -1.0, 2.0, 1.0])),
 }
 LABELS: dict[str, Callable[[np.ndarray], nibabel.Nifti1Image]] = {
     "a label of 2.5": lambda voxels: _nifti(_with(voxels, 2.5)),
@@ -237,11 +252,11 @@ def cases(seed: int) -> Sequence[Case]:
         found.append(Case("overrides", f"{key}: {str(value)[:40]}", partial(with_override, key, value)))
     for key, value, pattern in COMPARISONS:
         found.append(Case("comparisons", f"{key}: {value}", partial(with_comparison, key, value, pattern)))
-    for line in ("plans apply override.json -d 777", "compare plan comparison.yaml", "doctor -d 777"):
+    for line in ("plans apply override.json -d 777", "plans auto -d 777 --network glims --vram 8"):
         found.append(Case("variables", f"{line}, unset", partial(without_variable, "nnUNet_preprocessed", line, None)))
         attempt = partial(without_variable, "nnUNet_preprocessed", line, "/nowhere/at/all")
         found.append(Case("variables", f"{line}, nowhere", attempt))
     for name, file in FILES:
-        if file != "first/dataset.json" or name != "evaluate":
+        if file not in OPTIONAL:
             found.append(Case("missing files", f"{name}: {file}", partial(without_file, named(name), file)))
     return found

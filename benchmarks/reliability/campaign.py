@@ -170,7 +170,7 @@ def campaign(name: str, title: str, make: Callable[[int], Sequence[Case]], optio
 
 
 def with_faults(arguments: Sequence[str]) -> None:
-    """Start this program again with the library of faults loaded, if it is not loaded yet; ends where there is no C compiler."""
+    """Start this program again with the library of faults, if it is not loaded yet; end where there is no C compiler."""
     if "RELIABILITY_SCRATCH" in os.environ:
         return
     scratch = tempfile.mkdtemp(prefix="reliability")

@@ -1,7 +1,8 @@
 """Disks that are full or broken and folders that may not be written, for every command that writes.
 
-Either a command works as if nothing were wrong, or it ends with a code that is not 0 and names the file or folder. What was there
-stays, nothing incomplete gets its final name, and when the disk is whole again, the same command succeeds and leaves nothing behind.
+Either a command works as if nothing were wrong, or it ends with a code that is not 0 and names the file or folder. What
+was there stays, and nothing incomplete gets its final name. When the disk is whole again, the same command succeeds and
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -103,7 +104,6 @@ def folder_is_read_only(command: Command, seed: int, folder: Path) -> str:
 
 def parent_is_a_file(command: Command, seed: int, folder: Path) -> str:
     """A file has the name of the folder that the results belong in."""
-    expected = reference(command)
     work = scene(command.scene, folder)
     target = work / command.writes
     if target.parent != work:

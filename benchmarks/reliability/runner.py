@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 60
 """Seconds after which a command counts as one that never answers."""
-MEMORY = 16 * 2**30
+MEMORY = 8 * 2**30
 """Bytes of address space that a command may have."""
 THREADS = {
     "OMP_NUM_THREADS": "1",
@@ -125,7 +125,7 @@ def _session(leader: int) -> list[int]:
 
 def start(arguments: Sequence[str], folder: Path, **environment: str) -> Running:
     """Start `nnunet-glims ARGUMENTS` or `nnUNetv2_train ARGUMENTS` in a folder, with these variables."""
-    return _fork(lambda: _run(list(arguments)), folder, environment)
+    return fork(lambda: _run(list(arguments)), folder, environment)
 
 
 def run(arguments: Sequence[str], folder: Path, seconds: float = SECONDS, **environment: str) -> Outcome:
@@ -135,12 +135,13 @@ def run(arguments: Sequence[str], folder: Path, seconds: float = SECONDS, **envi
 
 def in_child(function: Callable[[], object], folder: Path) -> None:
     """Run a function in a forked process, which may use threads; raise `RuntimeError` with its output if it fails."""
-    outcome = _fork(lambda: function() and 0, folder, {}).wait(600)
+    outcome = fork(lambda: function() and 0, folder, {}).wait(600)
     if outcome.code != 0:
         raise RuntimeError(f"ended with {outcome.code}: {outcome.text[-3000:]}")
 
 
-def _fork(function: Callable[[], object], folder: Path, environment: dict[str, str]) -> Running:
+def fork(function: Callable[[], object], folder: Path, environment: dict[str, str]) -> Running:
+    """Run a function in a forked process of a session of its own; its result is the exit code, None is 0."""
     descriptor, printed = tempfile.mkstemp(prefix="printed", dir=os.environ.get("RELIABILITY_PRINTED"))
     pid = os.fork()
     if pid:
@@ -194,7 +195,7 @@ def _forked_python(command: Any, *arguments: Any, **settings: Any) -> Any:
         sys.argv = ["-c", *command[3:]]
         exec(command[2], {"__name__": "__main__"})
 
-    ended = _fork(program, Path(settings.get("cwd") or "."), {}).wait()
+    ended = fork(program, Path(settings.get("cwd") or "."), {}).wait()
     return subprocess.CompletedProcess(command, ended.code or 0, ended.text, ended.text)
 
 

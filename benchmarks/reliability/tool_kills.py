@@ -41,7 +41,7 @@ def killed_at_a_moment(command: Command, seed: int, signal_number: int, workers:
     ended = running.wait()
     if alive := running.survivors():
         return f"{len(alive)} processes lived on"
-    return _after(command, arguments, expected, ended, work)
+    return after(command, arguments, expected, ended, work)
 
 
 def killed_at_a_call(command: Command, seed: int, folder: Path) -> str:
@@ -62,11 +62,11 @@ def killed_at_a_call(command: Command, seed: int, folder: Path) -> str:
     ended = runner.run(command.arguments, work, **environment(work), **fault, RELIABILITY_PATH=str(work))
     if ended.code != -signal.SIGKILL:
         return f"the attempt itself failed: {ended.code} instead of a kill: {ended.last_line}"
-    return _after(command, command.arguments, expected, ended, work)
+    return after(command, command.arguments, expected, ended, work)
 
 
-def _after(command: Command, arguments: list[str], expected: dict[str, str], ended: runner.Outcome, work: Path) -> str:
-    """Run the command again and compare."""
+def after(command: Command, arguments: list[str], expected: dict[str, str], ended: runner.Outcome, work: Path) -> str:
+    """Run a command again whose first run ended so; return what is wrong with its result and with what is left."""
     again = runner.run(arguments, work, **environment(work))
     if again.code != 0 and "--resume" in again.text:
         again = runner.run([*arguments, "--resume"], work, **environment(work))
