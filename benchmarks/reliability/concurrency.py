@@ -1,7 +1,7 @@
 """The same command twice at once, trainings of one fold at once, and kernels that are compiled by many at once.
 
-One of two does the work, or both do it with the same result; whoever does not is told so. The result is that of one run, complete,
-and nothing is left behind.
+One of two does the work, or both do it with the same result; whoever does not is told so. The result is that of one run, it is
+complete, and nothing is left behind.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -198,13 +198,28 @@ def reference(command: Command) -> dict[str, str]:
 
 
 def attempt(command: Command, file: str, damaged: Damaged, folder: Path) -> str:
-    """Run a command with one file damaged."""
-    work = scene(command.scene, folder)
+    """Run a command with one file damaged, in a process of its own."""
+
+    def run(work: Path) -> Outcome:
+        return runner.run(command.arguments, work, **environment(work))
+
+    return judged(command, file, damaged, scene(command.scene, folder), reference(command), run)
+
+
+def judged(
+    command: Command,
+    file: str,
+    damaged: Damaged,
+    work: Path,
+    expected: dict[str, str],
+    run: Callable[[Path], Outcome],
+) -> str:
+    """Damage one file of a scene, run the command there by a function, and return what is wrong, as `Case.attempt` does."""
     before = (work / file).read_bytes()
-    (work / file).unlink()
+    (work / file).unlink()  # it may be a link to the scene's own
     (work / file).write_bytes(damaged.content)
-    outcome = runner.run(command.arguments, work, **environment(work))
-    same = outcome.code == 0 and compare(command, work, reference(command), outcome)
+    outcome = run(work)
+    same = outcome.code == 0 and compare(command, work, expected, outcome)
     return verdict(command, file, before, damaged.content, outcome, same)
 
 

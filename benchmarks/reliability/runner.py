@@ -162,9 +162,12 @@ def fork(function: Callable[[], object], folder: Path, environment: dict[str, st
         code = int(function() or 0)  # type: ignore[call-overload]
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
         code = 1
+        if isinstance(error, KeyboardInterrupt):  # Python itself ends by the signal then
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
     finally:
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
