@@ -195,8 +195,8 @@ def with_override(key: str, value: Any, folder: Path) -> str:
     path = work / "override.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     outcome = runner.run(named("plans apply").arguments, work, **environment(work))
-    inner = "|".join(value) if isinstance(value, dict) else key
-    return _judged(outcome, (2,), f"override.json(.|\n)*({key}|{inner})")
+    inner = "|".join(value) if isinstance(value, dict) else re.escape(str(value))
+    return _judged(outcome, (2,), rf"override\.json[\s\S]*({key}|{inner})")
 
 
 def with_comparison(key: str, value: Any, pattern: str, folder: Path) -> str:

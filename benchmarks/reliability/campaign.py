@@ -23,8 +23,6 @@ from benchmarks.reliability.scenes import SCENES, build
 
 RESULTS = Path(__file__).parent / "results"
 LARGE = 2**22
-KEPT = (".glims.lock",)
-"""Names of files that commands leave on purpose: a lock that another process might hold at this moment is not removed."""
 SHIM = Path(__file__).parent / "shim.c"
 
 
@@ -101,10 +99,12 @@ def scene(name: str, folder: Path | None = None) -> Path:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Return the files and folders below a folder that only an unfinished command may have, sorted."""
-    kinds = re.compile(r"^\.|\.(tmp|new|replaced|unfinished|part|lock|holder)$|^tmp\w{6,}$")
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if kinds.search(path.name))
-    return sorted(name for name in found if not name.endswith(KEPT))
+    """Return the files and folders below a folder that only an unfinished command may have, sorted.
+
+    The file of a lock is none of them: it stays, because removing it would let two processes hold the lock.
+    """
+    kinds = re.compile(r"^\.(?!.*\.lock$)|\.(tmp|new|replaced|unfinished|part|holder)$|^tmp\w{6,}$")
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if kinds.search(path.name))
 
 
 def _copy(source: str, target: str) -> None:

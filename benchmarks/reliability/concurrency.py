@@ -6,6 +6,7 @@ complete, and nothing is left behind.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -72,23 +73,15 @@ def trainings_of_one_fold(delay: float, folder: Path) -> str:
 
 
 def kernels_at_once(count: int, folder: Path) -> str:
-    """So many processes use the kernels at once, in an empty cache."""
-
-    def use() -> int:
-        import torch
-
-        from nnunet_glims.kernels import cpu
-
-        torch.set_num_threads(1)
-        return 0 if cpu.library() is not None else 3
-
+    """So many processes compile the kernels at once, for an empty cache."""
     cache = {"XDG_CACHE_HOME": str(folder / "cache")}
-    ended = [process.wait() for process in [runner.fork(use, folder, cache) for _ in range(count)]]
-    if any(outcome.code for outcome in ended):
-        return f"{[outcome.code for outcome in ended]}: {ended[0].last_line[:300]}"
-    kept = [path.name for path in (folder / "cache").rglob("*") if path.is_file()]
-    compiled = [name for name in kept if name.endswith(".so")]
-    return "" if len(compiled) == 1 else f"the cache has {kept}"
+    ended = [process.wait() for process in [runner.start(["doctor", "--json"], folder, **cache) for _ in range(count)]]
+    for outcome in ended:
+        findings = {finding["topic"]: finding for finding in json.loads(outcome.text[outcome.text.find("[") :])}
+        if findings["CPU kernels"]["verdict"] != "ok":
+            return f"{findings['CPU kernels']}"
+    kept = [path.name for path in (folder / "cache").rglob("*") if path.is_file() and ".so" in path.name]
+    return "" if len(kept) == 1 else f"the cache has {kept}"
 
 
 def cases(seed: int) -> Sequence[Case]:
