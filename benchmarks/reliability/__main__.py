@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.reliability import runner
-from benchmarks.reliability.campaign import RESULTS, campaign, with_faults
+from benchmarks.reliability.campaign import RESULTS, campaign, summary, with_faults
 
 NAMES = (
     "damage",
@@ -36,7 +36,11 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only each so many-th case; no results are written")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for NAME.json")
+    parser.add_argument("--summary", action="store_true", help="only print the table of results that are there")
     options = parser.parse_args()
+    if options.summary:
+        print(summary(options.out, NAMES))
+        return
     with_faults(sys.argv[1:])
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.chdir(os.environ["RELIABILITY_SCRATCH"])

@@ -157,6 +157,16 @@ def write(name: str, title: str, seed: int, trials: Sequence[Trial], out: Path) 
     (out / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def summary(out: Path, names: Sequence[str]) -> str:
+    """Return a table in Markdown of the campaigns whose results lie in a folder."""
+    lines = ["| campaign | tried | survived |", "|---|---|---|"]
+    for name in names:
+        if (out / f"{name}.json").exists():
+            found = json.loads((out / f"{name}.json").read_text())
+            lines.append(f"| {found['campaign']} | {found['tried']} | {found['survived']} |")
+    return "\n".join(lines)
+
+
 def campaign(name: str, title: str, make: Callable[[int], Sequence[Case]], options: argparse.Namespace) -> None:
     """Try the cases of one campaign, print its table and write its results."""
     started = time.monotonic()
