@@ -36,6 +36,8 @@ KINDS = ("flip", "cut", "zero", "insert", "delete")
 REPLACEMENTS: dict[str, Any] = {"null": None, "list": [], "number": -7.5, "text": "damaged", "object": {"damaged": 1}}
 FREE = ("labels", "channel_names", "regions", "confusion", "statistics", "failed", "arch_kwargs", "tolerances")
 """Keys of mappings whose own keys are chosen by users."""
+UNCOMPRESSED = {".mha": (b"CompressedData = False", b"LOCAL\n"), ".nrrd": (b"encoding: raw", b"\n\n")}
+"""Formats that may be compressed -> what says that they are not, and what the voxels come after."""
 VOXELS_FROM = {".nii": 352, ".raw": 0}
 """Formats without compression -> where their voxels begin."""
 
@@ -133,8 +135,9 @@ def is_another_input(file: str, before: bytes, after: bytes) -> bool:
     they had.
     """
     suffix = Path(file).suffix
-    if suffix in VOXELS_FROM or (suffix == ".mha" and b"CompressedData = False" in before):
-        start = VOXELS_FROM.get(suffix, before.find(b"LOCAL") + 6)
+    mark = UNCOMPRESSED.get(suffix, (b"", b""))
+    if suffix in VOXELS_FROM or (mark[0] and mark[0] in before):
+        start = VOXELS_FROM.get(suffix, before.find(mark[1]) + len(mark[1]))
         return len(before) == len(after) and before[:start] == after[:start]
     if suffix not in TEXTS:
         return False
