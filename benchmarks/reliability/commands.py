@@ -258,8 +258,6 @@ COMMANDS = (
     ),
 )
 
-SUBMITTED = {"LABELS": "brats2021 takes labels 1, 2 and 4"}
-
 
 def named(name: str) -> Command:
     """Return the command of this name."""
