@@ -7,6 +7,7 @@
 # make coverage      the test suite, and which lines it runs: htmlcov/index.html
 # make docs          the documentation, in site
 # make bench         seconds of every network on this machine's CPU, and ratios: under 10 minutes
+# make reliability   damage, kill and starve every command, and count what survives: about 25 minutes
 # make lint          style, and types for the lowest and the highest Python
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ INSTALLED := .venv/installed
 # Threads that wait actively take the cores from those that still work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-long test-slurm test-lowest coverage docs bench lint clean
+.PHONY: install demo test test-long test-slurm test-lowest coverage docs bench reliability lint clean
 
 install: $(INSTALLED)
 
@@ -50,6 +51,9 @@ docs: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.cpu --repeats 2
+
+reliability: $(INSTALLED)
+	$(BIN)/python -m benchmarks.reliability
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
