@@ -236,11 +236,15 @@ def _naming(file: Path) -> Iterator[None]:
             raise Damaged("this is a folder, not an image")
         if not file.exists():
             raise Damaged("there is no such file")
+        if not file.is_file():
+            raise Damaged("this is no regular file")  # a pipe may never answer
         if not file.stat().st_size:
             raise Damaged("the file is empty: copy it again")
         yield
     except Damaged as error:
         raise ProcessingError(f"{file}: cannot be read: {error}") from None
+    except MemoryError:
+        raise ProcessingError(f"{file}: cannot be read: there is too little memory for its voxels") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise ProcessingError(f"{file}: cannot be read: {_reason(error)}") from None
 

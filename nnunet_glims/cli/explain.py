@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.geometry import times
 
     def parts(given: str | None) -> tuple[str, ...]:
-        return tuple(part.strip() for part in given.split(",")) if given else ()
+        return tuple(part.strip() for part in given.split(",")) if given is not None else ()
 
     request = ExplanationRequest(
         parts(options.target),

@@ -33,7 +33,9 @@ def run(options: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed: pip install 'nnunet-glims[onnx]' to export models") from None
 
-    folds = tuple(part.strip() for part in options.folds.split(",")) if options.folds else ()
+    folds = () if options.folds is None else tuple(part.strip() for part in options.folds.split(","))
+    if "" in folds:
+        raise UsageError(f"--folds {options.folds!r}: give numbers with commas between, such as 0,1,2, or all")
     request = ExportRequest(folds, options.format, options.precision, options.opset, options.checkpoint, options.trust)
     out = Path(options.out)
     exported = export(Path(options.model), out, request, options.overwrite)

@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> None:
     from nnunet_glims.cli.progress import progress_on
     from nnunet_glims.errors import UsageError
     from nnunet_glims.evaluation.regions import short
+    from nnunet_glims.evaluation.statistics import FEWEST
     from nnunet_glims.files import check_output_file, write_json
     from nnunet_glims.postprocessing.fit import fit_rules
     from nnunet_glims.postprocessing.rules import rules_to_json
@@ -44,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
     assert rules.fitted is not None
     table = Table("region", "Dice before", "after", "p (Wilcoxon)")
     for region, effect in effects.items():
-        table.add_row(short(region), f"{effect.before:.4f}", f"{effect.after:.4f}", f"{effect.p:.3g}")
+        p = f"{effect.p:.3g}" if rules.fitted.cases >= FEWEST else "too few cases"
+        table.add_row(short(region), f"{effect.before:.4f}", f"{effect.after:.4f}", p)
     console.print(f"{rules.fitted.cases} cases; each fold's by rules chosen on the other folds")
     console.print(table)
     for region_rule in rules.regions:

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from math import nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -227,7 +226,7 @@ def table_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         return pd.DataFrame(columns=["case", "fold", "region"])
     table = pd.DataFrame(rows).astype({"fold": "Int64"})
     measured = table.columns.drop(["case", "fold", "region"])
-    return table.fillna(dict.fromkeys(measured, nan)).astype(dict.fromkeys(measured, float))
+    return table.astype(dict.fromkeys(measured, float))
 
 
 def stamp_of(file: Path) -> dict[str, Any]:

@@ -119,9 +119,20 @@ class Explainer:
         load_weights(self.network, checkpoint, path)
         self.channels = self.model.channels
         patch = torch.zeros(1, len(self.channels), *self.pipeline.patch_size, device=self.pipeline.device)
+        try:
+            features_of = layers_of(self.network, patch)
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # a TypeError where an argument in the plans has another type
+            reason = str(error).strip().splitlines()[0]
+            size = times(self.pipeline.patch_size)
+            raise UsageError(
+                f"{path}: the network cannot compute the plans' patch of {size} voxels ({reason})"
+            ) from None
         self.layers = [
-            Layer(name, features.shape[1], tuple(features.shape[2:]))
-            for name, features in layers_of(self.network, patch).items()
+            Layer(name, features.shape[1], tuple(features.shape[2:])) for name, features in features_of.items()
         ]
         if any(
             length > side for layer in self.layers for length, side in zip(layer.size, patch.shape[2:], strict=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.export.description import GAUSSIAN_SIGMA_SCALE, GAUSSIAN_VALUE_SCALING
+from nnunet_glims.geometry import times
 from nnunet_glims.images import not_finite
 from nnunet_glims.nnunet.folders import READERS
 from nnunet_glims.nnunet.models import PLANS_JSON, ModelFolder
@@ -74,11 +75,21 @@ class ImagePipeline:
         self.gaussian = gaussian.float()
 
     def preprocess(self, files: Sequence[Path]) -> NetworkInput:
-        """Read the channel files of a case and preprocess them."""
+        """Read the channel files of a case and preprocess them.
+
+        Raises:
+            ProcessingError: nnU-Net cannot preprocess the image, for example because it would become too large.
+        """
         preprocessor = self.plan.preprocessor_class(verbose=False)
-        data, _, properties = preprocessor.run_case(
-            [str(file) for file in files], None, self.manager, self.plan, self.dataset_json
-        )
+        try:
+            data, _, properties = preprocessor.run_case(
+                [str(file) for file in files], None, self.manager, self.plan, self.dataset_json
+            )
+        except (MemoryError, RuntimeError, ValueError) as error:
+            raise ProcessingError(
+                f"{files[0]}: nnU-Net cannot preprocess this image to {times(self.plan.spacing)} mm, the spacing of the plans: "
+                f"{error}"
+            ) from None
         return NetworkInput(torch.from_numpy(data).float(), properties)
 
     def average_windows(

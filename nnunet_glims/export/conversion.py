@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO
 from math import isqrt, prod
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_glims.errors import UsageError
+from nnunet_glims.files import write_bytes
 from nnunet_glims.kernels.ops import plain_operators
 
 OPSETS = range(18, 21)
@@ -41,8 +42,10 @@ def _silenced() -> Iterator[None]:
 
 def write_torchscript(network: nn.Module, patch: Tensor, path: Path) -> None:
     """Write a network as TorchScript, traced on a patch (1, channels, z, y, x). The file is valid for this size only."""
+    content = BytesIO()  # torch ends the process where it cannot write to a disk
     with plain_operators(), _silenced(), torch.no_grad():
-        torch.jit.trace(network, patch, check_trace=False).save(str(path))
+        torch.jit.save(torch.jit.trace(network, patch, check_trace=False), content)
+    write_bytes(path, content.getvalue())
 
 
 def write_onnx(network: nn.Module, patch: Tensor, path: Path, precision: str, opset: int) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.files import write_json
-from nnunet_glims.nnunet.plans.content import MOST_PATCH_VOXELS
+from nnunet_glims.nnunet.plans.content import MOST_PATCH_VOXELS, Millimetres
 from nnunet_glims.validation import read_model
 
 MODEL_JSON = "model.json"
@@ -110,9 +110,9 @@ class SlidingWindow(_StrictModel):
         mirror_axes: axes (0: z, 1: y, 2: x) along which patches are mirrored.
     """
 
-    step: Annotated[Positive, Field(le=1)]
-    gaussian_sigma_scale: Positive
-    gaussian_value_scaling: Positive
+    step: Annotated[float, Field(ge=0.05, le=1)]
+    gaussian_sigma_scale: Annotated[float, Field(ge=0.001, le=100)]
+    gaussian_value_scaling: Annotated[float, Field(ge=0.001, le=1e6)]
     mirror_axes: Annotated[tuple[Axis, ...], Field(max_length=3)]
 
 
@@ -163,7 +163,7 @@ class ModelSettings(_StrictModel):
     regions_class_order: Annotated[list[Label], Field(min_length=1)] | None
     outputs: Annotated[int, Field(ge=1)]
     patch_size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=3, max_length=3)]
-    spacing: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
+    spacing: Annotated[tuple[Millimetres, ...], Field(min_length=3, max_length=3)]
     transpose_forward: Annotated[list[Axis], Field(min_length=3, max_length=3)]
     transpose_backward: Annotated[list[Axis], Field(min_length=3, max_length=3)]
     normalization: list[Normalization]
@@ -231,8 +231,9 @@ class ExportedModel(ModelSettings):
             raise UsageError(f"{folder}: there is no {MODEL_JSON}: give a folder that nnunet-glims export wrote")
         read_model(_AnyVersion, path, ProcessingError)  # the form of other versions is not known here
         model = read_model(cls, path, ProcessingError)
-        if not model.folds:
-            raise ProcessingError(f"{path}: folds: there is none: export the model again")
+        names = [fold.fold for fold in model.folds]
+        if not names or len(set(names)) < len(names):
+            raise ProcessingError(f"{path}: folds: {', '.join(names) or 'there is none'}: each fold stands there once")
         for fold in model.folds:
             file = folder / fold.file
             if not file.is_file():

@@ -177,7 +177,11 @@ def _logits(network: nn.Module, patch: np.ndarray, checkpoint: Path) -> np.ndarr
     try:
         with plain_operators(), torch.inference_mode():
             logits = network(torch.from_numpy(patch)[None])[0].numpy()
-    except (RuntimeError, ValueError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # a TypeError where an argument in the plans has another type
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
             f"{checkpoint}: the network cannot compute the plans' patch of {times(patch.shape[1:])} voxels ({reason}): "

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.export.exported import ExportedModel, Normalization, NormalizationScheme
 from nnunet_glims.export.resampling import coarse_axis, new_size, resample
 from nnunet_glims.geometry import bounding_box, times
 
 Array = np.ndarray
+MOST_VOXELS = 2**31
+"""Largest number of voxels of a resampled image, 1290³."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
 
     Raises:
         UsageError: the image would have an axis without voxels at the model's spacing.
+        ProcessingError: the image would have more voxels at the model's spacing than any memory holds.
     """
     image = image.transpose([0, *(1 + axis for axis in model.transpose_forward)]).astype(np.float32)
     spacing = tuple(float(spacing[axis]) for axis in model.transpose_forward)
@@ -60,6 +64,11 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
         raise UsageError(
             f"the part of the image that is not 0 has {times(image.shape[1:])} voxels of {times(spacing)} mm, which is less "
             f"than a voxel of the model's {times(model.spacing)} mm: at least {times(needed)} are needed"
+        )
+    if math.prod(new) > MOST_VOXELS:
+        raise ProcessingError(
+            f"{times(image.shape[1:])} voxels of {times(spacing)} mm would be {times(new)} of {times(model.spacing)} mm, which "
+            f"are more than {MOST_VOXELS:,}: the spacing of the image or of the model is wrong"
         )
     axis = coarse_axis(model.resampling_image, spacing, model.spacing)
     data = np.empty((len(image), *new), np.float32)

@@ -21,11 +21,12 @@ from nnunet_glims.export.label_maps import label_map
 from nnunet_glims.export.network_files import open_network
 from nnunet_glims.export.preprocessing import preprocess
 from nnunet_glims.export.sliding_window import PatchPredictor, predict_logits
-from nnunet_glims.files import check_output_folder
+from nnunet_glims.files import check_output_folder, make_folder
 from nnunet_glims.geometry import Geometry
 from nnunet_glims.images import read_image, write_image
 
 Array = np.ndarray
+MOST_THREADS = 1024
 
 
 def load_networks(
@@ -110,13 +111,13 @@ def predict(
         UsageError: `folder` is no export, or cases have missing or superfluous channels.
         ProcessingError: a file of the export or an image is damaged.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads {threads}: at least one is needed")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads {threads}: give a number from 1 to {MOST_THREADS}")
     check_output_folder(output)
     model = ExportedModel.read(folder)
     cases = find_input_cases(inputs, model.file_ending, model.channels)
     networks = load_networks(folder, model, device, threads)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     written = []
     for number, case in enumerate(cases, start=1):
         path = output / f"{case.name}{model.file_ending}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Sequence
 from math import prod
@@ -31,7 +32,7 @@ def inflate(data: bytes, wbits: int, length: int | None = None) -> bytes:
     while True:
         stream = zlib.decompressobj(wbits)
         try:
-            parts.append(stream.decompress(data, 0 if length is None else length - have + 1))
+            parts.append(stream.decompress(data, 0 if length is None else min(length - have + 1, sys.maxsize)))
             parts.append(stream.decompress(stream.unconsumed_tail, 1))  # reads the checksum where only it is left
         except zlib.error as error:
             raise Damaged(f"the compressed data are damaged ({error}): copy the file again") from None

@@ -53,7 +53,10 @@ def data_file(header: Path, name: str) -> bytes:
     """
     if Path(name).name != name or "%" in name or name in ("LIST", ""):
         raise Damaged(f"its voxels are in {name!r}, not in one file beside it: convert it to .nii.gz or .mha")
+    beside = header.parent / name
     try:
-        return (header.parent / name).read_bytes()
+        if not beside.is_file():
+            raise OSError
+        return beside.read_bytes()
     except (OSError, ValueError):
         raise Damaged(f"the file of its voxels, {name!r}, is not beside it or cannot be read") from None

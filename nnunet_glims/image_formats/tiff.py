@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import struct
-import zlib
 from math import isfinite
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from nnunet_glims.files import read_json
 from nnunet_glims.image_formats.content import Damaged
 
-_DAMAGES = (
-    *(zlib.error, struct.error, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError),
-    MemoryError,
-)
-"""What tifffile raises for damaged files: it checks little by itself."""
+MOST_COMPRESSED = 2000
+"""By how much the methods of TIFF can compress at most; what a file states beyond would be zeros that it does not hold."""
 
 
 def read(file: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
@@ -39,9 +34,9 @@ def read(file: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
             voxels = opened.asarray()
             if voxels.ndim == 3 and len(opened.series) == 1 and len(pages) not in (1, len(voxels)):
                 raise Damaged(f"it has {len(pages)} pages for {len(voxels)} slices")
-    except Damaged:
+    except (Damaged, OSError):
         raise
-    except _DAMAGES as error:
+    except Exception as error:  # tifffile checks little by itself, and raises many kinds
         raise Damaged(f"this is no whole TIFF file ({error})") from None
     return voxels, _spacing(file)
 
@@ -68,6 +63,10 @@ def _check_pages(opened, size: int) -> None:
     if len(seen) != len(opened.pages):
         raise Damaged("the list of its pages is damaged or cut off")
     first = opened.pages[0]
+    if len(seen) * first.nbytes > MOST_COMPRESSED * size:
+        raise Damaged(
+            f"it states {len(seen)} pages of {first.shape} pixels, too many for its {size:,} bytes: copy it again"
+        )
     for page in opened.pages:
         layout = [(one.shape, one.dtype, one.compression, one.photometric, one.predictor) for one in (page, first)]
         if layout[0] != layout[1]:
@@ -94,7 +93,7 @@ def _spacing(file: Path) -> tuple[float, float, float]:
     if beside is None:
         return 1.0, 1.0, 1.0
     try:
-        z, y, x = (float(value) for value in json.loads(beside.read_text())["spacing"])
+        z, y, x = (float(value) for value in read_json(beside)["spacing"])
     except (ValueError, KeyError, TypeError):
         raise Damaged(f"{beside.name} beside it does not state its spacing as three numbers") from None
     if not all(isfinite(value) and value > 0 for value in (z, y, x)):

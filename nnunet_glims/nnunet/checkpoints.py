@@ -79,7 +79,9 @@ def read_pickle(path: Path, to_trust: str, trust: bool = False) -> Any:
         ProcessingError: the file is damaged, or is no file of torch.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file")
+        raise UsageError(
+            f"{path}: there is no such file" if not path.is_dir() else f"{path}: this is a folder, not a file"
+        )
     try:
         is_new_format = zipfile.is_zipfile(path)
         with path.open("rb") as file:
@@ -98,7 +100,8 @@ def read_pickle(path: Path, to_trust: str, trust: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:  # a damaged pickle may raise anything
         found = _foreign(path, error) if isinstance(error, pickle.UnpicklingError) else ""
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = "no pickled tensors were found" if isinstance(error, pickle.UnpicklingError) else said
     if found:
         raise UsageError(
             f"{path}: this file holds more than tensors and plain data ({found}). Loading such objects can run any code that "
@@ -141,9 +144,11 @@ def _item(checkpoint: Any, name: str) -> Any:
 
 def _way_out(path: Path) -> str:
     """Return what to do about a checkpoint that cannot be used."""
+    if not path.parent.name.startswith("fold_"):
+        return "Copy the file again"
     others = sorted(other.name for other in path.parent.glob("checkpoint_*.pth") if other.name != path.name)
-    again = "Copy the file again, or train this fold again"
-    return f"{again}, or use another checkpoint of it: --checkpoint {' or '.join(others)}" if others else again
+    others_too = f", or use another checkpoint of it: --checkpoint {' or '.join(others)}" if others else ""
+    return f"Copy the file again, or train this fold again{others_too}"
 
 
 def trained_folds(model: ModelFolder, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> Sequence[str]:
@@ -155,10 +160,13 @@ def trained_folds(model: ModelFolder, wanted: Sequence[str] = (), checkpoint: st
         checkpoint: file name of the checkpoint in a fold's folder.
 
     Raises:
-        UsageError: a fold has no such checkpoint. The message lists those that are there.
+        UsageError: a fold has no such checkpoint, and the message lists those that are there; or a fold is given twice.
     """
     if not checkpoint or set(checkpoint) & set("/\\\0"):
         raise UsageError(f"--checkpoint {checkpoint!r}: give the name of a file in the fold's folder, such as {FINAL}")
+    twice = next((fold for fold in wanted if list(wanted).count(fold) > 1), None)
+    if twice is not None:
+        raise UsageError(f"fold {twice} is given twice: its network would count twice")
     files: dict[str, list[str]] = {}
     for path in sorted(model.path.glob("fold_*/*.pth")):
         files.setdefault(path.parent.name.removeprefix("fold_"), []).append(path.name)

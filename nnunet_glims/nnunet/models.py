@@ -68,6 +68,8 @@ class _Configuration(_Sizes):
     use_mask_for_norm: list[bool]
     resampling_fn_data: str
     resampling_fn_data_kwargs: _Resampling
+    resampling_fn_seg: str
+    resampling_fn_seg_kwargs: _Resampling
     resampling_fn_probabilities: str
     resampling_fn_probabilities_kwargs: _Resampling
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_glims.errors import ProcessingError, UsageError
-from nnunet_glims.files import new_folder, read_json, write_bytes, write_json
+from nnunet_glims.files import check_output_folder, new_folder, read_json, write_bytes, write_json
 from nnunet_glims.networks import trained_by
 from nnunet_glims.nnunet.plans.configuration import complete_configuration
 from nnunet_glims.nnunet.plans.override import load_override
@@ -83,6 +83,7 @@ def import_released(weights: Path, folder: Path, fold: int = 0) -> int:
 
     if fold < 0:
         raise UsageError(f"--fold {fold}: it must be 0 or more")
+    check_output_folder(folder)
     network = GLIMS.from_released_state_dict(read_state_dict(weights))
     state = network.state_dict()
     width, channels = state["encoder.stem.conv.weight"].shape[:2]

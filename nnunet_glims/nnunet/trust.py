@@ -149,7 +149,7 @@ def check_image_processing(settings: ConfigurationManager, where: str) -> None:
     _check_name(described.get("preprocessor_name"), "preprocessing", DefaultPreprocessor, f"{where}: preprocessor_name")
     for scheme in described.get("normalization_schemes", ()):
         _check_name(scheme, "preprocessing.normalization", ImageNormalization, f"{where}: normalization_schemes")
-    for what in ("resampling_fn_data", "resampling_fn_probabilities"):  # no segmentation is resampled here
+    for what in ("resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities"):
         function = _check_name(described.get(what), "preprocessing.resampling", None, f"{where}: {what}")
         try:
             inspect.signature(function).bind(None, None, None, None, **described.get(f"{what}_kwargs", {}))

@@ -21,9 +21,9 @@ from nnunet_glims.evaluation.regions import Regions
 from nnunet_glims.evaluation.results import CaseFiles
 from nnunet_glims.evaluation.voxels import VoxelCounts, confusion_matrix
 from nnunet_glims.geometry import bounding_box, times
-from nnunet_glims.images import read_label_map
+from nnunet_glims.images import read_geometry, read_label_map
 from nnunet_glims.nnunet.cases import cases_of_model
-from nnunet_glims.nnunet.folders import ignored_label, regions_of
+from nnunet_glims.nnunet.folders import ignored_label, is_background, regions_of
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.postprocessing.case import (
     apply_component_rule,
@@ -177,7 +177,7 @@ def starting_rules(labels: Mapping[str, object], heads: Heads) -> Rules:
     """
     if heads.exclusive:
         return Rules(components=[ComponentRule(label=label, smaller_than=0) for label in heads.painted if label])
-    names = [name for name in labels if name not in ("background", "ignore")]
+    names = [name for name, of in labels.items() if name != "ignore" and not is_background(name, of)]
     regions = [
         RegionRule(name=name, labels=list(of), paint=paint)
         for name, of, paint in zip(names, heads.labels, heads.painted, strict=True)
@@ -199,7 +199,13 @@ def starting_rules(labels: Mapping[str, object], heads: Heads) -> Rules:
 
 def _cases(files: Sequence[CaseFiles], needs_probabilities: bool, model: Path) -> list[_ValidationCase]:
     cases, problems = [], []
+    fold_of: dict[str, int | None] = {}
     for case in files:
+        if fold_of.setdefault(case.name, case.fold) != case.fold:
+            raise UsageError(
+                f"{model}: folds {fold_of[case.name]} and {case.fold} both predicted case {case.name}: rules for one would be "
+                "chosen on the other. Remove one of the predictions"
+            )
         fold = model / f"fold_{case.fold}"
         if case.prediction is None:
             problems.append(f"fold {case.fold}: no validation prediction of case {case.name}")
@@ -219,11 +225,10 @@ def _load_case(case: _ValidationCase, heads: Heads, rules: Rules) -> _LoadedCase
     true_map = read_label_map(case.files.truth)
     truth = true_map.labels
     predicted, probabilities = None, {}
+    if difference := read_geometry(case.files.prediction).difference(true_map.geometry):
+        raise UsageError(f"{case.files.prediction}: {difference} as {case.files.truth}")
     if case.probabilities is None:
-        prediction = read_label_map(case.files.prediction)
-        if difference := prediction.geometry.difference(true_map.geometry):
-            raise UsageError(f"{case.files.prediction}: {difference} as {case.files.truth}")
-        labels = prediction.labels
+        labels = read_label_map(case.files.prediction).labels
         box = bounding_box(labels != 0) or _EMPTY
         predicted = labels[box]
     else:

@@ -130,6 +130,8 @@ def _header(file: Path, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, b
 def _open_array(file: Path) -> Iterator[IO[bytes]]:
     """Open the array inside of a .npz."""
     try:
+        if file.exists() and not file.is_file():
+            raise ProcessingError(f"{file}: this is no regular file: predict this case again")
         with zipfile.ZipFile(file) as archive, archive.open(f"{_KEY}.npy") as member:
             yield member
     except UserError:

@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 
 from nnunet_glims.errors import ProcessingError, UsageError
 from nnunet_glims.evaluation import results
-from nnunet_glims.experiments import prepare_dataset
+from nnunet_glims.experiments import interim_report, prepare_dataset
 from nnunet_glims.experiments.executors.in_process import InProcess
 from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.experiments.jobs.ensemble import Ensemble
@@ -422,3 +423,15 @@ def test_what_contradicts_its_plans_is_not_adopted(machine):
     ):
         machine.run(adopt=True)
     assert TrainingRecord.read(model / "fold_0") is None
+
+
+def test_an_interim_report_names_the_entries_that_are_left_out(done, monkeypatch):
+    trained = next((done.folders / "results/Dataset007_Toy").glob("nnUNetTrainer__*"))
+    shutil.rmtree(trained / "fold_1")
+    ran = {}
+    monkeypatch.setattr(interim_report, "Step", lambda job, _, commands=(): lambda: ran.update({job.name: commands}))
+    interim_report.report(Experiment(done.path), lambda text: None)
+    (command,) = next(commands for name, commands in ran.items() if name.startswith("report"))
+    notes = [command[place + 1] for place, option in enumerate(command) if option == "--note"]
+    assert "Partial report: nnU-Net is left out, 1 of 2 trainings are not done." in notes
+    assert "--intersection" in command and not any(option.startswith("nnU-Net=") for option in command)

@@ -18,6 +18,7 @@ from nnunet_glims.explanation.explainer import Explainer, ExplanationRequest
 from nnunet_glims.explanation.volumes import ImagePipeline
 from nnunet_glims.nnunet.models import ModelFolder
 from tests.export import PLAIN, head, write_case, write_model_folder
+from tests.test_files import largest_file
 
 from .conftest import cubes
 
@@ -187,8 +188,16 @@ def test_names_of_labels_become_names_of_files(trained, images, tmp_path):
     summary = json.loads((tmp_path / "out/explanation.json").read_text())
     assert set(summary["targets"]) == {"oedema/infiltration", "a%2Fb: <i>?"}
     links = re.findall(r'href="([^"#]*)"', (tmp_path / "out/index.html").read_text())
-    linked = {unquote(link) for link in links if not link.startswith("data:")}
+    linked = {unquote(link).removeprefix("./") for link in links if not link.startswith("data:")}
     assert linked == {f"one/{name}" for name in found}
+
+
+def test_a_full_disk_leaves_no_explanation(trained, images, tmp_path, capsys):
+    files = [str(images / f"one_{channel:04d}.nii.gz") for channel in (0, 1)]
+    with largest_file(4000):
+        assert main(["explain", str(trained), *files, "-o", str(tmp_path / "out"), "-device", "cpu"]) == 1
+    assert "cannot be written: " in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_network_that_computes_nan_is_named(trained, images, tmp_path, capsys):

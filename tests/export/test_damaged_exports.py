@@ -152,8 +152,9 @@ WRONG = {
     ],
     "resampling_image__order": [-1, 9, "3", None],
     "resampling_logits__anisotropy_threshold": [0, None],
-    "sliding_window__step": [0, -0.5, 2, None],
-    "sliding_window__gaussian_sigma_scale": [0, -1],
+    "sliding_window__step": [0, -0.5, 1e-9, 2, None],
+    "sliding_window__gaussian_sigma_scale": [0, -1, 1e-300],
+    "sliding_window__gaussian_value_scaling": [0, 1e300],
     "sliding_window__mirror_axes": [[3], [-1], [0, 0], 0],
     "folds": [[], {}, [3], [{"fold": "0"}], None],
     "patch_sise": [[8, 8, 8]],
@@ -167,6 +168,13 @@ def test_wrong_values_are_named(key, value, folder, capsys):
     assert str(folder / "export/model.json") in error
     words = {"transpose_forward": "transpose_"}.get(key, key.replace("__", "."))
     assert words in error or (key in ("labels", "regions_class_order") and "outputs" in error)
+
+
+@pytest.mark.parametrize("spacing", [[1e-6] * 3, [1e-9, 1, 1]])
+def test_a_spacing_at_which_no_image_fits_into_memory_is_refused(spacing, folder, capsys):
+    change(folder, spacing=spacing)
+    error = refused(folder, capsys)
+    assert "one_0000.nii.gz" in error and "the spacing of the image or of the model is wrong" in error
 
 
 def test_a_version_of_the_future_says_so_alone(folder, capsys):
@@ -187,6 +195,19 @@ def test_network_files_lie_in_the_folder(name, folder, capsys):
     change(folder, folds=[{**fold, "file": name.format(root=folder)}])
     error = refused(folder, capsys)
     assert "folds.0.file: " in error and "is no name of a file in this folder" in error
+
+
+def test_a_fold_counts_once(folder, capsys):
+    fold = describe(folder / "export")["folds"][0]
+    change(folder, folds=[fold, fold])
+    assert "folds: 0, 0: each fold stands there once" in refused(folder, capsys)
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "10000000000"])
+def test_numbers_of_threads_have_limits(threads, folder, capsys):
+    arguments = [str(folder / "export"), str(folder / "images"), "-o", str(folder / "labels"), "--threads", threads]
+    assert main(["predict-onnx", *arguments]) == 2
+    assert f"--threads {threads}" in capsys.readouterr().err
 
 
 def test_links_out_of_the_folder_are_refused(folder, capsys):

@@ -22,6 +22,7 @@ from nnunet_glims.export.exported import ExportedModel
 from nnunet_glims.export.exporting import ExportRequest, export
 from nnunet_glims.export.parity import ParityError
 from tests.preprocessed import DATASET
+from tests.test_files import largest_file
 
 from . import head, write_case, write_model_folder
 
@@ -285,6 +286,14 @@ def test_a_label_map_that_is_not_whole_is_predicted_again(exported, images, tmp_
     out = capsys.readouterr().out
     assert "two.nii.gz" in out and "one.nii.gz" not in out
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
+
+
+def test_a_full_disk_leaves_no_label_map(exported, images, tmp_path, capsys):
+    command = ["predict-onnx", str(exported), str(images), "-o", str(tmp_path / "out"), "--disable_tta"]
+    with largest_file(200):
+        assert main(command) == 1
+    assert f"{tmp_path / 'out/one.nii.gz'}: cannot be written: " in capsys.readouterr().err
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_an_image_below_the_models_resolution_is_told_the_size_it_needs(exported, tmp_path, capsys):

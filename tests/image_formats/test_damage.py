@@ -1,6 +1,7 @@
 """Images of every format, written by other libraries and then damaged: they are refused, or are what they were."""
 
 import gzip
+import os
 import struct
 
 import nibabel
@@ -126,6 +127,31 @@ def test_what_is_no_image_is_named(ending, tmp_path):
     path.unlink()
     path.mkdir()
     assert "this is a folder" in refusal(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_pipe_is_not_waited_for(ending, tmp_path):
+    os.mkfifo(tmp_path / f"case{ending}")
+    assert "no regular file" in refusal(tmp_path / f"case{ending}")
+
+
+def test_sizes_beyond_all_memory_are_refused(tmp_path):
+    head = bytearray(written(tmp_path, "NIfTI").read_bytes()[:352])
+    struct.pack_into("<8h", head, 40, 7, *7 * [32767])
+    (tmp_path / "case.nii").write_bytes(head)
+    (tmp_path / "case.nii.gz").write_bytes(gzip.compress(head))
+    mha = written(tmp_path, "compressed MetaImage").read_bytes()
+    (tmp_path / "case.mha").write_bytes(mha.replace(b"DimSize = 5 6 7", b"DimSize = 5 6 70000000000000000000"))
+    for name in ("case.nii", "case.nii.gz", "case.mha"):
+        assert "cannot be read: " in refusal(tmp_path / name)
+    tiff = bytearray(written(tmp_path, "deflated TIFF").read_bytes())
+    with tifffile.TiffFile(tmp_path / "image.tif") as opened:
+        entries = [page.tags[name].valueoffset for page in opened.pages for name in ("ImageWidth", "ImageLength")]
+    for at in entries:
+        tiff[at : at + 4] = struct.pack("<I", 60000)
+    (tmp_path / "case.tif").write_bytes(tiff)
+    assert "cannot be read: " in refusal(tmp_path / "case.tif")
 
 
 def test_other_endings_are_refused_with_those_that_are_read(tmp_path):

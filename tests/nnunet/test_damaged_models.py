@@ -12,6 +12,7 @@ from nnunet_glims.cli import main
 from nnunet_glims.errors import ProcessingError
 from nnunet_glims.nnunet.checkpoints import load_checkpoint
 from tests.export import head, write_case, write_model_folder
+from tests.test_files import largest_file
 
 CHECKPOINT = "fold_0/checkpoint_final.pth"
 
@@ -138,6 +139,16 @@ def test_where_there_is_none_the_way_out_is_training(model, capsys):
     assert "train one first" in refused(model, capsys, "--folds", "0", code=2)
 
 
+def test_a_full_disk_leaves_no_export(model, capsys):
+    with largest_file(20_000):
+        assert "cannot be written" in refused(model, capsys)
+
+
+@pytest.mark.parametrize("folds", ["0,0", ",", "", "0,"])
+def test_lists_of_folds_that_are_none_are_refused(folds, model, capsys):
+    assert "fold" in refused(model, capsys, "--folds", folds, code=2)
+
+
 def test_a_checkpoint_lies_in_the_folder_of_its_fold(model, capsys):
     for name in ("../checkpoint_final.pth", str(model / CHECKPOINT), "", "*"):
         assert "checkpoint" in refused(model, capsys, "--checkpoint", name, code=2)
@@ -214,6 +225,14 @@ def test_a_patch_that_no_memory_holds_is_refused(model, capsys):
     assert "patch_size: it has 1,000,000,000,000,000,000 voxels" in refused(model, capsys, command="explain")
 
 
+def test_a_spacing_at_which_no_image_fits_into_memory_is_refused(model, capsys):
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [1e-9, 1, 1]
+    (model / "plans.json").write_text(json.dumps(plans))
+    error = refused(model, capsys, command="explain")
+    assert "one_0000.nii.gz: nnU-Net cannot preprocess this image to 1e-09×1×1 mm" in error
+
+
 @pytest.mark.parametrize("kwargs", [{"ordre": 3}, {"order": "three"}, {"order": 9}, {"force_separate_z": 1}], ids=str)
 def test_arguments_of_resampling_are_looked_at(kwargs, model, capsys):
     plans = json.loads((model / "plans.json").read_text())
@@ -221,6 +240,24 @@ def test_arguments_of_resampling_are_looked_at(kwargs, model, capsys):
     (model / "plans.json").write_text(json.dumps(plans))
     error = refused(model, capsys, command="explain")
     assert str(model / "plans.json") in error and "resampling_fn_probabilities_kwargs" in error
+
+
+@pytest.mark.parametrize("command", ["export", "explain"])
+def test_networks_that_cannot_compute_their_patch_are_named(command, model, capsys):
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"][0] = [[], 1, 1]
+    (model / "plans.json").write_text(json.dumps(plans))
+    error = refused(model, capsys, command=command, code=2)
+    assert f"{model / CHECKPOINT}: the network cannot compute the plans' patch of 16×16×16 voxels" in error
+
+
+def test_a_patch_of_other_dimensions_than_the_network_is_refused(model, capsys):
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 16]
+    (model / "plans.json").write_text(json.dumps(plans))
+    assert "the network cannot compute the plans' patch of 16×16 voxels" in refused(
+        model, capsys, command="explain", code=2
+    )
 
 
 def test_arguments_that_build_no_network_are_named(model, capsys):

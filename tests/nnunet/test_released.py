@@ -201,7 +201,7 @@ def test_weights_that_are_not_finite_are_refused(parameters, tmp_path, capsys):
 def test_a_folder_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "weights.pt").mkdir()
     run(tmp_path / "weights.pt", tmp_path / "model", code=2)
-    assert f"{tmp_path / 'weights.pt'}: there is no such file" in capsys.readouterr().err
+    assert f"{tmp_path / 'weights.pt'}: this is a folder, not a file" in capsys.readouterr().err
 
 
 def test_code_in_the_old_format_is_refused(parameters, tmp_path, capsys):
@@ -210,6 +210,13 @@ def test_code_in_the_old_format_is_refused(parameters, tmp_path, capsys):
     run(tmp_path / "trap.pt", tmp_path / "model", code=2)
     assert "holds more than tensors" in capsys.readouterr().err
     assert not (tmp_path / "trapped").exists()
+
+
+def test_a_folder_below_a_file_is_refused(checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    run(checkpoint, tmp_path / "file/model", code=2)
+    assert f"{tmp_path / 'file'}: this is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_full_disk_leaves_no_half_model(checkpoint, tmp_path, capsys):

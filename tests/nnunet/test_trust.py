@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from nnunet_glims.cli import main
+from nnunet_glims.doctor import network
 from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.networks import BUILT_IN
-from nnunet_glims.nnunet.trust import check_network_class
+from nnunet_glims.nnunet.trust import NotTrustedError, check_network_class
 from tests.export import PLAIN, head, write_case, write_model_folder
 from tests.preprocessed import DATASET, dataset_json, make_plans
 
@@ -169,6 +170,7 @@ def test_inherited_configurations_are_looked_at(model, hostile, capsys):
         ("preprocessor_name", "maybe_mkdir_p"),
         ("normalization_schemes", ["abstractmethod", "ZScoreNormalization"]),
         ("resampling_fn_probabilities", "deepcopy"),
+        ("resampling_fn_seg", "resize_segmentation"),
     ],
 )
 def test_what_prepares_images_is_nnunets(key, value, model, capsys):
@@ -244,3 +246,9 @@ def test_the_folder_of_preprocessed_data_lies_in_that_of_the_data_set(identifier
 )
 def test_what_nnunets_plans_name_is_admitted(path):
     check_network_class(path, "plans.json")
+
+
+def test_doctor_calls_no_other_label_manager():
+    plans = {**make_plans(), "label_manager": "join"}
+    with pytest.raises(NotTrustedError, match="'join' is no kind of LabelManager"):
+        list(network.check(DATASET, plans, dataset_json(), "nnUNetTrainerLATUPNet", "3d_fullres"))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import stats
 
 from nnunet_glims.cli import main
@@ -101,6 +102,17 @@ def test_label_maps_suffice_without_regions(tmp_path, capsys):
     assert rules["components"] == [{"label": 2, "smaller_than": 50, "becomes": 0}]
     assert rules["regions"] == []
     assert rules["fitted"]["dice"]["spleen"] == {"before": 0, "after": 1, "p": 0.25}
+    assert "too few cases" in capsys.readouterr().out, "three cases allow no significance"
+
+
+def test_a_case_that_two_folds_predicted_is_refused(tmp_path, capsys):
+    for fold in range(2):
+        write_labels(tmp_path / f"model/fold_{fold}/validation/case_0.nii.gz", 1 * tumour())
+    write_labels(tmp_path / "truth/case_0.nii.gz", 1 * tumour())
+    (tmp_path / "model/dataset.json").write_text(json.dumps(ORGANS))
+    (tmp_path / "model/plans.json").write_text(json.dumps({"dataset_name": "Dataset777_Made"}))
+    fit(tmp_path / "model", tmp_path / "rules.json", code=2)
+    assert "folds 0 and 1 both predicted case case_0" in capsys.readouterr().err
 
 
 def test_nothing_to_gain_changes_nothing(tmp_path, capsys):
@@ -138,7 +150,28 @@ def test_other_shapes_are_named(tmp_path, capsys):
         model = write_fold(tmp_path, fold)
     write_labels(tmp_path / "truth/case_10.nii.gz", np.zeros((4, 4, 4)))
     fit(model, tmp_path / "rules.json", code=2)
-    assert "case_10.npz: has 20×20×16 voxels, not 4×4×4" in capsys.readouterr().err
+    assert "case_10.nii.gz: has 20×20×16 voxels, not 4×4×4" in capsys.readouterr().err
+
+
+def test_damaged_files_and_other_grids_are_named(tmp_path, capsys):
+    for fold in range(2):
+        model = write_fold(tmp_path, fold)
+    path = tmp_path / "truth/case_10.nii.gz"
+    content = path.read_bytes()
+    image = sitk.ReadImage(str(path))
+    image.SetSpacing((0.9, 1.1, 2.5))
+    sitk.WriteImage(image, str(path))
+    fit(model, tmp_path / "rules.json", code=2)
+    assert "has spacing [0.9, 1.1, 2.0], not [0.9, 1.1, 2.5]" in capsys.readouterr().err
+    path.write_bytes(content[:-30])
+    fit(model, tmp_path / "rules.json", code=1)
+    assert f"{path}: cannot be read: " in capsys.readouterr().err
+    path.write_bytes(content)
+    probabilities = model / "fold_1/validation/case_11.npz"
+    probabilities.write_bytes(probabilities.read_bytes()[:-200])
+    fit(model, tmp_path / "rules.json", code=1)
+    assert f"{probabilities}: damaged" in capsys.readouterr().err
+    assert not (tmp_path / "rules.json").exists()
 
 
 @pytest.mark.parametrize("out", ["rules.txt", "missing/rules.json"])

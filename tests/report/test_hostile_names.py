@@ -4,10 +4,12 @@ import csv
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from jinja2 import Environment
 
 from nnunet_glims.cli import main
 from nnunet_glims.evaluation.protocol import Protocol
@@ -244,3 +246,12 @@ def test_paths_that_lead_nowhere_show_no_slices(tmp_path, capsys, path):
     changed(folder / "summary.json", lambda summary: summary.update(folders=[path]))
     assert main(["leaderboard", f"a={folder}", "-o", str(tmp_path / "out")]) == 0
     assert "no slices are shown" in capsys.readouterr().out
+
+
+def test_no_name_of_a_case_is_a_link_of_its_own():
+    """Links of an explanation begin with the name of a case, in which a colon would end the name of a protocol."""
+    page = (files("nnunet_glims.explanation") / "page.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="([^"]*)"', page)
+    assert [link for link in links if "{{" in link and "urlencode" not in link] == []
+    shown = Environment(autoescape=True).from_string("{{ case | urlencode }}/x").render(case=CASES[0])
+    assert shown == "javascript%3Aalert%281%29/x"
