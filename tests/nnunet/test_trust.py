@@ -248,7 +248,8 @@ def test_what_nnunets_plans_name_is_admitted(path):
     check_network_class(path, "plans.json")
 
 
-def test_doctor_calls_no_other_label_manager():
+def test_doctor_calls_no_other_label_manager(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset_json()))
     plans = {**make_plans(), "label_manager": "join"}
     with pytest.raises(NotTrustedError, match="'join' is no kind of LabelManager"):
-        list(network.check(DATASET, plans, dataset_json(), "nnUNetTrainerLATUPNet", "3d_fullres"))
+        list(network.check(tmp_path, plans, dataset_json(), "nnUNetTrainerLATUPNet", "3d_fullres"))
