@@ -164,7 +164,7 @@ def test_the_next_run_removes_what_a_killed_one_left_but_nothing_of_a_living_one
         assert left.exists()
         process.stdin.write(b"x")
         process.stdin.flush()
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait(120) == -signal.SIGKILL
     assert left.exists()
     with new_folder(tmp_path / "another"):
         pass
@@ -194,7 +194,7 @@ with new_folder(out) as folder:
 def killed_while_replacing(out):
     with new_folder(out) as folder:
         (folder / "old").touch()
-    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_REPLACING, str(out)], check=False, timeout=20)
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_REPLACING, str(out)], check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL and not out.exists()
 
 

@@ -200,7 +200,10 @@ class Machine:
                     assert old == content or "--overwrite" in command
                     touch(plans.path(7), content)
             if not (self.dataset / "splits_final.json").exists():
-                touch(self.dataset / "splits_final.json", json.dumps([{"val": [str(fold)]} for fold in range(5)]))
+                touch(
+                    self.dataset / "splits_final.json",
+                    json.dumps([{"train": [], "val": [str(fold)]} for fold in range(5)]),
+                )
         else:
             assert command[2].endswith("ensemble_predictions")
             self.ran.append("ensemble")

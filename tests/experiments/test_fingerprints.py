@@ -96,7 +96,7 @@ def other_metrics(machine, monkeypatch):
 
 def other_split(machine, monkeypatch):
     splits = json.loads((machine.dataset / "splits_final.json").read_text())
-    splits[1] = {"val": ["other"]}
+    splits[1] = {"train": [], "val": ["other"]}
     (machine.dataset / "splits_final.json").write_text(json.dumps(splits))
 
 
@@ -386,7 +386,7 @@ def write_last_release(machine):
     for name, content in (
         ("nnUNetPlans.json", PLANS),
         ("dataset.json", DATASET_JSON),
-        ("splits_final.json", [{}]),
+        ("splits_final.json", [{"train": ["a"], "val": ["b"]}]),
     ):
         touch(machine.dataset / name, json.dumps(content))
     touch(machine.dataset / "data/case.pkl")

@@ -180,7 +180,7 @@ def test_a_second_run_attaches_to_the_first(experiment, stand_ins, started, runn
     assert main(["compare", "run", str(experiment.layout.path)]) == 0
     out = capsys.readouterr().out
     assert f", process {runner.pid} on " in out.partition("Another run of this comparison is at work (")[2]
-    assert runner.wait(60) == 0
+    assert runner.wait(300) == 0
     assert len(lines(started)) == len(experiment.jobs)
 
 
@@ -189,7 +189,7 @@ def test_a_second_run_attaches_to_the_first(experiment, stand_ins, started, runn
 def test_a_signal_lets_the_training_save_and_the_next_run_goes_on(experiment, stand_ins, started, runner, number):
     runner.stdout.close()
     runner.send_signal(number)
-    assert runner.wait(30) == 130
+    assert runner.wait(300) == 130
     assert experiment.jobs[GLIMS0].folder.read().ending == "stopped"
     assert len(lines(started)) == 2, "prepared, and the training was not started again"
     assert run_local(experiment, str) == []
@@ -199,7 +199,7 @@ def test_a_signal_lets_the_training_save_and_the_next_run_goes_on(experiment, st
 def test_cancel(experiment, runner, capsys):
     assert main(["compare", "cancel", str(experiment.layout.path), GLIMS0]) == 0
     assert f"cancelled 1 jobs: {GLIMS0}" in capsys.readouterr().out
-    assert runner.wait(60) == 1
+    assert runner.wait(300) == 1
     assert states(experiment)[GLIMS0] == "cancelled"
     assert states(experiment)["train_D007_nnU-Net_fold0"] == "done"
 
@@ -299,7 +299,7 @@ def test_one_job_never_runs_in_two_processes(experiment, tmp_path):
         LockHeld, match=rf"job report_D007: another process does this already .user \S+, process {process.pid} on "
     ):
         first()
-    assert process.wait(30) == 0
+    assert process.wait(300) == 0
     assert job.folder.read().ending == "done"
 
 

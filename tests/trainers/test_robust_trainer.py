@@ -426,7 +426,7 @@ def test_data_loading_processes_outlive_sigusr1_and_end_on_sigterm(make_trainer,
         workers = [trainer.dataloader_train._processes[0], trainer.dataloader_val._processes[0]]
         for worker, number in zip(workers, (signal.SIGUSR1, signal.SIGTERM)):
             os.kill(worker.pid, number)
-            worker.join(timeout=1 if number == signal.SIGUSR1 else 60)
+            worker.join(timeout=1 if number == signal.SIGUSR1 else 300)
             codes.append(worker.exitcode)
         for _ in range(20):  # more than are kept ready
             next(trainer.dataloader_train)
@@ -515,7 +515,7 @@ def test_the_real_command_stops_on_sigterm_with_workers_and_goes_on(nnunet_folde
         while "Epoch 1" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the workers get it too
-        assert process.wait(timeout=60) == EXIT_STOPPED, log.read_text()[-3000:]
+        assert process.wait(timeout=300) == EXIT_STOPPED, log.read_text()[-3000:]
     folder = nnunet_folders / "results" / DATASET / "nnUNetTrainerLATUPNet__nnUNetPlans__3d_fullres/fold_0"
     stopped_at = load(folder / LATEST)["current_epoch"]
     assert stopped_at >= 1

@@ -17,8 +17,9 @@ from nnunet_glims.experiments.fingerprint import Change, Ingredients, change_of,
 from nnunet_glims.experiments.jobs.base import DONE, MISSING, Job, Outcome
 from nnunet_glims.experiments.layout import SHARED_LOCK, Layout
 from nnunet_glims.experiments.state import ProcessRecord, TrainingRecord
-from nnunet_glims.files import read_json
 from nnunet_glims.locks import Holder, LockHeld, holder_of, lock
+from nnunet_glims.nnunet.plans.configuration import read_plans
+from nnunet_glims.nnunet.splits import read_splits
 from nnunet_glims.nnunet.training_log import TRAINING_LOCK, read_training_log
 from nnunet_glims.training.recipes import PRECISION_VARIABLE
 
@@ -84,7 +85,7 @@ class Train(Job):
         """Return the override, plans, split, dataset.json, preprocessed data, and the precision variable."""
         folder = self.layout.dataset(self.dataset)
         splits = folder / "splits_final.json"
-        folds = read_json(splits) if splits.exists() else []
+        folds = read_splits(splits) if splits.exists() else []
         data = self.plans.data(self.dataset)
         return present(
             {
@@ -92,7 +93,7 @@ class Train(Job):
                 "precision": self._precision(),
                 "override": self.plans.settings,
                 "plans": self.plans.content(self.dataset),
-                "split": digest(folds[self.fold]) if self.fold < len(folds) else None,
+                "split": digest(folds[self.fold].model_dump()) if self.fold < len(folds) else None,
                 "dataset.json": file_digest(folder / "dataset.json"),
                 "preprocessed data": None if data is None else self.layout.listings.digest(data, PREPROCESSED),
             }
@@ -173,7 +174,7 @@ class Train(Job):
         path = self.model / "plans.json"
         if not path.exists():
             raise UsageError(f"{self.fold_folder}: cannot be adopted: there is no {path}, with which it was trained")
-        trained = read_json(path)["configurations"].get(self.plans.entry.configuration, {})
+        trained = read_plans(path)["configurations"].get(self.plans.entry.configuration, {})
         network = self.plans.entry.network
         recipe = None if network is None else network.recipe.model_dump(mode="json")
         change = contradiction(trained, self.plans.asked_configuration(self.dataset), recipe)
