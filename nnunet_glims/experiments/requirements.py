@@ -18,6 +18,7 @@ from nnunet_glims.nnunet.plans.configuration import (
     read_plans,
 )
 from nnunet_glims.nnunet.plans.content import resolved
+from nnunet_glims.nnunet.plans.override import check_override
 from nnunet_glims.nnunet.splits import read_splits
 from nnunet_glims.processes import find_program
 from nnunet_glims.validation import nearest
@@ -95,6 +96,7 @@ def _check_plans(layout: Layout, number: int, entry: Entry) -> None:
                 f"{layout.path}: entry {entry.name}: plans: there is no {path}: compare makes {BASE_PLANS} only. Make these "
                 f"with nnUNetv2_plan_experiment first, or leave plans out"
             )
+        _check_override(layout, number, entry)
         return
     plans = read_plans(path)
     found = plans["configurations"]
@@ -111,6 +113,7 @@ def _check_plans(layout: Layout, number: int, entry: Entry) -> None:
             check_fits_strides(resolved(found, entry.configuration), str(path))
     except UsageError as error:
         raise UsageError(f"{layout.path}: entry {entry.name}: {error}") from None
+    _check_override(layout, number, entry)
     stage = resolved(found, entry.configuration).get("previous_stage")
     if stage is not None:
         model = layout.results / layout.dataset_names[number] / f"{entry.trainer}__{entry.plans}__{stage}"
@@ -119,6 +122,16 @@ def _check_plans(layout: Layout, number: int, entry: Entry) -> None:
                 f"{layout.path}: entry {entry.name}: {entry.configuration} is the second stage of a cascade, and the first "
                 f"one, {model}, has not predicted for it. compare trains no first stages: train all folds of it before"
             )
+
+
+def _check_override(layout: Layout, number: int, entry: Entry) -> None:
+    """Check an override whose plans are not there yet; plans that are there were checked when they were written."""
+    if entry.override is None or layout.plans(number, entry, layout.comparison.seeds[0]).exists():
+        return
+    try:
+        check_override(layout.dataset(number), entry.override, entry.configuration, entry.plans)
+    except UsageError as error:
+        raise UsageError(f"{layout.path}: entry {entry.name}: {error}") from None
 
 
 def _check_splits(layout: Layout, number: int, labels: Path, ending: str) -> None:

@@ -185,6 +185,16 @@ def test_plans_that_cannot_be_trained_are_refused(folders, capsys, key, value, m
     refused(folders, capsys, message)
 
 
+@pytest.mark.parametrize("planned", [True, False])
+def test_arguments_that_the_network_does_not_take_are_refused_before_anything_is_preprocessed(folders, capsys, planned):
+    override = {"description": "D", "source": "S", "network": "GLIMS", "network_arguments": {"feature_size": "wide"}}
+    (folders / "own.json").write_text(json.dumps(override))
+    (folders / "c.yaml").write_text(COMPARISON.replace(FIRST, f"{FIRST}    override: own.json\n", 1))
+    if not planned:
+        (folders / "preprocessed" / NAME / "nnUNetPlans.json").unlink()
+    refused(folders, capsys, "own.json: network_arguments: feature_size: a whole number is wanted, not the text")
+
+
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{one}: &a{one} [{', '.join([f'*a{one - 1}'] * 10)}]\n" for one in range(1, 12)
 )

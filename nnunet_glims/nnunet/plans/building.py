@@ -64,7 +64,7 @@ def check_network(
             message names file, key and value.
     """
     arguments = configuration["architecture"]["arch_kwargs"]
-    _check_names_and_types(network, arguments, where)
+    check_arguments(network, arguments, where, complete=True)
     try:
         return _build_and_run(network, channels, classes, arguments, configuration["patch_size"])
     except Exception as error:
@@ -73,8 +73,18 @@ def check_network(
         raise UsageError(f"{where}: {KEY}: {what}: {network.name} cannot be built with this: {error}") from error
 
 
-def _check_names_and_types(network: Network, arguments: Mapping[str, Any], where: str) -> None:
-    """Check the arguments against the signature of the network's constructor, without building anything."""
+def check_arguments(network: Network, arguments: Mapping[str, Any], where: str, complete: bool) -> None:
+    """Check names and types of arguments against the signature of a network's constructor, without building anything.
+
+    Args:
+        network: the registered network.
+        arguments: arguments of the constructor other than those that nnU-Net sets.
+        where: how error messages name the file with the arguments.
+        complete: whether arguments without a default must be there; plans add those that an override leaves out.
+
+    Raises:
+        UsageError: an argument is unknown, missing, or has a wrong type. The message names file, key and value.
+    """
     constructor = network.load_class()
     parameters = inspect.signature(constructor).parameters
     try:
@@ -83,8 +93,9 @@ def _check_names_and_types(network: Network, arguments: Mapping[str, Any], where
         types = {}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
+    required = ... if complete else None
     fields: dict[str, Any] = {
-        name: (types.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
+        name: (types.get(name, Any), required if parameter.default is parameter.empty else parameter.default)
         for name, parameter in parameters.items()
         if name not in SET_BY_NNUNET
     }

@@ -138,6 +138,25 @@ def load_override(name: str) -> tuple[str, Override]:
     return path.stem, override
 
 
+def check_override(dataset_folder: Path, name: str, configuration: str, base: str) -> None:
+    """Check that `apply_override` would make plans that can be trained; write nothing.
+
+    Without base plans, only names and types of the network's arguments are checked.
+
+    Raises:
+        UsageError: see `apply_override`.
+    """
+    short_name, override = load_override(name)
+    where = f"{short_name}.json"
+    if (dataset_folder / f"{base}.json").exists():
+        plans = read_base(dataset_folder, base)
+        _changed(dataset_folder, plans, configuration, override, overridden_plans_name(short_name, base), where)
+    elif override.network is not None and override.network_arguments:
+        from nnunet_glims.nnunet.plans.building import check_arguments
+
+        check_arguments(network_named(override.network), override.network_arguments, where, complete=False)
+
+
 def overridden_plans_name(short_name: str, base: str = BASE_PLANS) -> str:
     """Return the name of the plans that an override makes from base plans."""
     return f"{base}_{short_name}"
