@@ -20,6 +20,7 @@ RAW = f"raw/{DATASET}"
 CONVERTED = "raw/Dataset137_BraTS"
 VOLATILE = {
     *(
+        "base_sha256",  # of the base plans, which may differ in what the new plans do not take from them
         "created",
         "date",
         "seconds",

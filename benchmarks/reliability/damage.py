@@ -35,7 +35,7 @@ TEXTS = (*STRUCTURED, ".csv", ".txt")
 KINDS = ("flip", "cut", "zero", "insert", "delete")
 REPLACEMENTS: dict[str, Any] = {"null": None, "list": [], "number": -7.5, "text": "damaged", "object": {"damaged": 1}}
 FREE = ("labels", "channel_names", "regions", "confusion", "statistics", "failed", "arch_kwargs", "tolerances")
-"""Keys of mappings whose own keys are chosen by users."""
+"""Keys of mappings, and names of files, whose own keys are chosen by users."""
 UNCOMPRESSED = {".mha": (b"CompressedData = False", b"LOCAL\n"), ".nrrd": (b"encoding: raw", b"\n\n")}
 """Formats that may be compressed -> what says that they are not, and what the voxels come after."""
 VOXELS_FROM = {".nii": 352, ".raw": 0}
@@ -142,7 +142,7 @@ def is_another_input(file: str, before: bytes, after: bytes) -> bool:
     if suffix not in TEXTS:
         return False
     try:
-        known, found = (set(_paths(_parsed(file, content))) for content in (before, after))
+        known, found = (set(_paths(_parsed(file, content), (Path(file).stem,))) for content in (before, after))
     except (ValueError, yaml.YAMLError, RecursionError):
         return False
     return all((path, kind) in known or (kind == "int" and (path, "float") in known) for path, kind in found)

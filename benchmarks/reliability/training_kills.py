@@ -78,7 +78,7 @@ def killed_with_data_loading_processes(seed: int, folder: Path) -> str:
     log = work / FOLD
     while not list(log.glob("training_log*")) and time.monotonic() < until:
         time.sleep(0.05)
-    time.sleep(float(rng.uniform(0, 3)))
+    time.sleep(float(rng.uniform(0, 1)))
     running.send(signal.SIGKILL)
     ended = running.wait()
     alive = running.survivors()
