@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
+from nnunet_glims.errors import listed
 from nnunet_glims.evaluation.ranking import SIGNIFICANT, smallest_p
 from nnunet_glims.evaluation.statistics import FEWEST
 from nnunet_glims.report.board import Board
@@ -125,7 +126,7 @@ def files(board: Board) -> list[str]:
         for number, run in enumerate(entry.runs):
             passed = [*run.results.summary["predictions_without_truth"], *run.results.summary["other_files"]]
             if passed:
-                names = _some([name.replace("\\", "/").rpartition("/")[2] for name in passed])
+                names = listed([name.replace("\\", "/").rpartition("/")[2] for name in passed], _LISTED)
                 found.append(
                     f"{_name(entry, number)}: the evaluation passed over {_counted(len(passed), 'file')}: {names}."
                 )
@@ -141,8 +142,4 @@ def _counted(count: int, what: str) -> str:
 
 
 def _named(cases: Sequence[str]) -> str:
-    return f"{_counted(len(cases), 'case')} ({_some(cases)})"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return f"{_counted(len(cases), 'case')} ({listed(cases, _LISTED)})"
