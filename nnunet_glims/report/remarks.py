@@ -8,6 +8,7 @@ from math import isnan
 from nnunet_glims.errors import listed
 from nnunet_glims.evaluation.ranking import SIGNIFICANT, smallest_p
 from nnunet_glims.evaluation.statistics import FEWEST
+from nnunet_glims.nnunet.splits import FOLDS
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.entries import LeaderboardEntry, Run
 
@@ -53,7 +54,7 @@ def _part(run: Run) -> str | None:
     which = f"{one} {', '.join(map(str, folds['evaluated']))}"
     if folds["count"] is None:
         known = f"has {which}, {_counted(has, 'case')}; the number of all folds is not known"
-        return None if len(folds["evaluated"]) >= 5 and not left_out else known  # nnU-Net makes 5 folds
+        return None if len(folds["evaluated"]) >= FOLDS and not left_out else known
     if has >= folds["cases"] and len(folds["evaluated"]) >= folds["count"]:
         return None
     return f"has {which} of {folds['count']}, {has} of {folds['cases']} cases"
