@@ -16,10 +16,20 @@ os.environ.setdefault("nnUNet_def_n_proc", "1")
 # Continuous integration asks programs for colours, and some shells export the size of their window.
 for _name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
     os.environ.pop(_name, None)
-# Compiled kernels are kept in the user's cache. A user without a home folder that can be written to has none.
-_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-_nearest = next(folder for folder in (_cache, *map(str, Path(_cache).parents)) if os.path.exists(folder))
-if not os.path.isabs(_cache) or not os.access(_nearest, os.W_OK | os.X_OK):
+
+
+def _has_a_cache():
+    """Whether this user has a folder for compiled kernels, which networks warn about otherwise."""
+    folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nnunet_glims")
+    try:
+        if os.path.isabs(folder):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+if not _has_a_cache():
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache")
     atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # A suite that is started in the background, or by nohup, begins with these ignored, and hands that on to what tests start.
