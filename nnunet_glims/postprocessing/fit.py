@@ -113,7 +113,7 @@ def fit_rules(
     folder = ModelFolder(model)
     if ignored_label(folder.dataset_json) is not None:
         raise UsageError(f"{model}: its data set has an ignore label: rules cannot be fitted to sparse label maps")
-    heads = Heads.of_dataset(folder.dataset_json)
+    heads = Heads.of_dataset(folder.dataset_json, f"{model}: dataset.json")
     regions = regions_of(folder.dataset_json)
     start = starting_rules(folder.dataset_json["labels"], heads)
     cases = _cases(cases_of_model(model, truths).files, bool(start.regions), model)

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
 from nnunet_glims.errors import ProcessingError, UsageError, UserError
-from nnunet_glims.files import new_folder, read_json, write_json
+from nnunet_glims.files import new_folder, write_json
 from nnunet_glims.geometry import times
 from nnunet_glims.images import read_geometry, read_label_map, write_image
 from nnunet_glims.nnunet.folders import ENDINGS, READERS, find_dataset_json, label_maps
@@ -19,8 +20,15 @@ from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_ma
 from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
 from nnunet_glims.postprocessing.rules import Rules, rules_to_json
 from nnunet_glims.processes import Progress, processes, quietly
+from nnunet_glims.validation import read_model
 
 RECORD = "postprocessing.json"
+
+
+class _Plans(BaseModel):
+    """What plans beside predictions must say."""
+
+    image_reader_writer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,14 +97,14 @@ def _heads(folders: Sequence[Path]) -> Heads:
                 )
         for place in _places(folder):
             if (place / "plans.json").exists():
-                reader = read_json(place / "plans.json").get("image_reader_writer")
+                reader = read_model(_Plans, place / "plans.json").image_reader_writer
                 if reader not in READERS:
                     raise UsageError(
                         f"{place / 'plans.json'}: nnU-Net read the images with {reader}, which may turn their axes: "
                         f"this works with {' and '.join(READERS)}"
                     )
     assert first is not None
-    return Heads.of_dataset(first)
+    return Heads.of_dataset(first, f"{folders[0]}: dataset.json")
 
 
 def _with_probabilities(folders: Sequence[Path]) -> list[PredictedCase]:

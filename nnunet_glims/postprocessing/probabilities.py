@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ _ROUNDING = 1e-2
 _DAMAGES = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, SyntaxError, MemoryError),
     *(TypeError, ArithmeticError, RuntimeError),  # NotImplementedError is a RuntimeError
+    tokenize.TokenError,  # NumPy parses headers of old Python versions
 )
 """What zipfile and NumPy raise for damaged files."""
 
@@ -46,12 +48,19 @@ class Heads:
     exclusive: bool
 
     @classmethod
-    def of_dataset(cls, dataset_json: Mapping[str, Any]) -> Heads:
-        """Return the channels that nnU-Net's label manager derives from dataset.json."""
+    def of_dataset(cls, dataset_json: Mapping[str, Any], where: str) -> Heads:
+        """Return the channels that nnU-Net's label manager derives from dataset.json; `where` names it in messages.
+
+        Raises:
+            UsageError: nnU-Net refuses the labels.
+        """
         from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
         order = dataset_json.get("regions_class_order", ())
-        manager = LabelManager(dataset_json["labels"], order)
+        try:
+            manager = LabelManager(dataset_json["labels"], order)
+        except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+            raise UsageError(f"{where}: labels: nnU-Net refuses these: {error}") from None
         if manager.has_regions:
             regions = [
                 tuple(region) if isinstance(region, tuple) else (region,) for region in manager.foreground_regions

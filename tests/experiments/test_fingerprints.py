@@ -370,7 +370,7 @@ def test_one_fold_is_not_trained_by_two_comparisons_at_once(done):
     with (
         lock(job.fold_folder / ".nnunet_glims.lock", "training"),
         pytest.raises(
-            ProcessingError, match=r"another process does this already \(user \S+, process \d+ on .*, since 20"
+            ProcessingError, match=r"another process does this already \(user .*, process \d+ on .*, since 20"
         ),
         job.work(job.commands()),
     ):

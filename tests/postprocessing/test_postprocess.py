@@ -1,6 +1,9 @@
 """`nnunet-glims postprocess` on small predictions, beside plain NumPy and SciPy."""
 
 import json
+import os
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +183,13 @@ def damaged(file):
     file.write_bytes(content)
 
 
+def unclosed(file):
+    header = b"{'descr': '<f4', 'shape': (3,"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("probabilities.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+
+
+SHORT_ORDER = {**BRATS, "regions_class_order": [2, 1]}
 OTHER = {**BRATS, "labels": {**BRATS["labels"], "enhancing_tumor": [2, 3]}}
 WRONG = {
     "no folder": (lambda m, o: None, "other: there is no such folder"),
@@ -208,6 +218,18 @@ WRONG = {
         ),
         "NibabelIOWithReorient, which may turn",
     ),
+    "plans that are a list": (
+        lambda m, o: (second_model(o), (o / "plans.json").write_text("[]")),
+        f"other{os.sep}plans.json",
+    ),
+    "a region without its place in the order": (
+        lambda m, o: (
+            second_model(o),
+            [(folder / "dataset.json").write_text(json.dumps(SHORT_ORDER)) for folder in (m, o)],
+        ),
+        "dataset.json: labels: nnU-Net refuses these: regions_class_order",
+    ),
+    "an unclosed header": (lambda m, o: (second_model(o), unclosed(o / "case_a.npz")), "case_a.npz: damaged"),
 }
 
 
