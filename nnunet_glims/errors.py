@@ -1,4 +1,6 @@
-"""The exceptions that commands show as a message, without a traceback."""
+"""The exceptions that commands show as a message, without a traceback, and how messages quote texts and names."""
+
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -25,3 +27,8 @@ def cut(text: str, most: int = 80) -> str:
     """Return a text as a message quotes it: at most so many characters, and none that a terminal would act on."""
     shortened = text if len(text) <= most else f"{text[:most]}…"
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in shortened)
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return names as a message lists them: the first few, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

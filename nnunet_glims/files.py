@@ -47,7 +47,8 @@ _LOCK_ATTEMPTS = 30
 _UNLOCKED_SECONDS = 60
 """Age in seconds from which a folder that still has this name counts as left by a killed process, where the folder that it
 lies in cannot be locked."""
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a disk that takes no more, whatever file they name."""
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES_OF_JSON, error: type[UserError] = UsageError) -> str:
@@ -211,7 +212,7 @@ def working_folder(place: Path) -> Iterator[Path]:
         ours = (str(place.absolute()), str(place.parent.absolute() / f".{place.name}."))
         named = [os.path.abspath(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path))]
         is_ours = any(name == ours[0] or name.startswith(ours[1]) for name in named)
-        if error.errno is None or (named and not is_ours and error.errno not in _DISK_ERRORS):
+        if error.errno is None or (named and not is_ours and error.errno not in DISK_ERRORS):
             raise  # errors of write and fsync name no file
         raise unwritable(place, error.strerror or str(error)) from error
 

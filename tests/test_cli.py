@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 
 import pytest
 from rich.console import Console
@@ -34,10 +33,8 @@ def test_help_names_every_command_and_imports_nothing_heavy(capsys):
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])\n"
         "print([m for m in ('torch', 'numpy', 'nnunetv2', 'pydantic', 'matplotlib') if m in sys.modules])"
     )
-    started = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
-    assert time.monotonic() - started < 10
 
 
 def test_env_prints_a_line_the_shell_understands(capsys, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +16,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_glims.errors import ProcessingError, UsageError
-from nnunet_glims.files import remove_leftovers, unwritable
+from nnunet_glims.files import DISK_ERRORS, remove_leftovers, unwritable
 from nnunet_glims.images import check_whole
 from nnunet_glims.locks import lock
 from nnunet_glims.nnunet.checkpoints import FINAL, not_finite
@@ -33,8 +32,6 @@ from nnunet_glims.trainers.checkpoint_files import (
     write_checkpoint,
 )
 from nnunet_glims.trainers.data_loading import DataLoading, RememberingCases, no_data_loading_processes
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class NonFiniteTraining(ProcessingError):
@@ -160,7 +157,7 @@ class FoldTrainer(nnUNetTrainer):
         try:
             yield
         except OSError as error:
-            if error.errno not in _DISK_ERRORS:
+            if error.errno not in DISK_ERRORS:
                 raise
             raise unwritable(Path(error.filename or self._file_written_last()), error.strerror or str(error)) from error
 

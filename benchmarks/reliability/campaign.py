@@ -71,7 +71,15 @@ def _try(number: int) -> Trial:
         wrong = f"the attempt itself failed: {traceback.format_exc(limit=-3)}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Trial(case.group, case.name, wrong.replace(str(work), "."), round(time.monotonic() - started, 2))
+    return Trial(case.group, case.name, _without_places(wrong, work), round(time.monotonic() - started, 2))
+
+
+def _without_places(text: str, work: Path) -> str:
+    """Return a text without the folders of this machine, so that results can be compared with those of another one."""
+    folders = {str(work): ".", str(runner.ROOT): "ROOT", sys.prefix: "PYTHON", sys.base_prefix: "PYTHON"}
+    for folder in sorted(folders, key=len, reverse=True):
+        text = text.replace(folder, folders[folder])
+    return text
 
 
 _cases: Sequence[Case] = ()

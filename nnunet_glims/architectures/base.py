@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UsageError, listed
 from nnunet_glims.kernels.cpu import keep_freed_memory
 from nnunet_glims.topology import Triple, scales
 from nnunet_glims.training.precision import PrecisionSetting, autocast
@@ -94,9 +94,7 @@ def check_names(found: Sequence[str], expected: Sequence[str], what: str) -> Non
     left_over = sorted(set(found) - set(expected))
     if missing or left_over:
         parts = [
-            f"{title}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-            for title, names in (("missing", missing), ("left over", left_over))
-            if names
+            f"{title}: {listed(names)}" for title, names in (("missing", missing), ("left over", left_over)) if names
         ]
         raise UsageError(f"these are not the released weights of {what}; {'; '.join(parts)}")
 

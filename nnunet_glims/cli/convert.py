@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nnunet_glims.cli.output import new_console
+from nnunet_glims.errors import listed
 
 _SHOWN = 5
 """Number of names that a line shows."""
@@ -96,8 +97,7 @@ def run(options: argparse.Namespace) -> None:
         ("test cases, because they have no segmentation", report["test_cases"]),
     ):
         if names:
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            tell(f"{what}: {', '.join(names[:_SHOWN])}{more}")
+            tell(f"{what}: {listed(names, _SHOWN)}")
     training, test = len(report["training_cases"]), len(report["test_cases"])
     published = report["published_training_cases"]
     tell(f"Next:\n  nnUNetv2_plan_and_preprocess -d {destination.number} -c 3d_fullres --verify_dataset_integrity")

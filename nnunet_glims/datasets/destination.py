@@ -98,7 +98,7 @@ class Destination:
                     with contextlib.suppress(OSError):  # Windows removes no file that is open
                         path.unlink()
         except LockHeld as error:
-            raise ProcessingError(f"{error}. Wait until it has ended, or choose another number") from None
+            raise ProcessingError(f"{error}, or choose another number") from None
 
     def _remove_leftovers(self) -> None:
         """Remove what killed conversions to this number left, besides an unfinished data set, which can be completed."""

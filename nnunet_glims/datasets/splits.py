@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_glims.errors import UsageError
-from nnunet_glims.nnunet.splits import read_splits
+from nnunet_glims.errors import UsageError, listed
+from nnunet_glims.nnunet.splits import FOLDS, SEED, read_splits
 
 Splits = list[dict[str, list[str]]]
-FOLDS, SEED = 5, 12345
-"""Those of nnU-Net's own splits, which it keeps inside; a test compares them with its source."""
 
 
 def by_patient(patient_of: Mapping[str, str]) -> Splits:
@@ -70,14 +68,14 @@ class OwnSplits:
             count = Counter([*fold["train"], *fold["val"]])
             twice = sorted(case for case in count if count[case] > 1)
             if twice:
-                raise UsageError(f"{path}: fold {number} has {_shown(twice)} twice: a case trains or validates, once")
+                raise UsageError(f"{path}: fold {number} has {listed(twice)} twice: a case trains or validates, once")
         return cls(path, folds)
 
     def of(self, cases: Sequence[str]) -> Splits:
         """Return the splits; raise `UsageError` if they name a case that is not among these."""
         unknown = sorted({case for fold in self.folds for names in fold.values() for case in names} - set(cases))
         if unknown:
-            raise UsageError(f"{self.path}: names {_shown(unknown)}: the data set has no such training cases")
+            raise UsageError(f"{self.path}: names {listed(unknown)}: the data set has no such training cases")
         return self.folds
 
 
@@ -96,7 +94,7 @@ def published(folds: Splits, cases: Sequence[str], partial: bool) -> Splits:
     missing = sorted({case for fold in folds for names in fold.values() for case in names} - there)
     if missing and not partial:
         raise UsageError(
-            f"the published split needs {len(missing)} cases with a segmentation that are not there: {_shown(missing)}. "
+            f"the published split needs {len(missing)} cases with a segmentation that are not there: {listed(missing)}. "
             "Results on the others cannot be compared with published ones: complete the data, or leave these cases out of "
             "the split with --partial"
         )
@@ -106,7 +104,3 @@ def published(folds: Splits, cases: Sequence[str], partial: bool) -> Splits:
         what = "train" if empty == "train" else "validate"
         raise UsageError(f"no case of the published split to {what} on is there: choose another split or protocol")
     return kept
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -151,7 +151,7 @@ class Steps:
         program = find_program(command[0])
         path = self.logs / f"{name}.log"
         started = time.monotonic()
-        with self.console.status(f"{title}: {' '.join(command)}"), path.open("w") as output:
+        with self.console.status(f"{title}: {' '.join(command)}"), path.open("wb") as output:
             code = subprocess.run(
                 [program, *command[1:]],
                 env=self.workspace.environment(),
@@ -162,7 +162,7 @@ class Steps:
             ).returncode
         seconds = time.monotonic() - started
         if code != 0:
-            tail = "\n".join(path.read_text(errors="replace").splitlines()[-15:])
+            tail = "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
             raise ProcessingError(
                 f"{title}: {command[0]} ended with exit code {code}; all its output is in {path}\n{tail}"
             )
@@ -189,7 +189,7 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
         device: "cpu", "cuda" or "mps", as nnU-Net's -device.
         data: a raw data set in nnU-Net's layout (DatasetXXX_NAME); None generates phantoms of heads with tumours.
             Without labelsTs the validation cases of fold 0 are predicted.
-        console: where progress is printed.
+        console: where progress is printed; None prints it to the standard output.
 
     Returns:
         The path of the report.
@@ -205,7 +205,9 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
     make_folder(folder)
     with lock(folder / "logs/demo.lock", f"{folder}: demo"):
         raw = given or write_raw_dataset(folder / "nnUNet_raw")
-        return _run_steps(Workspace(folder, raw, device), console or Console())
+        return _run_steps(
+            Workspace(folder, raw, device), console or Console(markup=False, emoji=False, highlight=False)
+        )
 
 
 def _run_steps(workspace: Workspace, console: Console) -> Path:
@@ -338,7 +340,7 @@ def _page(workspace: Workspace, entries: list[LeaderboardEntry], images: Path) -
 def _machine(device: str) -> str:
     processor = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from nnunet_glims.errors import UserError
+from nnunet_glims.errors import UserError, listed
 
 T = TypeVar("T")
 Verdict = Literal["ok", "warn", "fail"]
@@ -66,5 +66,4 @@ def _one_line(text: str) -> str:
 
 def some(names: list[str]) -> str:
     """Return names for a finding: the first few of them, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
+    return listed(names, MOST_NAMES)

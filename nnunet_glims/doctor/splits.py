@@ -9,8 +9,6 @@ from typing import Any
 from nnunet_glims.doctor.findings import Finding, Findings, some
 
 TOPIC = "splits"
-FOLDS = 5
-"""Number of folds that nnU-Net makes."""
 
 
 def check(folder: Path, cases: set[str] | None) -> Findings[None]:
@@ -21,6 +19,7 @@ def check(folder: Path, cases: set[str] | None) -> Findings[None]:
         cases: names of its preprocessed cases; None if they are not known.
     """
     from nnunet_glims.files import read_json
+    from nnunet_glims.nnunet.splits import FOLDS
 
     path = folder / "splits_final.json"
     if not path.exists():

@@ -19,10 +19,8 @@ from nnunet_glims.experiments.jobs.prepare import Prepare
 from nnunet_glims.files import write_json
 from nnunet_glims.nnunet.plans.configuration import read_plans
 from nnunet_glims.nnunet.plans.override import apply_override
+from nnunet_glims.nnunet.splits import FOLDS, SEED
 from nnunet_glims.processes import find_program
-
-SPLIT_SEED, FOLDS = 12345, 5
-"""As in `nnUNetTrainer.do_split`."""
 
 
 def prepare_dataset(job: Prepare, overwrite: bool = False, preprocess_again: bool = False) -> None:
@@ -68,7 +66,7 @@ def prepare_dataset(job: Prepare, overwrite: bool = False, preprocess_again: boo
                 f"{job.plans[0].path(job.dataset)}: there are no such plans, or no such configuration in them"
             )
         cases = sorted(path.name.removesuffix(".pkl") for path in data_folder.glob("*.pkl"))
-        write_json(splits, generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=FOLDS))
+        write_json(splits, generate_crossval_split(cases, seed=SEED, n_splits=FOLDS))
         print(f"wrote {splits}", flush=True)
 
 

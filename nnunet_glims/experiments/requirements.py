@@ -19,12 +19,9 @@ from nnunet_glims.nnunet.plans.configuration import (
 )
 from nnunet_glims.nnunet.plans.content import resolved
 from nnunet_glims.nnunet.plans.override import check_override
-from nnunet_glims.nnunet.splits import read_splits
+from nnunet_glims.nnunet.splits import FOLDS, read_splits
 from nnunet_glims.processes import find_program
 from nnunet_glims.validation import nearest
-
-FEWEST_CASES = 5
-"""nnU-Net draws five folds."""
 
 
 def check_machine(layout: Layout, executor: str) -> None:
@@ -139,9 +136,9 @@ def _check_splits(layout: Layout, number: int, labels: Path, ending: str) -> Non
     path = layout.dataset(number) / "splits_final.json"
     cases = {file.name.removesuffix(ending) for file in labels.glob(f"*{ending}")} if labels.is_dir() else set()
     if not path.exists():
-        if cases and len(cases) < FEWEST_CASES:
+        if cases and len(cases) < FOLDS:
             raise UsageError(
-                f"{labels}: {len(cases)} cases are too few: nnU-Net draws {FEWEST_CASES} folds. Write your own {path}"
+                f"{labels}: {len(cases)} cases are too few: nnU-Net draws {FOLDS} folds. Write your own {path}"
             )
         return
     folds = read_splits(path)

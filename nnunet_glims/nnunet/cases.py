@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.errors import ProcessingError, UsageError, listed
 from nnunet_glims.evaluation.results import CaseFiles
 from nnunet_glims.nnunet.folders import PREPROCESSED, RAW, case_of, find_dataset_json, label_maps, other_files
 from nnunet_glims.nnunet.models import ModelFolder
@@ -215,8 +215,7 @@ def _validated_twice(predicted: Mapping[int, Mapping[str, Path]]) -> list[str]:
 
 def _named(cases: Sequence[str]) -> str:
     """Return the number of cases and their names, of which the first few are listed."""
-    more = f" and {len(cases) - _LISTED} more" if len(cases) > _LISTED else ""
-    return f"{len(cases)} case{'s' if len(cases) != 1 else ''} ({', '.join(cases[:_LISTED])}{more})"
+    return f"{len(cases)} case{'s' if len(cases) != 1 else ''} ({listed(cases, _LISTED)})"
 
 
 def _truths_of(dataset: str) -> Path:

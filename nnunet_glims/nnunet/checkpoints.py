@@ -60,10 +60,9 @@ def is_intact(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
+    # A damaged byte that says that the file is encrypted, or of another version, is a RuntimeError.
     except (OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile):
-        return (
-            False  # where a damaged byte says that the file is encrypted or of another version, this is a RuntimeError
-        )
+        return False
 
 
 def read_pickle(path: Path, to_trust: str, trust: bool = False) -> Any:
@@ -146,9 +145,13 @@ def _way_out(path: Path) -> str:
     """Return what to do about a checkpoint that cannot be used."""
     if not path.parent.name.startswith("fold_"):
         return "Copy the file again"
+    return f"Copy the file again, or train this fold again{_other_checkpoints(path)}"
+
+
+def _other_checkpoints(path: Path) -> str:
+    """Return the end of a message that offers the other checkpoints of the fold; empty if there is none."""
     others = sorted(other.name for other in path.parent.glob("checkpoint_*.pth") if other.name != path.name)
-    others_too = f", or use another checkpoint of it: --checkpoint {' or '.join(others)}" if others else ""
-    return f"Copy the file again, or train this fold again{others_too}"
+    return f", or use another checkpoint of it: --checkpoint {' or '.join(others)}" if others else ""
 
 
 def trained_folds(model: ModelFolder, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> Sequence[str]:
@@ -192,10 +195,9 @@ def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> 
         ProcessingError: weights are NaN or infinite.
     """
     if bad := not_finite(checkpoint["network_weights"]):
-        others = sorted(other.name for other in path.parent.glob("checkpoint_*.pth") if other != path)
         raise ProcessingError(
             f"{path}: the weights are not finite ({bad}): the training that wrote them has diverged. Train this fold again"
-            + (f", or use another checkpoint ({', '.join(others)})" if others else "")
+            f"{_other_checkpoints(path)}"
         )
     try:
         network.load_state_dict(checkpoint["network_weights"])

@@ -10,6 +10,9 @@ from pydantic import BaseModel, Field, RootModel
 from nnunet_glims.errors import UsageError, UserError
 from nnunet_glims.validation import read_model
 
+FOLDS, SEED = 5, 12345
+"""How nnU-Net draws splits, as `nnUNetTrainer.do_split` has it."""
+
 
 class Fold(BaseModel):
     """The cases of one fold."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunet_glims.errors import UsageError
+from nnunet_glims.errors import UsageError, listed
 from nnunet_glims.evaluation.averages import case_means, patient_means, values_by_entry
 from nnunet_glims.evaluation.metrics import METRICS, metric_named
 from nnunet_glims.evaluation.metrics.metric import Metric
@@ -253,7 +253,7 @@ def _common_cases(entries: Sequence[LeaderboardEntry], intersection: bool) -> tu
     union = set.union(*cases_of.values())
     if common != union and not intersection:
         lines = [
-            f"  {name} misses {len(union - cases)}: {_some(union - cases)}"
+            f"  {name} misses {len(union - cases)}: {listed(sorted(union - cases), 5)}"
             for name, cases in cases_of.items()
             if cases != union
         ]
@@ -281,11 +281,6 @@ def _check_truths(table: pd.DataFrame) -> None:
             raise UsageError(
                 f"case {case}: the entries were evaluated against different label maps: the true {region} has {shown}"
             )
-
-
-def _some(names: set[str], most: int = 5) -> str:
-    shown = sorted(names)[:most]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _shown(names: Sequence[str], measured: Sequence[Metric]) -> list[Metric]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
+from nnunet_glims.errors import listed
 from nnunet_glims.evaluation.ranking import SIGNIFICANT, smallest_p
 from nnunet_glims.evaluation.statistics import FEWEST
+from nnunet_glims.nnunet.splits import FOLDS
 from nnunet_glims.report.board import Board
 from nnunet_glims.report.entries import LeaderboardEntry, Run
 
@@ -52,7 +54,7 @@ def _part(run: Run) -> str | None:
     which = f"{one} {', '.join(map(str, folds['evaluated']))}"
     if folds["count"] is None:
         known = f"has {which}, {_counted(has, 'case')}; the number of all folds is not known"
-        return None if len(folds["evaluated"]) >= 5 and not left_out else known  # nnU-Net makes 5 folds
+        return None if len(folds["evaluated"]) >= FOLDS and not left_out else known
     if has >= folds["cases"] and len(folds["evaluated"]) >= folds["count"]:
         return None
     return f"has {which} of {folds['count']}, {has} of {folds['cases']} cases"
@@ -125,7 +127,7 @@ def files(board: Board) -> list[str]:
         for number, run in enumerate(entry.runs):
             passed = [*run.results.summary["predictions_without_truth"], *run.results.summary["other_files"]]
             if passed:
-                names = _some([name.replace("\\", "/").rpartition("/")[2] for name in passed])
+                names = listed([name.replace("\\", "/").rpartition("/")[2] for name in passed], _LISTED)
                 found.append(
                     f"{_name(entry, number)}: the evaluation passed over {_counted(len(passed), 'file')}: {names}."
                 )
@@ -141,8 +143,4 @@ def _counted(count: int, what: str) -> str:
 
 
 def _named(cases: Sequence[str]) -> str:
-    return f"{_counted(len(cases), 'case')} ({_some(cases)})"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return f"{_counted(len(cases), 'case')} ({listed(cases, _LISTED)})"

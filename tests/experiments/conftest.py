@@ -32,11 +32,12 @@ STAND_IN = """
     import sys, time
     from pathlib import Path
     SPLITS = '[{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]'
-    started, seconds, code, *made = sys.argv[1:]
+    started, held, code, *made = sys.argv[1:]
     with open(started, "a") as file:
         file.write(f"{Path(made[0]).parent if made else '-'}\\n")
     print("working", flush=True)
-    time.sleep(float(seconds))
+    while held and not Path(held).exists():
+        time.sleep(0.02)
     for name in made:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(SPLITS if name.endswith("splits_final.json") else "{}")
@@ -93,26 +94,26 @@ def started(folders):
     return folders / "started.txt"
 
 
-def stand_in_commands(script, started, seconds, codes):
+def stand_in_commands(script, started, held, codes):
     """A method that replaces the commands of jobs."""
 
     def commands(job):
         code = codes.get(job.name, 0)
-        taken = str(seconds.get(job.name, 0))
-        return [[sys.executable, str(script), str(started), taken, str(code), *([] if code else made(job))]]
+        until = str(held.get(job.name, ""))
+        return [[sys.executable, str(script), str(started), until, str(code), *([] if code else made(job))]]
 
     return commands
 
 
 @pytest.fixture
 def stand_ins(folders, started, monkeypatch):
-    """Replaces the commands of all jobs; settings by job: seconds that it takes, its exit code."""
+    """Replaces the commands of all jobs; settings by job: the file whose existence it waits for, its exit code."""
     script = folders / "stand_in.py"
     script.write_text(textwrap.dedent(STAND_IN))
-    seconds, codes = {}, {}
+    held, codes = {}, {}
     for kind in KINDS:
-        monkeypatch.setattr(kind, "commands", stand_in_commands(script, started, seconds, codes))
-    return seconds, codes
+        monkeypatch.setattr(kind, "commands", stand_in_commands(script, started, held, codes))
+    return held, codes
 
 
 def write_dataset(folder):

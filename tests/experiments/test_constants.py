@@ -5,7 +5,7 @@ import re
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_glims.experiments import estimate, prepare_dataset
+from nnunet_glims.experiments import estimate
 from nnunet_glims.experiments.executors import step
 from nnunet_glims.trainers import stop_signals
 
@@ -17,11 +17,6 @@ def test_the_length_of_nnunets_own_training():
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
     ]
     assert tuple(found) == estimate.NNUNET_STEPS
-
-
-def test_the_split_is_nnunets():
-    call = re.search(r"generate_crossval_split\((.+)\)", inspect.getsource(nnUNetTrainer.do_split))[1]
-    assert f"seed={prepare_dataset.SPLIT_SEED}" in call and f"n_splits={prepare_dataset.FOLDS}" in call
 
 
 def test_a_stopped_training_is_known_by_the_trainers_exit_code():

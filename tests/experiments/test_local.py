@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from nnunet_glims.cli import main
+from nnunet_glims.cli import compare, main
+from nnunet_glims.experiments.executors import local
 from nnunet_glims.experiments.executors.local import Local
 from nnunet_glims.experiments.executors.step import Step, StepFailed, ask_to_save
 from nnunet_glims.experiments.jobs.prepare import Prepare
@@ -22,6 +22,7 @@ from nnunet_glims.experiments.status import status_of
 from nnunet_glims.locks import LockHeld, lock
 from nnunet_glims.nnunet.training_log import TRAINING_LOCK
 from tests.experiments.conftest import run_local
+from tests.waiting import is_running, wait_until
 
 GLIMS0 = "train_D007_GLIMS_fold0"
 
@@ -54,14 +55,22 @@ def test_only_what_is_missing_is_done(experiment, stand_ins, started):
     assert len(lines(started)) - before == 3
 
 
-def test_several_at_a_time(experiment, stand_ins):
-    seconds, _ = stand_ins
-    seconds.update(dict.fromkeys((name for name in experiment.jobs if name.startswith("train")), 2))
-    began = time.monotonic()
-    assert run_local(experiment, str, parallel=4) == []
-    taken = time.monotonic() - began
-    times = [job.folder.read().began for job in experiment.jobs.values() if job.kind == "train"]
-    assert max(times) - min(times) <= 3, f"together, in {taken:.0f} s"
+def test_several_at_a_time(experiment, stand_ins, folders):
+    held, _ = stand_ins
+    trainings = [job for job in experiment.jobs.values() if job.kind == "train"]
+    held.update(dict.fromkeys((job.name for job in trainings), folders / "go on"))
+    told = []
+
+    def tell(text):
+        told.append(text)
+        if (
+            sum(line.endswith("fold0: started") or line.endswith("fold1: started") for line in told)
+            == len(trainings)
+            == 4
+        ):
+            (folders / "go on").touch()
+
+    assert run_local(experiment, tell, parallel=4) == []
 
 
 def test_jobs_at_the_same_time_share_the_cores(experiment, monkeypatch):
@@ -95,10 +104,10 @@ def test_a_failure_is_told_with_the_last_line_and_stops_only_what_needs_it(exper
     assert set(states(experiment).values()) == {"done"}
 
 
-def test_a_killed_command_is_started_again(experiment, stand_ins, started):
+def test_a_killed_command_is_started_again(experiment, stand_ins, started, folders):
     job = experiment.jobs[GLIMS0]
-    seconds, _ = stand_ins
-    seconds[GLIMS0] = 3
+    held, _ = stand_ins
+    held[GLIMS0] = folders / "go on"
     killed = []
 
     def tell(text):
@@ -106,49 +115,53 @@ def test_a_killed_command_is_started_again(experiment, stand_ins, started):
             wait_until(lambda: job.folder.last_line())
             killed.append(job.folder.read().child.pid)
             os.kill(killed[0], signal.SIGKILL)
+            (folders / "go on").touch()
 
     assert run_local(experiment, tell) == []
     assert killed and lines(started).count(str(job.fold_folder)) == 2
 
 
-def test_a_training_outlives_the_worker_that_started_it(experiment, stand_ins, started):
+def test_a_training_outlives_the_worker_that_started_it(experiment, stand_ins, started, folders, monkeypatch):
     job = experiment.jobs[GLIMS0]
-    seconds, _ = stand_ins
-    seconds[GLIMS0] = 3
+    held, _ = stand_ins
+    held[GLIMS0] = folders / "go on"
+    killed, looks, look = [], [], local._Run._start_what_can_be
 
     def tell(text):
         if text == f"{GLIMS0}: started":
             wait_until(lambda: job.folder.last_line())
             status = Path(f"/proc/{job.folder.read().child.pid}/status").read_text()
-            os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
+            killed.append(int(status.partition("PPid:")[2].split()[0]))
+            os.kill(killed[0], signal.SIGKILL)
+            wait_until(lambda: not is_running(killed[0]))
+
+    def counted_look(run):
+        look(run)
+        looks.extend(killed)
+        if len(looks) == 8:  # the run has seen several times that the worker is gone
+            (folders / "go on").touch()
+
+    monkeypatch.setattr(local._Run, "_start_what_can_be", counted_look)
 
     assert run_local(experiment, tell) == []
     assert lines(started).count(str(job.fold_folder)) == 1
 
 
-def wait_until(reached, seconds=30):
-    for _ in range(10 * seconds):
-        if reached():
-            return
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")
-
-
 RUNNER = """
 import sys
-from nnunet_glims.cli import main
+from nnunet_glims.cli import compare, main
 from tests.experiments.conftest import KINDS, stand_in_commands
-script, started, slow, path = sys.argv[1:]
+script, started, job, until, path = sys.argv[1:]
 for kind in KINDS:
-    kind.commands = stand_in_commands(script, started, {slow: 6}, {})
+    kind.commands = stand_in_commands(script, started, {job: until}, {})
 sys.exit(main(["compare", "run", path]))
 """
 
 
 @pytest.fixture
 def runner(experiment, stand_ins, started, folders):
-    """A run in a process of its own, in the middle of its first training, which takes 6 s."""
-    stand_ins[0][GLIMS0] = 6  # the same command here as there
+    """A run in a process of its own, in the middle of its first training, which ends when there is a file "go on"."""
+    stand_ins[0][GLIMS0] = folders / "go on"  # the same command here as there
     command = [
         sys.executable,
         "-c",
@@ -156,27 +169,39 @@ def runner(experiment, stand_ins, started, folders):
         str(folders / "stand_in.py"),
         str(started),
         GLIMS0,
+        str(folders / "go on"),
         str(experiment.layout.path),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_until(lambda: experiment.jobs[GLIMS0].folder.last_line() == "working", 60)
+    wait_until(lambda: experiment.jobs[GLIMS0].folder.last_line() == "working")
     yield process
     process.kill()
+    process.wait()
+    process.stdout.close()
+    (folders / "go on").touch()  # for a training that outlives the run
 
 
 @pytest.mark.slow
-def test_the_runner_may_be_killed(experiment, stand_ins, started, runner):
+def test_the_runner_may_be_killed(experiment, stand_ins, started, runner, folders):
     runner.send_signal(signal.SIGKILL)
     runner.wait()
     told = []
-    assert run_local(experiment, told.append) == []
+
+    def tell(text):
+        told.append(text)
+        if text == f"{GLIMS0}: was started before and is still running":
+            (folders / "go on").touch()
+
+    assert run_local(experiment, tell) == []
     assert f"{GLIMS0}: was started before and is still running" in told
     assert lines(started).count(str(experiment.jobs[GLIMS0].fold_folder)) == 1, "nothing is trained twice"
     assert all(experiment.is_done(job) for job in experiment.jobs.values())
 
 
 @pytest.mark.slow
-def test_a_second_run_attaches_to_the_first(experiment, stand_ins, started, runner, capsys):
+def test_a_second_run_attaches_to_the_first(experiment, stand_ins, started, runner, folders, capsys, monkeypatch):
+    watch = compare._watch
+    monkeypatch.setattr(compare, "_watch", lambda *given: ((folders / "go on").touch(), watch(*given))[1])
     assert main(["compare", "run", str(experiment.layout.path)]) == 0
     out = capsys.readouterr().out
     assert f", process {runner.pid} on " in out.partition("Another run of this comparison is at work (")[2]
@@ -186,12 +211,15 @@ def test_a_second_run_attaches_to_the_first(experiment, stand_ins, started, runn
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # Ctrl-C, and a terminal that is closed
-def test_a_signal_lets_the_training_save_and_the_next_run_goes_on(experiment, stand_ins, started, runner, number):
+def test_a_signal_lets_the_training_save_and_the_next_run_goes_on(
+    experiment, stand_ins, started, runner, folders, number
+):
     runner.stdout.close()
     runner.send_signal(number)
     assert runner.wait(300) == 130
     assert experiment.jobs[GLIMS0].folder.read().ending == "stopped"
     assert len(lines(started)) == 2, "prepared, and the training was not started again"
+    (folders / "go on").touch()
     assert run_local(experiment, str) == []
 
 
@@ -211,7 +239,7 @@ from torch import multiprocessing
 def rank(number):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     print(f"rank {number} works", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 
 if __name__ == "__main__":
     multiprocessing.spawn(rank, nprocs=2)
@@ -242,7 +270,7 @@ def test_on_several_gpus_the_workers_are_asked_to_save(experiment, tmp_path):
 
 def test_after_200_mib_of_log_a_job_is_cancelled_all_the_same(experiment, stand_ins, capsys):
     job = experiment.jobs["report_D007"]
-    code = f"import time\n{LONG}\nprint('working', flush=True)\ntime.sleep(60)"
+    code = f"import time\n{LONG}\nprint('working', flush=True)\ntime.sleep(3600)"
     step = Step(job, "local", [[sys.executable, "-c", code]])
     failures = []
 
@@ -259,14 +287,14 @@ def test_after_200_mib_of_log_a_job_is_cancelled_all_the_same(experiment, stand_
     assert states(experiment)[job.name] == "running"
     assert main(["compare", "cancel", str(experiment.layout.path), job.name]) == 0
     assert f"cancelled 1 jobs: {job.name}" in capsys.readouterr().out
-    running.join(30)
+    running.join(300)
     assert not running.is_alive() and job.folder.read().ending == "cancelled"
     assert failures and "was cancelled" in failures[0]
     job.folder.log.unlink()
 
 
 def test_what_a_killed_command_started_is_ended_with_it(experiment):
-    worker = "import time; time.sleep(60)"
+    worker = "import time; time.sleep(3600)"
     start = f"print(subprocess.Popen([sys.executable, '-c', {worker!r}]).pid, flush=True)"
     code = f"import os, subprocess, sys; {start}; os.abort()"
     job = experiment.jobs["report_D007"]
@@ -280,17 +308,10 @@ def test_what_a_killed_command_started_is_ended_with_it(experiment):
     assert all(attempt.ended >= attempt.began for attempt in attempts)
 
 
-def is_running(pid):
-    """Whether the process is there and not just waiting to be collected."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_one_job_never_runs_in_two_processes(experiment, tmp_path):
     job = experiment.jobs["report_D007"]
-    first = Step(job, "local", [[sys.executable, "-c", "import time; print('in', flush=True); time.sleep(3)"]])
+    wait = f"import os, time\nprint('in', flush=True)\nwhile not os.path.exists({str(tmp_path / 'go on')!r}): time.sleep(0.02)"
+    first = Step(job, "local", [[sys.executable, "-c", wait]])
     code = f"import pickle, sys; pickle.load(open({str(tmp_path / 'step.pkl')!r}, 'rb'))()"
     (tmp_path / "step.pkl").write_bytes(pickle.dumps(first))
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -299,6 +320,7 @@ def test_one_job_never_runs_in_two_processes(experiment, tmp_path):
         LockHeld, match=rf"job report_D007: another process does this already .user .*, process {process.pid} on "
     ):
         first()
+    (tmp_path / "go on").touch()
     assert process.wait(300) == 0
     assert job.folder.read().ending == "done"
 

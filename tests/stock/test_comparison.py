@@ -15,7 +15,7 @@ from nnunet_glims.errors import UsageError
 from nnunet_glims.experiments.executors.in_process import InProcess
 from nnunet_glims.experiments.experiment import Experiment
 from nnunet_glims.experiments.state import TrainingRecord
-from nnunet_glims.trainers.checkpoint_files import is_intact
+from nnunet_glims.nnunet.checkpoints import is_intact
 from tests.experiments.conftest import run_local
 
 from . import DATASET, PLANS, child_environment, tiny_override

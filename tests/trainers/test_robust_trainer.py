@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from nnunet_glims.errors import ProcessingError
-from nnunet_glims.nnunet.checkpoints import FINAL
+from nnunet_glims.nnunet.checkpoints import FINAL, is_intact
 from nnunet_glims.trainers import checkpoint_files, robust_trainer
-from nnunet_glims.trainers.checkpoint_files import BEST, LATEST, PREVIOUS, is_intact
+from nnunet_glims.trainers.checkpoint_files import BEST, LATEST, PREVIOUS
 from nnunet_glims.trainers.data_loading import workers_died
 from nnunet_glims.trainers.robust_trainer import NonFiniteTraining, RobustTrainer
 from nnunet_glims.trainers.stop_signals import EXIT_STOPPED, STOP_SIGNALS
 from tests.export import PLAIN
 from tests.preprocessed import DATASET, make_plans
+from tests.waiting import wait_until
 
 SKIPS = 3
 """Bad steps in a row for which these tests call a training diverged, unless the number itself is tested."""
@@ -511,9 +512,7 @@ def test_the_real_command_stops_on_sigterm_with_workers_and_goes_on(nnunet_folde
         process = subprocess.Popen(
             train_command(), env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        deadline = time.monotonic() + 120
-        while "Epoch 1" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_until(lambda: "Epoch 1" in log.read_text() or process.poll() is not None)
         os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the workers get it too
         assert process.wait(timeout=300) == EXIT_STOPPED, log.read_text()[-3000:]
     folder = nnunet_folders / "results" / DATASET / "nnUNetTrainerLATUPNet__nnUNetPlans__3d_fullres/fold_0"

@@ -259,5 +259,6 @@ def contradiction(
 def _epochs(fold: Path) -> int | None:
     """Return the number of epochs of the training, from debug.json, which nnU-Net writes at its start; None if unknown."""
     debug = fold / "debug.json"
-    match = re.search(r'"num_epochs": "?(\d+)', debug.read_text(errors="replace")) if debug.exists() else None
+    text = debug.read_text(encoding="utf-8", errors="replace") if debug.exists() else ""
+    match = re.search(r'"num_epochs": "?(\d+)', text)
     return int(match[1]) if match else None
