@@ -22,7 +22,6 @@ from benchmarks.reliability import runner
 from benchmarks.reliability.scenes import SCENES, build
 
 RESULTS = Path(__file__).parent / "results"
-LARGE = 2**22
 SHIM = Path(__file__).parent / "shim.c"
 
 
@@ -103,7 +102,7 @@ def scene(name: str, folder: Path | None = None) -> Path:
         runner.in_child(lambda: build(name, built), Path.cwd())
     if folder is None:
         return built / name
-    return Path(shutil.copytree(built / name, folder / "scene", copy_function=_copy))
+    return Path(shutil.copytree(built / name, folder / "scene"))
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -113,14 +112,6 @@ def leftovers(folder: Path) -> list[str]:
     """
     kinds = re.compile(r"^\.(?!.*\.lock$)|\.(tmp|new|replaced|unfinished|part|holder)$|^tmp\w{6,}$")
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if kinds.search(path.name))
-
-
-def _copy(source: str, target: str) -> None:
-    """Copy a file; large ones are linked, because no command writes to a large file that it reads."""
-    if os.path.getsize(source) > LARGE and os.stat(source).st_dev == os.stat(os.path.dirname(target)).st_dev:
-        os.link(source, target)
-    else:
-        shutil.copyfile(source, target)
 
 
 def _shown(trial: Trial) -> Trial:

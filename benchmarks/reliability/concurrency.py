@@ -7,6 +7,7 @@ complete, and nothing is left behind.
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from benchmarks.reliability.damage import reference
 from benchmarks.reliability.scenes import environment
 from benchmarks.reliability.tool_kills import THERE
 from benchmarks.reliability.training_kills import COMMAND, FOLD, WHOLE
+from nnunet_glims.nnunet.training_log import TRAINING_LOCK
 
 TITLE = "Concurrency"
 BUSY = (*THERE, "another process", "at work")
@@ -53,18 +55,25 @@ def at_once(command: Command, delay: float, count: int, folder: Path) -> str:
     return f"fine: {sorted(codes)}"
 
 
-def trainings_of_one_fold(delay: float, folder: Path) -> str:
-    """Two trainings of one fold: one of them is refused, and the other is whole."""
+def trainings_of_one_fold(stopped: bool, folder: Path) -> str:
+    """Two trainings of one fold: one is refused, the other is whole; the first one may stand still while the second starts."""
     work = scene("planned", folder)
-    running = []
-    for _ in range(2):
-        running.append(runner.start(COMMAND.arguments[:-1], work, **environment(work)))
-        time.sleep(delay)
-    ended = [process.wait() for process in running]
+    running = [runner.start(COMMAND.arguments[:-1], work, **environment(work))]
+    if stopped:
+        until = time.monotonic() + 60
+        while not (work / FOLD / TRAINING_LOCK).exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        running[0].send(signal.SIGSTOP)
+    running.append(runner.start(COMMAND.arguments[:-1], work, **environment(work)))
+    ended = [running[1].wait()]
+    running[0].send(signal.SIGCONT)
+    ended.append(running[0].wait())
     codes = sorted(outcome.code or 0 for outcome in ended)
     made = result_of(COMMAND, work).get(f"{FOLD}/checkpoint_final.pth", "no final checkpoint")
     if made != WHOLE or codes[0] != 0:
         return f"{codes}: {made}: {' / '.join(outcome.last_line[:200] for outcome in ended)}"
+    if codes == [0, 0] and not stopped:
+        return "fine: one after the other"
     if codes == [0, 0]:
         logs = list((work / FOLD).glob("training_log*.txt"))
         return f"both have trained: {len(logs)} logs in one folder"
@@ -96,8 +105,8 @@ def cases(seed: int) -> Sequence[Case]:
             )
         if command.name.startswith("convert"):
             found.append(Case("three at once", command.name, partial(at_once, command, 0.0, 3)))
-    for delay in (0.0, 0.3, 0.8):
-        found.append(Case("two trainings of one fold", f"{delay} s later", partial(trainings_of_one_fold, delay)))
+    for stopped, when in ((False, "at the same moment"), (True, "while the first one trains")):
+        found.append(Case("two trainings of one fold", when, partial(trainings_of_one_fold, stopped)))
     for count in (2, 6):
         found.append(Case("kernels compiled at once", f"by {count}", partial(kernels_at_once, count)))
     return found

@@ -30,7 +30,7 @@ def _evaluated(work: Path, count: int) -> None:
                 line = lines[number % len(lines)]
                 case = CASES[number % len(lines)]
                 file.write(line.replace(case, f"case_{number:05d}") + "\n")
-        summary.write_text(json.dumps({**json.loads(summary.read_text()), "cases": count}))
+        summary.write_text(json.dumps({**json.loads(summary.read_text()), "cases": count, "records": count}))
 
 
 def _labelled(work: Path, count: int) -> None:
