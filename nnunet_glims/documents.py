@@ -25,6 +25,8 @@ MOST_BYTES_OF_YAML = 2**18
 """A comparison of 100 entries has 10 kB."""
 MOST_NODES_OF_YAML = 100_000
 """Largest number of values, where what an alias stands for counts each time."""
+MOST_CHARACTERS_OF_YAML = 2**20
+"""Largest number of characters in all keys and values, where what an alias stands for counts each time."""
 DEEPEST = 50
 """Largest number of lists and mappings inside each other. nnU-Net's plans have 6."""
 
@@ -238,12 +240,12 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str):
         super().__init__(text)
-        self._depth = self._nodes = 0
-        self._sizes: dict[int, int] = {}
+        self._depth = self._nodes = self._characters = 0
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
-        before = self._nodes
+        nodes, characters = self._nodes, self._characters
         self._depth += 1
         if self._depth > DEEPEST:
             raise _refused(_TOO_DEEP, mark)
@@ -251,13 +253,17 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if not is_alias:
             self._nodes += 1
-            self._sizes[id(node)] = self._nodes - before
+            self._characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+            self._sizes[id(node)] = self._nodes - nodes, self._characters - characters
         elif id(node) not in self._sizes:
             raise _refused("an alias stands inside of what it stands for", mark)
         else:
-            self._nodes += self._sizes[id(node)]
+            self._nodes += self._sizes[id(node)][0]
+            self._characters += self._sizes[id(node)][1]
         if self._nodes > MOST_NODES_OF_YAML:
             raise _refused(f"with its aliases it has more than {MOST_NODES_OF_YAML:,} values", mark)
+        if self._characters > MOST_CHARACTERS_OF_YAML:
+            raise _refused(f"with its aliases it has more than {MOST_CHARACTERS_OF_YAML:,} characters", mark)
         return node
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:

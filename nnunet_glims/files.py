@@ -22,7 +22,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -307,14 +307,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_output_folder(out: Path) -> None:
-    """Raise `UsageError` where no folder for results can be made because a file has its name or that of one above.
+def check_output_folder(out: Path, inputs: Sequence[Path] = ()) -> None:
+    """Raise `UsageError` where a file has the name of the folder or of one above, or where it is or lies in one of `inputs`.
 
     Working folders that killed processes left for the same place, or inside of it, are removed.
     """
     for place in (out, *out.parents):
         if os.path.exists(place) and not os.path.isdir(place):
             raise UsageError(f"{place}: this is a file, and the results need a folder: choose another name")
+    real = Path(os.path.realpath(out))
+    if around := [one for one in inputs if Path(os.path.realpath(one)) in (real, *real.parents)]:
+        raise UsageError(f"{out}: results would lie among what is read from {around[0]}: choose a folder outside of it")
     remove_leftovers(out)
     _remove_dead(out)
 

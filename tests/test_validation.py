@@ -52,6 +52,11 @@ class Outer(BaseModel):
     [
         (BOMB, r":\d+: with its aliases it has more than 100,000 values"),
         (MERGE_BOMB, r":\d+: with its aliases it has more than 100,000 values"),
+        (
+            f"a: &a {'x' * 2000}\nb: [{', '.join(['*a'] * 2000)}]",
+            ":2: with its aliases it has more than 1,048,576 characters",
+        ),
+        (f"a: &a {{{'x' * 900}: 1}}\nb: [{', '.join(['*a'] * 2000)}]", ":2: with its aliases it has .* characters"),
         ("a: &a [1, *a]", ":1: an alias stands inside of what it stands for"),
         ("[" * 100_000, ":1: lists and mappings are nested more than 50 levels deep"),
         ("{a: " * 50_000, ":1: lists and mappings are nested more than 50 levels deep"),

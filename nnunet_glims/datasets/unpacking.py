@@ -145,6 +145,8 @@ def _members(source: Path, shown: str) -> Iterator[list[_Member]]:
         with zipfile.ZipFile(source) as zipped:
             yield _unique(_of_zip(zipped, shown), shown)
         return
+    if not tarfile.is_tarfile(source):
+        raise tarfile.ReadError("it does not begin as a zip or tar archive does")
     with tarfile.open(source) as tarred:
         yield list({member.name: member for member in _of_tar(tarred, shown)}.values())  # the last one of a name counts
         assert tarred.fileobj is not None

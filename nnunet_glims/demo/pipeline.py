@@ -195,13 +195,14 @@ def run_demo(folder: Path, device: str = "cpu", data: Path | None = None, consol
         The path of the report.
 
     Raises:
-        UsageError: `data` is no raw data set; nothing was written.
+        UsageError: `data` is no raw data set, `folder` lies in it, or torch finds no such device; nothing was written.
         ProcessingError: another process runs a demo in this folder, or one of nnU-Net's commands failed; the message has
             the end of its output.
     """
     folder = folder.resolve()
-    check_output_folder(folder)
+    _check_device(device)
     given = None if data is None else _check_raw(data.resolve())
+    check_output_folder(folder, [] if given is None else [given])
     make_folder(folder)
     with lock(folder / "logs/demo.lock", f"{folder}: demo"):
         raw = given or write_raw_dataset(folder / "nnUNet_raw")
@@ -269,6 +270,15 @@ def _run_steps(workspace: Workspace, console: Console) -> Path:
     write_text(report, _page(workspace, entries, images))
     console.print(f"Report: {report}", soft_wrap=True)
     return report
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    if not (torch.cuda if device == "cuda" else torch.backends.mps).is_available():
+        raise UsageError(f"--device {device}: torch finds none on this machine: use --device cpu")
 
 
 def _check_raw(data: Path) -> Path:

@@ -73,7 +73,7 @@ class Normalization(_StrictModel):
     scheme: NormalizationScheme
     use_mask: bool
     mean: Finite | None = None
-    std: Annotated[Finite, Field(ge=0)] | None = None
+    std: Annotated[Finite, Field(gt=0)] | None = None
     percentile_00_5: Finite | None = None
     percentile_99_5: Finite | None = None
 
@@ -83,6 +83,9 @@ class Normalization(_StrictModel):
         missing = [name for name in needed if getattr(self, name) is None]
         if self.scheme == "CTNormalization" and missing:
             raise ValueError(f"CTNormalization needs {missing[0]}")
+        low, high = self.percentile_00_5, self.percentile_99_5
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"percentile_00_5 {low:g} is above percentile_99_5 {high:g}")
         return self
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.errors import ProcessingError
 from nnunet_glims.export.exported import ExportedModel, Normalization, NormalizationScheme
 from nnunet_glims.export.resampling import coarse_axis, new_size, resample
 from nnunet_glims.geometry import bounding_box, times
@@ -45,8 +45,8 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
         model: the exported model, whose settings are applied.
 
     Raises:
-        UsageError: the image would have an axis without voxels at the model's spacing.
-        ProcessingError: the image would have more voxels at the model's spacing than any memory holds.
+        ProcessingError: at the model's spacing the image would have an axis without voxels, or more voxels than any memory
+            holds.
     """
     image = image.transpose([0, *(1 + axis for axis in model.transpose_forward)]).astype(np.float32)
     spacing = tuple(float(spacing[axis]) for axis in model.transpose_forward)
@@ -61,7 +61,7 @@ def preprocess(image: Array, spacing: Sequence[float], model: ExportedModel) -> 
             max(length, int(own / its / 2) + 1)
             for length, its, own in zip(image.shape[1:], spacing, model.spacing, strict=True)
         ]
-        raise UsageError(
+        raise ProcessingError(
             f"the part of the image that is not 0 has {times(image.shape[1:])} voxels of {times(spacing)} mm, which is less "
             f"than a voxel of the model's {times(model.spacing)} mm: at least {times(needed)} are needed"
         )

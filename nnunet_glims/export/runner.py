@@ -108,12 +108,15 @@ def predict(
         The files that were written.
 
     Raises:
-        UsageError: `folder` is no export, or cases have missing or superfluous channels.
+        UsageError: `folder` is no export, cases have missing or superfluous channels, or the label maps would lie among the
+            images or in the export.
         ProcessingError: a file of the export or an image is damaged.
     """
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"--threads {threads}: give a number from 1 to {MOST_THREADS}")
-    check_output_folder(output)
+    check_output_folder(output, [folder, *(path for path in inputs if path.is_dir())])
+    if any(output.resolve() == path.resolve().parent for path in inputs if path.is_file()):
+        raise UsageError(f"{output}: the images are in this folder: choose another one for the label maps")
     model = ExportedModel.read(folder)
     cases = find_input_cases(inputs, model.file_ending, model.channels)
     networks = load_networks(folder, model, device, threads)

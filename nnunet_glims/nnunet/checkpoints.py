@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_glims.errors import ProcessingError, UsageError
+from nnunet_glims.errors import ProcessingError, UsageError, cut
 from nnunet_glims.nnunet.models import ModelFolder
 
 FINAL = "checkpoint_final.pth"
@@ -127,14 +127,25 @@ def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
         raise ProcessingError(
             f"{path}: this is no checkpoint of nnU-Net: it has no {' and no '.join(wrong)}. {_way_out(path)}"
         )
-    if not all(isinstance(weights, torch.Tensor) for weights in checkpoint["network_weights"].values()):
-        raise ProcessingError(f"{path}: network_weights: these are not tensors. {_way_out(path)}")
+    weights = checkpoint["network_weights"]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        raise ProcessingError(f"{path}: network_weights: these are not tensors with names. {_way_out(path)}")
     axes = _item(checkpoint, "inference_allowed_mirroring_axes")
-    if axes is not None and (not isinstance(axes, list | tuple) or any(axis not in (0, 1, 2) for axis in axes)):
+    if axes is not None and not _are_axes(axes):
         raise ProcessingError(
-            f"{path}: inference_allowed_mirroring_axes: {str(axes)[:80]} are no axes. {_way_out(path)}"
+            f"{path}: inference_allowed_mirroring_axes: {cut(str(axes))} are no axes, which are 0, 1 and 2, each once. "
+            f"{_way_out(path)}"
         )
     return checkpoint
+
+
+def _are_axes(axes: Any) -> bool:
+    """Return whether something is a list of some of the numbers 0, 1 and 2, each once. `True` is no 1 here."""
+    return (
+        isinstance(axes, list | tuple)
+        and all(type(axis) is int and 0 <= axis <= 2 for axis in axes)
+        and len(set(axes)) == len(axes)
+    )
 
 
 def _item(checkpoint: Any, name: str) -> Any:

@@ -186,6 +186,14 @@ def test_the_command_ends_with_1_for_a_damaged_archive(packed, raw, capsys):
     assert untouched(raw)
 
 
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
+def test_a_text_with_the_name_of_an_archive_is_told_in_one_line(name, raw, tmp_path, capsys):
+    (tmp_path / name).write_text("no archive\n" * 99)
+    convert("brats", tmp_path / name, code=1)
+    message = capsys.readouterr().err.strip()
+    assert "it does not begin as a zip or tar archive does" in " ".join(message.split()) and "method" not in message
+
+
 def test_a_fingerprint_tells_sources_apart(packed, tmp_path, place):
     def fingerprint(source):
         with opened(source, place) as found:

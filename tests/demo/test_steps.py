@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 from rich.console import Console
 
 from nnunet_glims.cli import main
@@ -99,13 +100,12 @@ def other_raw(tmp_path, content="{}"):
     return folder
 
 
+DATASET = '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}'
 NO_DATA = {
     "there is no such folder": lambda tmp_path: tmp_path / "nowhere",
     "this is no raw data set of nnU-Net": lambda tmp_path: tmp_path,
     "dataset.json": lambda tmp_path: other_raw(tmp_path),
-    "there are no label maps": lambda tmp_path: other_raw(
-        tmp_path, '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}'
-    ),
+    "there are no label maps": lambda tmp_path: other_raw(tmp_path, DATASET),
 }
 
 
@@ -115,6 +115,23 @@ def test_wrong_data_leave_no_folder(message, tmp_path, capsys):
     assert main(["demo", "--data", str(data), "--out", str(tmp_path / "out/demo")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", [".", "x", "imagesTr/demo"])
+def test_it_does_not_write_into_the_data(place, tmp_path, capsys):
+    data = other_raw(tmp_path, DATASET)
+    (data / "labelsTr/a.nii.gz").touch()
+    before = sorted(data.rglob("*"))
+    assert main(["demo", "--data", str(data), "--out", str(data / place)]) == 2
+    assert "among what is read from" in capsys.readouterr().err and sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(device, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert main(["demo", "--device", device, "--out", str(tmp_path / "out")]) == 2
+    assert f"--device {device}: torch finds none" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_two_demos_do_not_work_in_one_folder(tmp_path, capsys):

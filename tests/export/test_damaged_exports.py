@@ -131,6 +131,14 @@ def test_other_files_are_no_model_json(text, folder, capsys):
     assert str(folder / "export/model.json") in refused(folder, capsys)
 
 
+CT = {
+    "scheme": "CTNormalization",
+    "use_mask": False,
+    "mean": 1,
+    "std": 2,
+    "percentile_00_5": -2,
+    "percentile_99_5": 4,
+}
 WRONG = {
     "version": [2, "1", None, True, 1.5],
     "format": ["tflite", 1],
@@ -149,6 +157,8 @@ WRONG = {
         [{"scheme": "Mine", "use_mask": False}] * 2,
         [{"scheme": "CTNormalization", "use_mask": False}] * 2,
         [{"scheme": "ZScoreNormalization", "use_mask": "no"}] * 2,
+        [{**CT, "std": 0}] * 2,
+        [{**CT, "percentile_00_5": 5}] * 2,
     ],
     "resampling_image__order": [-1, 9, "3", None],
     "resampling_logits__anisotropy_threshold": [0, None],
@@ -175,6 +185,22 @@ def test_a_spacing_at_which_no_image_fits_into_memory_is_refused(spacing, folder
     change(folder, spacing=spacing)
     error = refused(folder, capsys)
     assert "one_0000.nii.gz" in error and "the spacing of the image or of the model is wrong" in error
+
+
+def test_a_spacing_at_which_the_image_is_less_than_a_voxel_is_refused_alike(folder, capsys):
+    change(folder, spacing=[1000] * 3)
+    assert "less than a voxel of the model's" in refused(folder, capsys)
+
+
+@pytest.mark.parametrize("place", ["images", "images/labels", "export", "export/labels"])
+def test_label_maps_do_not_go_among_images_or_into_the_export(place, folder, capsys):
+    before = sorted(folder.rglob("*"))
+    for images in ([folder / "images"], sorted((folder / "images").iterdir())):
+        code = main(["predict-onnx", str(folder / "export"), *map(str, images), "-o", str(folder / place)])
+        if place == "images/labels" and len(images) > 1:  # files may be given from a folder that has one for results
+            assert code == 0
+        else:
+            assert code == 2 and sorted(folder.rglob("*")) == before
 
 
 def test_a_version_of_the_future_says_so_alone(folder, capsys):

@@ -300,7 +300,7 @@ def test_an_image_below_the_models_resolution_is_told_the_size_it_needs(exported
     image = np.zeros((2, 1, 20, 22), np.float32)
     image[:, 0, 4:10, 4:12] = 1
     write_case(tmp_path / "images", "one", image, (1.0, 1.1, 1.2))
-    assert main(["predict-onnx", str(exported), str(tmp_path / "images"), "-o", str(tmp_path / "out")]) == 2
+    assert main(["predict-onnx", str(exported), str(tmp_path / "images"), "-o", str(tmp_path / "out")]) == 1
     assert "case one" in (error := capsys.readouterr().err)
     assert "1×6×8 voxels of 1.2×1.1×1 mm" in error and "at least 2×6×8 are needed" in error
 

@@ -103,6 +103,7 @@ FOREIGN = {
     "no name of a trainer": {"network_weights": {}},
     "no weights": {"network_weights": None, "trainer_name": "nnUNetTrainer"},
     "weights that are numbers": {"network_weights": {"w": 1}, "trainer_name": "nnUNetTrainer"},
+    "weights without names": {"network_weights": {1: torch.zeros(3)}, "trainer_name": "nnUNetTrainer"},
     "axes": {"network_weights": {}, "trainer_name": "x", "inference_allowed_mirroring_axes": "012"},
     "four axes": {"network_weights": {}, "trainer_name": "x", "inference_allowed_mirroring_axes": (0, 3)},
     "lists as axes": {"network_weights": {}, "trainer_name": "x", "inference_allowed_mirroring_axes": ([0],)},
@@ -113,6 +114,16 @@ FOREIGN = {
 def test_other_files_of_torch_are_no_checkpoints(what, model, capsys):
     torch.save(FOREIGN[what], model / CHECKPOINT)
     assert f"{model / CHECKPOINT}: " in refused(model, capsys)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), [True], (0.0, 1), (torch.tensor(0),), [0, 1, 2, 0]], ids=str)
+@pytest.mark.parametrize("command", ["export", "explain"])
+def test_axes_to_mirror_that_are_none_are_the_checkpoints(command, axes, model, capsys):
+    path = model / CHECKPOINT
+    content = torch.load(path, weights_only=False)
+    torch.save({**content, "inference_allowed_mirroring_axes": axes}, path)
+    error = refused(model, capsys, command=command)
+    assert f"{path}: inference_allowed_mirroring_axes: {axes} are no axes" in error and "plans.json" not in error
 
 
 def test_a_zip_of_something_else_is_no_checkpoint(model, capsys):
