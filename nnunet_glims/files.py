@@ -45,8 +45,7 @@ _WORKING = re.compile(rf"\.(.+)\.[^.]+({re.escape(_SUFFIX)}|{re.escape(_UNLOCKED
 """Name of a working folder; the random part has no dots."""
 _LOCK_ATTEMPTS = 30
 _UNLOCKED_SECONDS = 60
-"""Age in seconds from which a folder that still has this name counts as left by a killed process, where the folder that it
-lies in cannot be locked."""
+"""Age in seconds from which a folder of this name counts as left by a killed process, where its place cannot be locked."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of a disk that takes no more, whatever file they name."""
 
