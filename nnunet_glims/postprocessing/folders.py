@@ -17,7 +17,7 @@ from nnunet_glims.geometry import times
 from nnunet_glims.images import read_geometry, read_label_map, write_image
 from nnunet_glims.nnunet.folders import ENDINGS, READERS, find_dataset_json, label_maps
 from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_map
-from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
+from nnunet_glims.postprocessing.probabilities import Heads, check_sums, read_probabilities, shape_of
 from nnunet_glims.postprocessing.rules import Rules, rules_to_json
 from nnunet_glims.processes import Progress, processes, quietly
 from nnunet_glims.validation import read_model
@@ -65,6 +65,8 @@ def find_predicted_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[Pr
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UsageError("a folder of predictions is given twice: only different models are averaged")
     if not rules.needs_probabilities and len(folders) == 1:
         files = label_maps(folders[0])
         if not files:
@@ -218,6 +220,10 @@ def _write(heads: Heads | None, rules: Rules, out: Path, case: PredictedCase) ->
         after = before.labels.copy()
         apply_rules(after, rules)
     else:
-        after = postprocessed_label_map([read_probabilities(file) for file in case.probabilities], heads, rules)
+        models = [read_probabilities(file) for file in case.probabilities]
+        if heads.exclusive:
+            for values, file in zip(models, case.probabilities, strict=True):
+                check_sums(values, file)
+        after = postprocessed_label_map(models, heads, rules)
     write_image(after, before.geometry, out / case.label_map.name)
     return case.name, int(np.count_nonzero(after != before.labels))
