@@ -313,3 +313,12 @@ def test_probabilities_of_labels_that_do_not_sum_to_1_are_refused(factor, tmp_pa
 def test_a_folder_is_not_averaged_with_itself(predicted, tmp_path, capsys):
     run(predicted, predicted, "-o", tmp_path / "out", "--preset", "none", code=2)
     assert "given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rule", [{"components": [{"label": 9, "smaller_than": 5}]}, {"holes": [{"label": 1, "becomes": 200}]}]
+)
+def test_rules_for_labels_that_are_not_there_are_refused(rule, predicted, tmp_path, capsys):
+    (tmp_path / "rules.json").write_text(json.dumps(rule))
+    run(predicted, "-o", tmp_path / "out", "--preset", tmp_path / "rules.json", code=2)
+    assert "the data set has the labels 1, 2, 3 only" in capsys.readouterr().err
