@@ -22,18 +22,25 @@ def run(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from nnunet_glims.cli.progress import progress_on
-    from nnunet_glims.errors import UsageError
+    from nnunet_glims.errors import UsageError, UserError
     from nnunet_glims.evaluation.regions import short
     from nnunet_glims.evaluation.statistics import FEWEST
     from nnunet_glims.files import check_output_file, write_json
     from nnunet_glims.postprocessing.fit import fit_rules
-    from nnunet_glims.postprocessing.rules import rules_to_json
+    from nnunet_glims.postprocessing.rules import load_rules, rules_to_json
     from nnunet_glims.processes import workers_or_default
 
     out = Path(options.out)
     if out.suffix != ".json":
         raise UsageError(f"{out}: let the name of the rules' file end in .json")
     check_output_file(out)
+    if out.exists():
+        try:
+            load_rules(str(out))
+        except UserError:
+            raise UsageError(
+                f"{out}: this exists and holds no rules, and would be replaced: choose another name"
+            ) from None
     console = new_console()
     rules, effects = fit_rules(
         Path(options.model),

@@ -144,7 +144,8 @@ def write_submission(
 
     Raises:
         UsageError: `out` exists or does not end in .zip, or the predictions have problems, which one message lists.
-        ProcessingError: the zip cannot be written, or an image of the data set is damaged.
+        ProcessingError: the zip cannot be written, an image of the data set is damaged, or all problems are
+            damaged predictions.
     """
     if out.suffix != ".zip":
         raise UsageError(f"{out}: the submission is a zip: let the name end in .zip")
@@ -157,6 +158,7 @@ def write_submission(
     problems += [f"{name}: {files[name]}: no such case is expected" for name in sorted(files.keys() - expected.images)]
     names = sorted(expected.images.keys() & files.keys())
     foreground = {}
+    damaged = 0
     with new_file(out) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             segmentations = (
@@ -164,13 +166,14 @@ def write_submission(
             )
             for name, (segmentation, found) in progress(segmentations, "Checking", len(names)):
                 problems += [f"{name}: {files[name]}: {problem}" for problem in found]
+                damaged += sum(isinstance(problem, ProcessingError) for problem in found)
                 if segmentation is not None and not problems:
                     inside = challenge.file_name(name)
                     foreground[inside] = int(np.count_nonzero(np.asanyarray(segmentation.dataobj)))
                     content = gzip.compress(segmentation.to_bytes(), 6, mtime=0)
                     archive.writestr(zipfile.ZipInfo(inside), content)  # without a time stamp: same input, same bytes
         if problems:
-            raise UsageError(_listed(problems))
+            raise (ProcessingError if damaged == len(problems) else UsageError)(_listed(problems))
     return foreground
 
 
@@ -194,12 +197,12 @@ def _predictions(folder: Path) -> dict[str, Path]:
 
 def _segmentation(
     file: Path, image: Path | None, label_map: Mapping[int, int]
-) -> tuple[nibabel.Nifti1Image | None, list[str]]:
+) -> tuple[nibabel.Nifti1Image | None, Sequence[str | ProcessingError]]:
     """Return the image to write into the zip, or None, and the problems of the prediction."""
     try:
         voxels, geometry = read_nifti(file)
     except ProcessingError as error:
-        return None, [str(error).removeprefix(f"{file}: ")]
+        return None, [ProcessingError(str(error).removeprefix(f"{file}: "))]
     if voxels.ndim != 3:
         return None, [f"has {voxels.ndim} axes ({times(voxels.shape)}), not 3"]
     problems = []

@@ -181,13 +181,19 @@ def read_results(folder: Path) -> Results:
         )
     wanted = {metric.name for metric in summary.protocol.metrics}
     seen = set()
-    for line in lines:
-        name = f"{folder / CASES}: case {line['case']}"
+    for number, line in enumerate(lines, 1):
+        name = f"{folder / CASES}:{number}: case {line['case']}"
         if line["regions"].keys() != summary.regions.keys():
             raise ProcessingError(f"{name} has other regions than {SUMMARY}: {again}")
         lacking = {metric for values in line["regions"].values() for metric in wanted - values.keys()}
         if lacking:
             raise ProcessingError(f"{name} has no {', '.join(sorted(lacking))}: {again}")
+        for metric in summary.protocol.metrics:
+            for region, values in line["regions"].items():
+                if not metric.allows(values[metric.name]):
+                    raise ProcessingError(f"{name}: {region}: {metric.name} cannot be {values[metric.name]:g}: {again}")
+        if summary.folds is not None and line["fold"] not in summary.folds.evaluated:
+            raise ProcessingError(f"{name}: fold {line['fold']} is not among those that {SUMMARY} lists: {again}")
         if (line["case"], line["fold"]) in seen:
             raise ProcessingError(f"{name} is there twice: {again}")
         seen.add((line["case"], line["fold"]))
@@ -230,9 +236,15 @@ def table_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def stamp_of(file: Path) -> dict[str, Any]:
-    """Return the `Stamp` of a file as JSON."""
-    stat = file.stat()
-    content = hashlib.sha256(file.read_bytes()).hexdigest()
+    """Return the `Stamp` of a file as JSON; raise `ProcessingError` if it is no regular file or cannot be read."""
+    if not file.is_file():  # reading a pipe might never end
+        what = "this is no regular file" if file.exists() else "there is no such file"
+        raise ProcessingError(f"{file}: cannot be read: {what}")
+    try:
+        stat = file.stat()
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ProcessingError(f"{file}: cannot be read: {error.strerror}") from None
     return {"size": stat.st_size, "modified_ns": stat.st_mtime_ns, "changed_ns": stat.st_ctime_ns, "sha256": content}
 
 

@@ -48,6 +48,8 @@ def regions_from(content: Any, where: str) -> Regions:
         raise UsageError(f'{where}: there must be regions besides the background, as {{"name": [labels], ...}}')
     found = {}
     for name, labels in content.items():
+        if not name:
+            raise UsageError(f"{where}: a region has an empty name")
         printable(name)
         chosen = list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
         if not chosen or not all(type(label) is int and 0 < label <= 255 for label in chosen):

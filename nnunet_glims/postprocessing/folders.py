@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ from nnunet_glims.errors import ProcessingError, UsageError, UserError
 from nnunet_glims.files import new_folder, write_json
 from nnunet_glims.geometry import times
 from nnunet_glims.images import read_geometry, read_label_map, write_image
-from nnunet_glims.nnunet.folders import ENDINGS, READERS, find_dataset_json, label_maps
+from nnunet_glims.nnunet.folders import ENDINGS, READERS, find_dataset_json, label_maps, regions_of
 from nnunet_glims.postprocessing.case import apply_rules, postprocessed_label_map
-from nnunet_glims.postprocessing.probabilities import Heads, read_probabilities, shape_of
+from nnunet_glims.postprocessing.probabilities import Heads, check_sums, read_probabilities, shape_of
 from nnunet_glims.postprocessing.rules import Rules, rules_to_json
 from nnunet_glims.processes import Progress, processes, quietly
 from nnunet_glims.validation import read_model
@@ -65,20 +65,36 @@ def find_predicted_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[Pr
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UsageError("a folder of predictions is given twice: only different models are averaged")
     if not rules.needs_probabilities and len(folders) == 1:
         files = label_maps(folders[0])
         if not files:
             raise UsageError(f"{folders[0]}: there are no label maps ({', '.join(ENDINGS)})")
+        if (dataset_json := find_dataset_json(*_places(folders[0]))) is not None:
+            _check_labels(rules, {label for of in regions_of(dataset_json).values() for label in of})
         return [PredictedCase(name, file) for name, file in files.items()], None
     heads = _heads(folders)
     for region in rules.regions:
         heads.channels(region.labels)
+    _check_labels(rules, {label for of in heads.labels for label in of} - {0})
     cases = _with_probabilities(folders)
     problems = [problem for case in cases for problem in _problems(case, heads)]
     if problems:
         damaged_only = all(isinstance(problem, ProcessingError) for problem in problems)
         raise (ProcessingError if damaged_only else UsageError)(_listed([str(problem) for problem in problems]))
     return cases, heads
+
+
+def _check_labels(rules: Rules, known: Collection[int]) -> None:
+    """Raise `UsageError` for a rule about a label that the data set does not have."""
+    named = [(f"regions: {rule.name}", rule.paint) for rule in rules.regions]
+    for kind, changes in (("components", rules.components), ("holes", rules.holes)):
+        named += [(f"{kind}.{n}", label) for n, rule in enumerate(changes) for label in (rule.label, rule.becomes)]
+    for where, label in named:
+        if label and label not in known:
+            labels = ", ".join(map(str, sorted(known)))
+            raise UsageError(f"rules: {where}: label {label}: the data set has the labels {labels} only")
 
 
 def _heads(folders: Sequence[Path]) -> Heads:
@@ -218,6 +234,10 @@ def _write(heads: Heads | None, rules: Rules, out: Path, case: PredictedCase) ->
         after = before.labels.copy()
         apply_rules(after, rules)
     else:
-        after = postprocessed_label_map([read_probabilities(file) for file in case.probabilities], heads, rules)
+        models = [read_probabilities(file) for file in case.probabilities]
+        if heads.exclusive:
+            for values, file in zip(models, case.probabilities, strict=True):
+                check_sums(values, file)
+        after = postprocessed_label_map(models, heads, rules)
     write_image(after, before.geometry, out / case.label_map.name)
     return case.name, int(np.count_nonzero(after != before.labels))

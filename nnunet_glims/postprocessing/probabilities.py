@@ -123,6 +123,16 @@ def read_probabilities(file: Path) -> np.ndarray:
     return values
 
 
+def check_sums(values: np.ndarray, file: Path) -> None:
+    """Raise `ProcessingError` unless the probabilities (C, Z, Y, X) of a file sum to 1 over channels, up to rounding."""
+    sums = values.sum(0, dtype=np.float32)
+    lowest, highest = float(sums.min(initial=1)), float(sums.max(initial=1))
+    if lowest < 1 - _ROUNDING or highest > 1 + _ROUNDING:
+        raise ProcessingError(
+            f"{file}: the probabilities of a voxel sum to {lowest:g} up to {highest:g}, not to 1: predict this case again"
+        )
+
+
 def _header(file: Path, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
     """Return shape, data type and whether the first axis varies fastest, from the beginning of an array's file."""
     major, _ = np.lib.format.read_magic(member)

@@ -205,3 +205,10 @@ def test_real_cases_come_back_as_they_were_released(real_cases, raw, tmp_path):
         published = nibabel.load(real_cases / f"brats2018/{case}/{case}_seg.nii.gz")
         assert np.array_equal(np.asanyarray(image.dataobj), np.asanyarray(published.dataobj))
         assert np.array_equal(image.affine, published.affine)
+
+
+def test_a_cut_prediction_is_damaged_data(dataset, prediction, tmp_path, capsys):
+    prediction.write_bytes(prediction.read_bytes()[:-20])
+    arguments = (prediction.parent, tmp_path / "out.zip", "--challenge", "brats2021", "--dataset", dataset)
+    submit(*arguments, code=1)
+    assert f"{prediction}: cannot be read" in capsys.readouterr().err

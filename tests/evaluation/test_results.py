@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -505,3 +506,31 @@ def test_a_full_disk_is_named_and_the_evaluation_goes_on(folders, tmp_path, monk
     monkeypatch.setattr(results, "measure_case", counting(results.measure_case, counted))
     assert evaluate(*folders) == 0
     assert 0 < len(counted) < 4 and len(rows(folders[1])) == 8
+
+
+def test_what_is_no_regular_file_fails_its_own_case(folders, capsys):
+    truth, predicted = folders
+    for number in range(3):
+        (predicted / f"case_{number}.nii.gz").unlink()
+    os.mkfifo(predicted / "case_0.nii.gz")
+    (predicted / "case_1.nii.gz").mkdir()
+    (predicted / "case_2.nii.gz").symlink_to("nowhere")
+    assert evaluate(truth, predicted) == 1
+    out = capsys.readouterr().out
+    assert out.count("this is no regular file") == 2 and "there is no such file" in out and "Errno" not in out
+
+
+def test_a_region_without_a_name_is_refused_first(folders, tmp_path, capsys):
+    (tmp_path / "regions.json").write_text('{"": [1, 2]}')
+    assert evaluate(*folders, "--regions", tmp_path / "regions.json") == 2
+    assert "regions.json: a region has an empty name" in capsys.readouterr().err
+
+
+def test_values_that_no_metric_can_have_are_not_ranked(folders, tmp_path, capsys):
+    assert evaluate(*folders) == 0
+    file = folders[1] / "evaluation/cases.jsonl"
+    first, *others = map(json.loads, file.read_text().splitlines())
+    first["regions"]["organ"]["dice"] = 2.0
+    file.write_text("".join(json.dumps(line) + "\n" for line in (first, *others)))
+    assert main(["leaderboard", f"a={folders[1]}", "-o", str(tmp_path / "board")]) == 1
+    assert "cases.jsonl:1: case case_0: organ: dice cannot be 2" in capsys.readouterr().err

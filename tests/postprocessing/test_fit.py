@@ -183,3 +183,10 @@ def test_damaged_files_and_other_grids_are_named(tmp_path, capsys):
 def test_where_rules_cannot_go(out, tmp_path, capsys):
     fit(tmp_path, tmp_path / out, code=2)
     assert "rules" in capsys.readouterr().err
+
+
+def test_only_a_file_of_rules_is_replaced(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text(json.dumps(BRATS))
+    fit(tmp_path, tmp_path / "dataset.json", code=2)
+    assert "holds no rules" in capsys.readouterr().err
+    assert json.loads((tmp_path / "dataset.json").read_text()) == BRATS

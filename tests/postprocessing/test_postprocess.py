@@ -298,3 +298,27 @@ def test_the_documentations_example_is_valid():
     text = (Path(__file__).parents[2] / "docs/postprocessing.md").read_text()
     example = json.loads(text.split("```json\n")[1].split("```")[0])
     assert len(validate(Rules, example, "docs").components) == 2
+
+
+@pytest.mark.parametrize("factor", [0, 0.5])
+def test_probabilities_of_labels_that_do_not_sum_to_1_are_refused(factor, tmp_path, capsys):
+    raw = smooth(0)
+    for folder in ("a", "b"):
+        write_prediction(tmp_path / folder, "case", raw / raw.sum(0), ORGANS)
+    np.savez(tmp_path / "b/case.npz", probabilities=(factor * raw / raw.sum(0)).astype(np.float16))
+    run(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out", "--preset", "none", code=1)
+    assert "not to 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_not_averaged_with_itself(predicted, tmp_path, capsys):
+    run(predicted, predicted, "-o", tmp_path / "out", "--preset", "none", code=2)
+    assert "given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rule", [{"components": [{"label": 9, "smaller_than": 5}]}, {"holes": [{"label": 1, "becomes": 200}]}]
+)
+def test_rules_for_labels_that_are_not_there_are_refused(rule, predicted, tmp_path, capsys):
+    (tmp_path / "rules.json").write_text(json.dumps(rule))
+    run(predicted, "-o", tmp_path / "out", "--preset", tmp_path / "rules.json", code=2)
+    assert "the data set has the labels 1, 2, 3 only" in capsys.readouterr().err

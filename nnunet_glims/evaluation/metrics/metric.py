@@ -43,6 +43,12 @@ class Metric(ABC):
         """Whether a larger value is better; None where neither larger nor smaller is better."""
         return None if self.best is None or self.worst is None else self.best > self.worst
 
+    def allows(self, value: float | None) -> bool:
+        """Return whether a value lies between `best` and `worst`, up to rounding; None, for undefined, is allowed."""
+        if value is None or self.best is None or self.worst is None:
+            return True
+        return min(self.best, self.worst) - 1e-6 <= value <= max(self.best, self.worst) + 1e-6
+
     def value(self, masks: RegionMasks) -> float:
         """Return the metric of one region; NaN where it is not defined."""
         empty = self.value_if_empty(masks.voxels, masks.penalty_mm)
