@@ -89,8 +89,10 @@ def find_predicted_cases(folders: Sequence[Path], rules: Rules) -> tuple[list[Pr
 def _check_labels(rules: Rules, known: Collection[int]) -> None:
     """Raise `UsageError` for a rule about a label that the data set does not have."""
     named = [(f"regions: {rule.name}", rule.paint) for rule in rules.regions]
-    for kind, changes in (("components", rules.components), ("holes", rules.holes)):
-        named += [(f"{kind}.{n}", label) for n, rule in enumerate(changes) for label in (rule.label, rule.becomes)]
+    named += [
+        (f"components.{n}", label) for n, rule in enumerate(rules.components) for label in (rule.label, rule.becomes)
+    ]
+    named += [(f"holes.{n}", label) for n, rule in enumerate(rules.holes) for label in (rule.label, rule.becomes)]
     for where, label in named:
         if label and label not in known:
             labels = ", ".join(map(str, sorted(known)))
