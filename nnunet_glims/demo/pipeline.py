@@ -35,7 +35,7 @@ from nnunet_glims.processes import available_cores, find_program
 from nnunet_glims.report.board import make_board
 from nnunet_glims.report.cases import choose_cases
 from nnunet_glims.report.drawing import listed
-from nnunet_glims.report.entries import LeaderboardEntry, Run
+from nnunet_glims.report.entries import LeaderboardEntry, Run, check_results
 from nnunet_glims.report.page import render
 
 OVERRIDES = {"GLIMS": "cpu_demo", "LATUPNet": "latupnet_cpu_demo"}
@@ -262,6 +262,7 @@ def _run_steps(workspace: Workspace, console: Console) -> Path:
             ["-npp", "0", "-nps", "0"],
         )  # fmt: skip
         results = evaluate_folders(truths, predictions)
+        check_results(name, results)
         statistics = results.summary["statistics"]
         dice = {short(region): of_region["dice"]["mean"] for region, of_region in statistics.items()}
         console.print(f"{name}: Dice " + ", ".join(f"{region} {mean:.3f}" for region, mean in dice.items()))

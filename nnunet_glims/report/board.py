@@ -16,7 +16,6 @@ from nnunet_glims.evaluation.metrics import METRICS, metric_named
 from nnunet_glims.evaluation.metrics.metric import Metric
 from nnunet_glims.evaluation.ranking import SIGNIFICANT, PairedTest, Ranking, paired_tests, rank
 from nnunet_glims.evaluation.statistics import FEWEST, describe
-from nnunet_glims.nnunet.evaluation import change_since
 from nnunet_glims.report.costs import Costs, costs_of
 from nnunet_glims.report.entries import LeaderboardEntry, Run
 from nnunet_glims.report.patients import Patients, patients_of
@@ -142,7 +141,7 @@ def make_board(
         patients: CSV file with the columns case and patient; None searches for the data set's conversion report.
 
     Raises:
-        UsageError: settings or cases differ, a case could not be evaluated, a metric is unknown or was not measured, or the
+        UsageError: settings or cases differ, a metric is unknown or was not measured, or the
             CSV file does not name the patients.
     """
     _check_runs(entries)
@@ -211,7 +210,7 @@ def _statistics(
 
 
 def _check_runs(entries: Sequence[LeaderboardEntry]) -> None:
-    """Raise `UsageError` if results cannot be compared: settings or versions differ, cases failed, or files have changed."""
+    """Raise `UsageError` if results cannot be compared: settings or versions differ."""
     runs = [(_title(entry, run), run) for entry in entries for run in entry.runs]
     first_name, first = runs[0]
     for name, run in runs:
@@ -229,15 +228,6 @@ def _check_runs(entries: Sequence[LeaderboardEntry]) -> None:
                     f"{first_name} and {name} were evaluated with different {what}: {wanted} and {found}. Evaluate them the "
                     "same way"
                 )
-        failed = run.results.summary["failed"]
-        if failed:
-            raise UsageError(
-                f"{name}: {len(failed)} cases could not be evaluated, such as {next(iter(failed.items()))}: correct them and "
-                "run nnunet-glims evaluate again"
-            )
-        changed = change_since(run.results)
-        if changed is not None:
-            raise UsageError(f"{name}: {changed}: run nnunet-glims evaluate again")
 
 
 def _title(entry: LeaderboardEntry, run: Run) -> str:

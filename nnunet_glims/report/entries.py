@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from nnunet_glims.errors import UsageError, UserError
 from nnunet_glims.evaluation.records import Name, Results, is_evaluation, read_results, status_of
 from nnunet_glims.evaluation.regions import printable
-from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER
+from nnunet_glims.nnunet.evaluation import RESULTS_FOLDER, change_since
 from nnunet_glims.nnunet.folders import RAW
 from nnunet_glims.nnunet.models import ModelFolder
 from nnunet_glims.validation import read_model, validate
@@ -169,9 +169,23 @@ def read_entries(board: BoardFile, trust: bool = False) -> list[LeaderboardEntry
         trust: whether the plans of their models may have any network imported and called, see `nnunet.trust`.
 
     Raises:
-        UsageError: a folder does not exist or is not evaluated, or two seeds of an entry are the same folder.
+        UsageError: a folder does not exist or is not evaluated, two seeds of an entry are the same folder, or the errors of
+            `check_results`.
     """
     return [_entry(given, trust) for given in board.entries]
+
+
+def check_results(name: str, results: Results) -> None:
+    """Raise `UsageError` if a case could not be evaluated, or label maps have changed since the evaluation."""
+    failed = results.summary["failed"]
+    if failed:
+        raise UsageError(
+            f"{name}: {len(failed)} cases could not be evaluated, such as {next(iter(failed.items()))}: correct them and "
+            "run nnunet-glims evaluate again"
+        )
+    changed = change_since(results)
+    if changed is not None:
+        raise UsageError(f"{name}: {changed}: run nnunet-glims evaluate again")
 
 
 def _from_yaml(path: Path) -> BoardFile:
@@ -202,6 +216,7 @@ def _run(name: str, folder: Path, model: Path | None, trust: bool) -> Run:
         how = f"--model {folder}" if any(folder.glob("fold_*")) else f"TRUTH {folder}"
         raise UsageError(f"{name}: {folder} has no completed evaluation: run nnunet-glims evaluate {how}")
     results = read_results(evaluated)
+    check_results(name, results)
     if model is not None:
         return Run(folder, results, ModelFolder(model, trust))
     remembered = results.summary.get("model")

@@ -382,3 +382,19 @@ def test_training_logs_of_an_interrupted_training(tmp_path):
     assert log.case_seconds == 5
     assert log.peak_gib == 7.25
     assert log.device == "cuda:0"
+
+
+def test_confusion_refuses_changed_predictions_and_failed_cases(evaluated, tmp_path, capsys):
+    predictions = tmp_path / "good"
+    shutil.copytree(evaluated / "good", predictions, ignore=shutil.ignore_patterns("evaluation"))
+    evaluate = ["evaluate", str(evaluated / "labelsTs"), str(predictions), "--workers", "1"]
+    command = ["confusion", f"a={predictions}", "-o", str(tmp_path / "out")]
+    assert main(evaluate) == 0
+    shutil.copyfile(evaluated / "poor/case_3.nii.gz", predictions / "case_3.nii.gz")
+    assert main(command) == 2
+    assert "case_3 has changed since it was evaluated" in capsys.readouterr().err
+    (predictions / "case_3.nii.gz").write_bytes((predictions / "case_3.nii.gz").read_bytes()[:-20])
+    assert main(evaluate) == 1
+    assert main(command) == 2
+    assert "1 cases could not be evaluated" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
