@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from nnunet_glims.errors import UsageError
@@ -146,6 +147,11 @@ def _check_splits(layout: Layout, number: int, labels: Path, ending: str) -> Non
         if fold >= len(folds):
             raise UsageError(f"{layout.path}: folds: {path} has {len(folds)} folds, counted from 0, and no fold {fold}")
         named = [*folds[fold].train, *folds[fold].val]
+        repeated = sorted(name for name, times in Counter(named).items() if times > 1)
+        if repeated:
+            raise UsageError(
+                f"{path}: fold {fold}: {', '.join(repeated[:5])}: a case is named once, and none is both trained with and validated"
+            )
         unknown = sorted(set(named) - cases) if cases else []
         if unknown:
             raise UsageError(f"{path}: fold {fold}: {labels} has no case {', '.join(unknown[:5])} of it")

@@ -140,6 +140,8 @@ def test_programs_that_are_not_there_are_named_before_anything_runs(folders, cap
         ([{"train": [1], "val": ["a"]}], ":1: 0.train.0: a text is wanted, not 1"),
         ([{"train": ["a", "x"], "val": ["b"]}], "has no case x of it"),
         ([{"train": [], "val": ["b"]}], "fold 0: no cases to train with"),
+        ([{"train": ["a", "b"], "val": ["b"]}], "fold 0: b: a case is named once"),
+        ([{"train": ["a", "a"], "val": ["b"]}], "fold 0: a: a case is named once"),
     ],
 )
 def test_splits_that_do_not_fit_are_refused(folders, capsys, content, message):
@@ -176,11 +178,14 @@ def test_a_wrong_dataset_json_is_refused(folders, capsys, content):
         ("patch_size", [30, 32, 32], "30×32×32 does not fit the network of these plans"),
         ("previous_stage", "3d_lowres", "3d_fullres is the second stage of a cascade, and the first one"),
         ("inherits_from", "3d_fullres", "inherit from each other in a circle"),
+        ("architecture", None, "it has no architecture"),
     ],
 )
 def test_plans_that_cannot_be_trained_are_refused(folders, capsys, key, value, message):
     plans = make_plans()
     plans["configurations"]["3d_fullres"][key] = value
+    if value is None:
+        del plans["configurations"]["3d_fullres"][key]
     (folders / "preprocessed" / NAME / "nnUNetPlans.json").write_text(json.dumps(plans))
     refused(folders, capsys, message)
 
@@ -193,6 +198,18 @@ def test_arguments_that_the_network_does_not_take_are_refused_before_anything_is
     if not planned:
         (folders / "preprocessed" / NAME / "nnUNetPlans.json").unlink()
     refused(folders, capsys, "own.json: network_arguments: feature_size: a whole number is wanted, not the text")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("transpose_forward", [0, 0, 0], "transpose_forward: the axes 0, 1 and 2 are wanted in some order, not [0, 0, 0]"),
+        ("dataset_name", "Dataset778_Balls", "dataset_name: these are plans of Dataset778_Balls"),
+    ],
+)
+def test_plans_of_another_data_set_or_without_an_axis_are_not_built_upon(folders, capsys, key, value, message):
+    (folders / "preprocessed" / NAME / "nnUNetPlans.json").write_text(json.dumps({**make_plans(), key: value}))
+    refused(folders, capsys, message, "plans", "apply", "latupnet_cpu_demo", "-d", "777")
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

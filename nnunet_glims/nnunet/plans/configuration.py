@@ -108,7 +108,12 @@ def read_base(dataset_folder: Path, base: str = BASE_PLANS) -> dict[str, Any]:
             f"{path}: there are no plans yet. Run nnUNetv2_plan_and_preprocess first, "
             "or nnUNetv2_plan_experiment where fingerprints are there"
         )
-    return read_plans(path)
+    plans = read_plans(path)
+    if (name := plans.get("dataset_name", dataset_folder.name)) != dataset_folder.name:
+        raise UsageError(
+            f"{path}: dataset_name: these are plans of {name}, and nnU-Net would write to its folder: plan this data set again"
+        )
+    return plans
 
 
 def planned_configuration(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
@@ -135,6 +140,8 @@ def check_complete(plans: Mapping[str, Any], configuration: str) -> None:
     """Raise `UsageError` where a configuration of plans, or the plans, lack what every training needs."""
     planned = resolved(plans["configurations"], configuration)
     missing = [key for key in _NEEDED if key not in planned]
+    if "architecture" not in planned and "UNet_class_name" not in planned:  # the latter in plans of nnU-Net before 2.4
+        missing.append("architecture")
     missing += [key for key in ("dataset_name", "image_reader_writer") if key not in plans]
     if missing:
         name = plans["plans_name"]

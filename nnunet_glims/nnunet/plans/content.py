@@ -46,7 +46,15 @@ PlansName = Annotated[str, AfterValidator(lambda name: checked_name(name))]
 Side = Annotated[int, Field(ge=1, le=MOST_VOXELS)]
 ImageSide = Annotated[float, Field(gt=0, le=100_000)]
 Millimetres = Annotated[float, Field(gt=0, le=MOST_MM)]
-Axes = Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(min_length=3, max_length=3)]
+
+
+def _check_axes(axes: list[int]) -> list[int]:
+    if sorted(axes) != [0, 1, 2]:
+        raise ValueError(f"the axes 0, 1 and 2 are wanted in some order, not {axes}")
+    return axes
+
+
+Axes = Annotated[list[int], Field(min_length=3, max_length=3), AfterValidator(_check_axes)]
 
 
 _LEFT_OUT: Any = None
