@@ -25,10 +25,13 @@ def run(options: argparse.Namespace) -> None:
 
     from nnunet_glims.report.entries import board_file_of_arguments, read_entries
     from nnunet_glims.report.matrices import write_confusion
+    from nnunet_glims.report.remarks import unchecked
 
     entries = read_entries(board_file_of_arguments(options.entries))
     found, labels = write_confusion(entries, Path(options.out), options.only_with)
     console = new_console()
+    for sentence in unchecked(entries):
+        console.print(sentence, soft_wrap=True)
     for name, matrix in found.items():
         kept = ", ".join(
             f"{label} {matrix.mean[row, row]:.3f} ({matrix.cases[row]} cases)"

@@ -93,6 +93,7 @@ class Summary(BaseModel):
         left_out: cases without a prediction that were asked to be left out.
         predictions_without_truth, other_files: files that were passed over.
         folders: the folders of the predictions.
+        results: the folder that the evaluation was written to.
         folds: the folds of a model.
         remarks: sentences about predictions that do not fit the splits of the data set.
         statistics: region -> metric -> the result of `describe`.
@@ -111,6 +112,7 @@ class Summary(BaseModel):
     predictions_without_truth: list[str] = Field(default_factory=list)
     other_files: list[str] = Field(default_factory=list)
     folders: list[_PathText] = Field(default_factory=list)
+    results: _PathText | None = None
     folds: FoldsRecord | None = None
     remarks: list[str] = Field(default_factory=list)
     statistics: dict[str, dict[str, dict[str, Any]]]
@@ -197,7 +199,22 @@ def read_results(folder: Path) -> Results:
         if (line["case"], line["fold"]) in seen:
             raise ProcessingError(f"{name} is there twice: {again}")
         seen.add((line["case"], line["fold"]))
-    return Results(table_of(lines), lines, {**content, **summary.model_dump()})
+    now = _moved_folders(summary, folder)
+    for line in lines:
+        if line["prediction"] is not None and (parent := str(Path(line["prediction"]).parent)) in now:
+            line["prediction"] = str(Path(now[parent]) / Path(line["prediction"]).name)
+    found = {**content, **summary.model_dump(), "folders": [now.get(each, each) for each in summary.folders]}
+    return Results(table_of(lines), lines, found)
+
+
+def _moved_folders(summary: Summary, folder: Path) -> dict[str, str]:
+    """Return each folder of predictions that was moved or copied together with the results -> where it is now."""
+    if summary.results is None or (here := str(folder.resolve())) == summary.results:
+        return {}
+    beside = {
+        each: os.path.normpath(os.path.join(here, os.path.relpath(each, summary.results))) for each in summary.folders
+    }
+    return {then: now for then, now in beside.items() if os.path.isdir(now)}
 
 
 def records(path: Path) -> Iterator[tuple[dict[str, Any], None] | tuple[None, str]]:
@@ -254,6 +271,15 @@ def status_of(path: str | Path) -> os.stat_result | None:
         return os.stat(path)
     except OSError:
         return None
+
+
+def unchecked_cases(results: Results) -> list[str]:
+    """Return the cases with a label map that is no longer there, so that `changed_file` cannot compare it."""
+    return [
+        line["case"]
+        for line in results.cases
+        if any(line[kind] is not None and status_of(line[kind]) is None for kind in ("truth", "prediction"))
+    ]
 
 
 def changed_file(results: Results) -> str | None:

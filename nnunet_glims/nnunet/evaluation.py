@@ -120,6 +120,7 @@ def _evaluate(
     origin = {
         "model": None if model is None else str(model),
         "folders": [str(folder) for folder in cases.folders],
+        "results": str(out.resolve()),
         "folds": None if cases.folds is None else cases.folds.as_json(),
         "left_out": [case.name for case in cases.files if case.prediction is None and only_predicted],
         "other_files": [str(file) for file in cases.other_files],

@@ -7,6 +7,7 @@ from math import isnan
 
 from nnunet_glims.errors import listed
 from nnunet_glims.evaluation.ranking import SIGNIFICANT, smallest_p
+from nnunet_glims.evaluation.records import unchecked_cases
 from nnunet_glims.evaluation.statistics import FEWEST
 from nnunet_glims.nnunet.splits import FOLDS
 from nnunet_glims.report.board import Board
@@ -121,8 +122,8 @@ def limits(board: Board) -> list[str]:
 
 
 def files(board: Board) -> list[str]:
-    """Return sentences about files that the evaluations passed over."""
-    found = []
+    """Return sentences about label maps that are gone, and about files that the evaluations passed over."""
+    found = unchecked(board.entries)
     for entry in board.entries:
         for number, run in enumerate(entry.runs):
             passed = [*run.results.summary["predictions_without_truth"], *run.results.summary["other_files"]]
@@ -132,6 +133,17 @@ def files(board: Board) -> list[str]:
                     f"{_name(entry, number)}: the evaluation passed over {_counted(len(passed), 'file')}: {names}."
                 )
     return found
+
+
+def unchecked(entries: Sequence[LeaderboardEntry]) -> list[str]:
+    """Return sentences about label maps that are gone, so that nobody can see whether they have changed."""
+    return [
+        f"{_name(entry, number)}: the label maps of {_named(cases)} could not be checked for changes since the evaluation: "
+        "they are no longer there."
+        for entry in entries
+        for number, run in enumerate(entry.runs)
+        if (cases := unchecked_cases(run.results))
+    ]
 
 
 def _name(entry: LeaderboardEntry, number: int) -> str:

@@ -398,3 +398,22 @@ def test_confusion_refuses_changed_predictions_and_failed_cases(evaluated, tmp_p
     assert main(command) == 2
     assert "1 cases could not be evaluated" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_predictions_that_changed_after_they_were_moved_are_refused(evaluated, tmp_path, capsys):
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    shutil.copytree(evaluated / "good", first, ignore=shutil.ignore_patterns("evaluation"))
+    assert main(["evaluate", str(evaluated / "labelsTs"), str(first), "--workers", "1"]) == 0
+    shutil.copytree(first, moved)
+    shutil.copyfile(evaluated / "poor/case_3.nii.gz", moved / "case_3.nii.gz")
+    command = ["leaderboard", f"a={moved}", "--cases", "0", "-o", str(tmp_path / "out")]
+    for _ in range(2):
+        assert main(command) == 2
+        assert "case case_3 has changed since it was evaluated" in capsys.readouterr().err
+        shutil.rmtree(first, ignore_errors=True)
+    for file in moved.glob("*.nii.gz"):
+        file.unlink()
+    shutil.move(moved / "evaluation", tmp_path / "alone")
+    assert main([*command[:1], f"a={tmp_path / 'alone'}", *command[2:]]) == 0
+    assert "could not be checked" in capsys.readouterr().out
+    assert "could not be checked" in (tmp_path / "out/leaderboard.html").read_text()
