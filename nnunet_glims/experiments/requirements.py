@@ -150,7 +150,8 @@ def _check_splits(layout: Layout, number: int, labels: Path, ending: str) -> Non
         repeated = sorted(name for name, times in Counter(named).items() if times > 1)
         if repeated:
             raise UsageError(
-                f"{path}: fold {fold}: {', '.join(repeated[:5])}: a case is named once, and none is both trained with and validated"
+                f"{path}: fold {fold}: {', '.join(repeated[:5])}: a case is named once, in train or in val, so that none is "
+                "validated that was trained with"
             )
         unknown = sorted(set(named) - cases) if cases else []
         if unknown:

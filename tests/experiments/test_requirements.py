@@ -203,7 +203,11 @@ def test_arguments_that_the_network_does_not_take_are_refused_before_anything_is
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("transpose_forward", [0, 0, 0], "transpose_forward: the axes 0, 1 and 2 are wanted in some order, not [0, 0, 0]"),
+        (
+            "transpose_forward",
+            [0, 0, 0],
+            "transpose_forward: the axes 0, 1 and 2 are wanted in some order, not [0, 0, 0]",
+        ),
         ("dataset_name", "Dataset778_Balls", "dataset_name: these are plans of Dataset778_Balls"),
     ],
 )
