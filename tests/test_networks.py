@@ -142,11 +142,13 @@ def test_plans_are_made_and_checked_for_the_network_of_another_package(other_pac
     from nnunet_glims.nnunet.plans.override import apply_override
     from tests.preprocessed import make_plans
 
-    (tmp_path / "nnUNetPlans.json").write_text(json.dumps(make_plans()))
+    folder = tmp_path / "Dataset777_Cubes"
+    folder.mkdir()
+    (folder / "nnUNetPlans.json").write_text(json.dumps(make_plans()))
     override = tmp_path / "mine.json"
     content = {"description": "", "source": "", "network": "SmallNet", "network_arguments": {"width": 6}}
     override.write_text(json.dumps(content))
-    applied = apply_override(tmp_path, str(override))
+    applied = apply_override(folder, str(override))
     assert applied.trainer == "nnUNetTrainerSmallNet"
     written = json.loads(applied.path.read_text())["configurations"]["3d_fullres"]
     assert written["architecture"]["network_class_name"] == "other_package.network.SmallNet"
@@ -154,10 +156,10 @@ def test_plans_are_made_and_checked_for_the_network_of_another_package(other_pac
     assert written["training"]["deep_supervision"] is False
     override.write_text(json.dumps({**content, "network_arguments": {"width": "wide"}}))
     with pytest.raises(UsageError, match=r"network_arguments: width: a whole number is wanted, not the text .wide."):
-        apply_override(tmp_path, str(override))
+        apply_override(folder, str(override))
     override.write_text(json.dumps({**content, "network_arguments": {"widht": 6}}))
     with pytest.raises(UsageError, match="network_arguments: widht: unknown key; did you mean 'width'"):
-        apply_override(tmp_path, str(override))
+        apply_override(folder, str(override))
 
 
 def test_a_class_that_is_not_where_it_is_said_to_be_is_named():

@@ -1,6 +1,7 @@
 """The wheel, installed in an environment of its own beside this one's nnU-Net and torch."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -31,7 +32,10 @@ def run(*command, **options):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    # setuptools works in the folder of the source, where other tests may look around or install it.
+    kept = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "site", "htmlcov", "__pycache__")
+    source = shutil.copytree(ROOT, folder / "source", ignore=kept)
+    run(sys.executable, "-m", "build", "--outdir", folder, source)
     return next(folder.glob("*.whl"))
 
 

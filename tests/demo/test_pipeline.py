@@ -3,6 +3,7 @@
 import json
 import subprocess
 from contextlib import redirect_stdout
+from io import TextIOWrapper
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,8 +45,11 @@ def commands_run_here(monkeypatch):
     def run(command, env, stdout, **_):
         names.append(Path(command[0]).name)
         quick = {"nnUNet_n_proc_DA": "0" if names[-1] == "nnUNetv2_train" else "1", "OMP_NUM_THREADS": "1"}
-        with redirect_stdout(stdout):
-            return subprocess.CompletedProcess(command, call_entry_point([names[-1], *command[1:]], {**env, **quick}))
+        text = TextIOWrapper(stdout, encoding="utf-8", write_through=True)
+        with redirect_stdout(text):
+            code = call_entry_point([names[-1], *command[1:]], {**env, **quick})
+        text.detach()
+        return subprocess.CompletedProcess(command, code)
 
     standing_in = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr(pipeline, "subprocess", standing_in)

@@ -43,6 +43,7 @@ STAND_IN = """
         Path(name).write_text(SPLITS if name.endswith("splits_final.json") else "{}")
     sys.exit(int(code))
 """
+UNET = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 PLANS = {
     "dataset_name": "Dataset007_Toy",
     "plans_name": "nnUNetPlans",
@@ -56,6 +57,7 @@ PLANS = {
             "median_image_size_in_voxels": [8.0, 8.0, 8.0],
             "normalization_schemes": ["ZScoreNormalization"],
             "use_mask_for_norm": [False],
+            "architecture": {"network_class_name": UNET, "arch_kwargs": {}, "_kw_requires_import": []},
         }
     },
 }
