@@ -186,4 +186,4 @@ def test_a_job_that_ends_before_it_begins_is_told(experiment, cluster, capsys):
 def test_without_a_cluster_it_says_so(experiment, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     assert run(experiment) == 2
-    assert "no machine of a SLURM cluster" in capsys.readouterr().err
+    assert "there is no sbatch here" in capsys.readouterr().err
